@@ -1,0 +1,1 @@
+"""The callbacks: Lightning's hooks; they gather, ask a policy, and act."""

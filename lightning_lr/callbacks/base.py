@@ -1,0 +1,151 @@
+"""What all callbacks have in common: a name, a share in one run, and state that can be saved."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lightning_lr.callbacks.run import Run
+from lightning_lr.journal import Journal
+from lightning_lr.ledger import Ledger
+
+
+def _callback_bases() -> tuple[type, ...]:
+    """Lightning lives under two names; a callback has to be an instance of the `Callback` of each one installed."""
+    bases = []
+    for module in ("pytorch_lightning", "lightning.pytorch"):
+        try:
+            bases.append(importlib.import_module(module).Callback)
+        except ModuleNotFoundError as error:
+            if error.name not in ("pytorch_lightning", "lightning", "lightning.pytorch"):
+                raise
+    if not bases:
+        raise ModuleNotFoundError("lightning_lr needs pytorch-lightning or lightning: pip install pytorch-lightning")
+    return tuple(bases)
+
+
+class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
+    """A callback that shares one ledger and one journal with the others of its trainer.
+
+    A subclass sets factors under its own `name`, and overrides what it needs of `started`, `before_update`,
+    `after_update`, `settling`, `own_state` and `load_own_state`. A subclass that overrides one of the Lightning hooks
+    that this class has calls `super()` first.
+
+    Args:
+        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
+            different names.
+    """
+
+    monitors = False
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__()
+        if name is not None and (not isinstance(name, str) or not name or "/" in name):
+            raise ValueError(f"name must be a word without '/', got {name!r}: it becomes the tag lr-factor/<name>")
+        self.name = name or type(self).__name__
+        self._run: Run | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint keeps the state: class and name, so that two of one kind coexist."""
+        return f"{type(self).__name__}[{self.name}]"
+
+    @property
+    def run(self) -> Run:
+        """The run that this callback takes part in.
+
+        Raises:
+            RuntimeError: outside of `trainer.fit`.
+        """
+        if self._run is None:
+            raise RuntimeError(f"{self.name} takes part in no run: it has a ledger only within trainer.fit")
+        return self._run
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the run; its optimizers are known from `started` on."""
+        return self.run.ledger
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the run."""
+        return self.run.journal
+
+    # for subclasses --------------------------------------------------------------------------------------------
+
+    @property
+    def settling(self) -> bool:
+        """Whether metrics say nothing about the rate now (warm-up, a sweep, the updates after a rewind)."""
+        return False
+
+    def reset(self) -> None:
+        """Forgets an earlier `fit`; a checkpoint's state is loaded after this."""
+
+    def started(self, trainer: Any, pl_module: Any) -> None:
+        """Training starts: the ledger is on the optimizers, and all saved state has been restored."""
+
+    def before_update(self, optimizer: int) -> None:
+        """Called within the optimizer's step before the rate is written; see `Listener.before_update`."""
+
+    def after_update(self, optimizer: int) -> None:
+        """Called within the optimizer's step after a real update; see `Listener.after_update`."""
+
+    def own_state(self) -> dict[str, Any]:
+        """What only this callback knows, as plain numbers, strings and lists."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Takes up what `own_state` gave."""
+
+    # Lightning's hooks -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        peers = [callback for callback in trainer.callbacks if isinstance(callback, LRCallback)]
+        self._run = Run(trainer, peers) if peers[0] is self else peers[0].run
+        self.reset()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._leads:
+            self.run.attach()
+            for peer in self.run.peers:
+                peer.started(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._leads:
+            self.run.attach()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._leads:
+            self.run.flush()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._leads:
+            self.run.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # later callbacks may still save a checkpoint: the run stays, with the rates as the scheduler left them
+        if self._run is not None and self._leads:
+            self.run.ledger.detach()
+            self.run.close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and self._run is not None and self._leads:
+            self.run.ledger.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is None:
+            return {}
+        return {"version": 1, "ledger": self.run.save(), "own": self.own_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run.load(state_dict["ledger"])
+        self.load_own_state(state_dict["own"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    @property
+    def _leads(self) -> bool:
+        return self.run.peers[0] is self

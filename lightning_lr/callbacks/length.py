@@ -1,0 +1,72 @@
+"""How many optimizer updates there are in some epochs, or in a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, overload
+
+
+def updates_in_epochs(trainer: Any, epochs: float, asking: str) -> float:
+    """The updates that each optimizer makes in so many epochs from the current one on.
+
+    Under manual optimization one update per batch and optimizer is taken for granted.
+
+    Args:
+        trainer: within `fit`, its dataloaders set up.
+        epochs: >= 0, may be fractional.
+        asking: the argument that wants to know, for the error.
+
+    Raises:
+        ValueError: when the training dataloader has no length.
+    """
+    batches = trainer.num_training_batches
+    if not math.isfinite(batches):
+        raise ValueError(
+            f"{asking} needs to know how many batches an epoch has, but the training dataloader has no length: "
+            f"give steps= instead, or Trainer(limit_train_batches=<a whole number>)"
+        )
+    whole, rest = divmod(epochs, 1.0)
+    first = trainer.current_epoch
+    updates = sum(math.ceil(batches / _accumulation(trainer, first + i)) for i in range(int(whole)))
+    return updates + rest * math.ceil(batches / _accumulation(trainer, first + int(whole)))
+
+
+@overload
+def updates_in_run(trainer: Any, asking: str) -> float: ...
+@overload
+def updates_in_run(trainer: Any, asking: None) -> float | None: ...
+def updates_in_run(trainer: Any, asking: str | None) -> float | None:
+    """The updates that each optimizer still makes in this run, by `max_steps` or `max_epochs`, whichever ends it.
+
+    Args:
+        trainer: within `fit`, its dataloaders set up.
+        asking: the argument that wants to know, for the error; None: return None when it can't be told.
+
+    Raises:
+        ValueError: when the run has no known end.
+    """
+    limits = []
+    if trainer.max_steps != -1:
+        # Lightning counts the steps of all optimizers together (PL#17958)
+        limits.append((trainer.max_steps - trainer.global_step) / max(1, len(trainer.optimizers)))
+    epochs = trainer.fit_loop.max_epochs
+    if epochs is not None and epochs != -1 and math.isfinite(trainer.num_training_batches):
+        limits.append(updates_in_epochs(trainer, max(0, epochs - trainer.current_epoch), ""))
+    if limits:
+        return min(limits)
+    if asking is None:
+        return None
+    raise ValueError(
+        f"{asking} needs to know the length of the run, but max_steps is -1 and "
+        f"{'max_epochs is -1' if epochs in (None, -1) else 'the training dataloader has no length'}: "
+        f"give steps= instead, or Trainer(max_steps=...)"
+    )
+
+
+def _accumulation(trainer: Any, epoch: int) -> int:
+    if not trainer.lightning_module.automatic_optimization:
+        return 1
+    for callback in trainer.callbacks:
+        if hasattr(callback, "get_accumulate_grad_batches"):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches

@@ -1,0 +1,239 @@
+"""`PlateauDecay`: the rate falls when a metric stops to improve."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.metric import Metric, MetricError
+from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
+
+
+class PlateauDecay(LRCallback):
+    """Multiplies every rate by `factor` each time that a metric has stopped to improve.
+
+    It works on top of any scheduler and of `Warmup`; while that still warms up, no check counts against the rate.
+    The metric may come from validation, from a training epoch or from every training step; it is checked when it is
+    produced (sanity checking excepted), before checkpoints are saved, and as the mean over the ranks. A value that is
+    not finite never counts as a bad check.
+
+    Args:
+        monitor: the metric's name as logged. Of one logged with `on_step=True, on_epoch=True` the epoch's value is
+            taken; `<name>_step` takes every step.
+        mode: `min` when less is better, `max` when more is.
+        factor: the ratio of the new rate to the old, in (0, 1).
+        patience: bad checks that are still borne; with `test="trend"` the length of the window in values, >= 3.
+        threshold: the least improvement that counts, >= 0.
+        threshold_mode: `rel` (a ratio of the best) or `abs`.
+        cooldown: checks passed over after each decay, >= 0.
+        min_lr: the decays go no lower than this rate (absolute, >= 0); a scheduler may.
+        max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
+        test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
+            ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
+        name: see `LRCallback`.
+
+    Raises:
+        ValueError: at construction for a value outside its bounds.
+        MetricError: at the start of the second epoch when no metric of that name was logged, and on every rank when
+            some ranks logged it and others did not.
+
+    Example:
+        >>> from lightning_lr import PlateauDecay
+        >>> PlateauDecay("val_loss", factor=0.5, patience=3).name
+        'PlateauDecay'
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        mode: Literal["min", "max"] = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        max_decays: int | None = None,
+        test: Literal["patience", "trend"] = "patience",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        if not isinstance(monitor, str) or not monitor:
+            raise ValueError(f"monitor must be the name of a logged metric, got {monitor!r}")
+        if not 0.0 < factor < 1.0:
+            raise ValueError(f"factor must be in (0, 1), got {factor!r}: to keep the rate, leave PlateauDecay out")
+        if not 0.0 <= min_lr < math.inf:
+            raise ValueError(f"min_lr must be finite and >= 0, got {min_lr!r}")
+        if max_decays is not None and (
+            isinstance(max_decays, bool) or not isinstance(max_decays, int) or max_decays < 0
+        ):
+            raise ValueError(f"max_decays must be a whole number >= 0, or None for no end, got {max_decays!r}")
+        self.policy = PlateauPolicy(mode, patience, threshold, threshold_mode, cooldown, test)
+        self.monitor, self.decay_factor, self.min_lr, self.max_decays = monitor, factor, min_lr, max_decays
+        self._values_per_check = 1 if test == "patience" else max(1, patience // CHECKS_PER_WINDOW)
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = PlateauState()
+        self._metric = Metric(self.monitor)
+        # "step", "epoch", "late" (logged after the callbacks' turn at the end of the epoch) or "validation"
+        self._produced: str | None = None
+        self._micro_batches: list[torch.Tensor] = []
+        self._updates: list[torch.Tensor | None] = []
+        self._stepped = self._asked = self._validated = self._late = False
+
+    def forget(self) -> None:
+        """Drops the checks that speak against the rate: they were made before a rewind, say."""
+        self.state = self.policy.forget(self.state)
+        self._micro_batches, self._updates = [], []
+
+    # when the metric comes -------------------------------------------------------------------------------------
+
+    def after_update(self, optimizer: int) -> None:
+        self._stepped = True
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._check_late()
+        self._asked = False
+        epoch_over = trainer.fit_loop.epoch_progress.current.processed > 0
+        if self._produced is None and epoch_over and (self._validated or not trainer.enable_validation):
+            raise MetricError(
+                f"{self.name} monitors {self.monitor!r}, which nobody has logged; logged were: "
+                f"{', '.join(sorted(trainer.callback_metrics)) or 'no metrics at all'}. "
+                f"Log it with self.log({self.monitor!r}, ...), or give another monitor="
+            )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._produced in (None, "step"):
+            self._take_step(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._validated = True
+        if self._produced in (None, "validation"):
+            self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._produced in (None, "epoch"):
+            self._take_one(trainer, self._metric.produced(trainer, on_step=False), "epoch")
+        if self._produced is None and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [
+            None
+        ]:
+            self._produced = "step"
+        self._late = self._produced in (None, "late")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._check_late()
+        if self._produced is None:
+            rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
+        super().on_train_end(trainer, pl_module)
+
+    def _take_step(self, trainer: Any) -> None:
+        value = self._metric.produced(trainer, on_step=True)
+        if self._produced is None:
+            # of several ranks all are asked, once an epoch: one that lacks the metric must not leave the others waiting
+            if self._asked and trainer.world_size > 1:
+                return
+            self._asked = True
+            if self._metric.agree(trainer, [value]) == [None]:
+                return
+            self._produced = "step"
+        if value is not None:
+            self._micro_batches.append(value)
+        if not self._stepped:
+            return
+        self._stepped = False
+        batches, self._micro_batches = self._micro_batches, []
+        self._updates.append(torch.stack(batches).mean() if len(batches) > 1 else (batches or [None])[0])
+        if len(self._updates) >= self._values_per_check:
+            updates, self._updates = self._updates, []
+            for number in self._metric.agree(trainer, updates):
+                if number is not None:
+                    self._check(trainer, number)
+
+    def _take_one(self, trainer: Any, value: torch.Tensor | None, source: str) -> bool:
+        (number,) = self._metric.agree(trainer, [value])
+        if number is None:
+            return False
+        self._produced = source
+        self._check(trainer, number)
+        return True
+
+    def _check_late(self) -> None:
+        """For a metric that the module logs in its own `on_train_epoch_end`, which comes after the callbacks'."""
+        if not self._late:
+            return
+        self._late = False
+        trainer = self.run.trainer
+        value = self._metric.produced(trainer, on_step=False)
+        if value is None:
+            value = self._metric.kept(trainer)
+        self._take_one(trainer, value, "late")
+
+    # what it means ---------------------------------------------------------------------------------------------
+
+    def _check(self, trainer: Any, value: float) -> None:
+        if not math.isfinite(value):
+            self.journal.say(f"{self.name}: {self.monitor} is {value}: not counted as a check")
+            return
+        resting = any(peer.settling for peer in self.run.peers)
+        best = self.state.best
+        self.state, decay = self.policy.step(self.state, value, resting=resting)
+        if not decay:
+            return
+        if self.policy.test == "trend":
+            reason = f"{self.monitor} shows no trend to improve over {self.policy.patience} values, now {value:.6g}"
+        else:
+            reason = f"{self.monitor} {value:.6g} is no better than {best:.6g} for {self.policy.patience + 1} checks"
+        if self.max_decays is not None and self.state.decays > self.max_decays:
+            line = f"{self.name} asks the trainer to stop after {self.max_decays} decays: {reason}"
+            self.journal.say(line)
+            rank_zero_info(line)
+            trainer.should_stop = True
+            return
+        self._decay(reason)
+
+    def _decay(self, reason: str) -> None:
+        ledger = self.ledger
+        for optimizer in range(len(ledger.optimizers)):
+            factors = []
+            for group in range(ledger.groups(optimizer)):
+                now, base = ledger.factor(self.name, optimizer, group), ledger.base(optimizer, group)
+                floor = self.min_lr / base if base > 0.0 else 0.0
+                factors.append(min(now, max(now * self.decay_factor, floor)))
+            # also what a group that is added later starts from
+            ledger.set_factor(self.name, self.decay_factor**self.state.decays, reason, optimizer=optimizer)
+            for group, factor in enumerate(factors):
+                ledger.set_factor(self.name, factor, reason, optimizer=optimizer, group=group)
+
+    # state -----------------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        """The policy's state, and values that wait for the next check."""
+        self._check_late()
+        waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates else []
+        micro_batches = [float(value) for value in self._micro_batches]
+        return {
+            "policy": self.state.to_dict(),
+            "produced": self._produced,
+            "waiting": waiting,
+            "micro_batches": micro_batches,
+            "stepped": self._stepped,
+            "asked": self._asked,
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.state = PlateauState.from_dict(state["policy"])
+        self._produced, self._stepped, self._asked = state["produced"], state["stepped"], state["asked"]
+        self._updates = [
+            None if number is None else torch.tensor(number, dtype=torch.float64) for number in state["waiting"]
+        ]
+        self._micro_batches = [torch.tensor(number) for number in state["micro_batches"]]

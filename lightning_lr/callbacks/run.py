@@ -1,0 +1,130 @@
+"""One run: the ledger and the journal that all callbacks of a trainer share for the length of one `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from lightning_lr.journal import Journal
+from lightning_lr.ledger import Ledger, Listener, Part
+from lightning_lr.names import GroupName, group_names
+
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.base import LRCallback
+
+REFUSED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy", "XLAFSDPStrategy")
+
+
+class Run(Listener):
+    """Made by the first of the callbacks at `setup`, found by the others, dropped at the end.
+
+    Args:
+        trainer: the trainer that runs.
+        peers: all callbacks of this package in `trainer.callbacks`, in their order; the first leads.
+
+    Raises:
+        ValueError: when two of them have one name, or the strategy is one that owns the optimizer's step.
+    """
+
+    def __init__(self, trainer: Any, peers: Sequence[LRCallback]) -> None:
+        self.trainer = trainer
+        self.peers = list(peers)
+        self.ledger = Ledger([], self)
+        names = [peer.name for peer in peers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"callbacks need different names, but {names.count(name)} are called {name!r}: "
+                    f"give one of them name='...'"
+                )
+        kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+        for refused in REFUSED:
+            if refused in kinds:
+                raise ValueError(
+                    f"lightning_lr can't change rates under {refused}, which steps or flattens the optimizer itself: "
+                    f"use DDPStrategy, or ModelParallelStrategy (FSDP2) for sharded models"
+                )
+        monitors = [peer for peer in peers if peer.monitors]
+        stock = any(kind.__name__ == "LearningRateMonitor" for c in trainer.callbacks for kind in type(c).__mro__)
+        if monitors and stock:
+            raise ValueError(
+                "LRMonitor and LearningRateMonitor write the same tags: leave LearningRateMonitor out, "
+                "LRMonitor shows all that it shows"
+            )
+        self.journal = Journal(trainer, self.names_at, monitoring=bool(monitors), show_rates=not stock)
+        self._saved: dict[str, Any] | None = None
+        self.names: list[list[GroupName]] = []
+        self._optimizers: Any = None
+        self._updated = False
+
+    # the leader's hooks ----------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Puts the ledger on the trainer's optimizers, or on the new ones when they were replaced."""
+        optimizers = self.trainer.strategy.optimizers
+        if optimizers is self._optimizers:
+            return
+        if self._optimizers is not None:
+            self._saved = self.ledger.state_dict()
+            self.ledger.detach()
+        self._optimizers = optimizers
+        leader = self.peers[0]
+        self.ledger = Ledger(optimizers, self, lambda: any(c is leader for c in self.trainer.callbacks))
+        if self._saved is not None:
+            self.ledger.load_state_dict(self._saved, [peer.name for peer in self.peers])
+            self._saved = None
+        self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
+        self.ledger.attach()
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Keeps a saved ledger until `attach`; every peer has saved the same one, so that any of them can go."""
+        self._saved = saved
+
+    def save(self) -> dict[str, Any]:
+        """The ledger's state, plain."""
+        return self._saved if self._optimizers is None and self._saved is not None else self.ledger.state_dict()
+
+    def flush(self) -> None:
+        """At the end of every batch: writes what its updates had to say."""
+        if self._updated:
+            self._updated = False
+            self.journal.flush(self.ledger)
+
+    def close(self) -> None:
+        """At the end of training: the last words."""
+        self.journal.close(self.ledger, self.rates().items())
+
+    def rates(self) -> dict[str, float]:
+        """The effective rate of the last update, absolute, by tag."""
+        rates = {}
+        for optimizer, names in enumerate(self.names):
+            for group, name in enumerate(names[: self.ledger.groups(optimizer)]):
+                used = self.ledger.used(optimizer, group)
+                if used is not None:
+                    rates[name.tag] = used
+        return rates
+
+    # the ledger's calls ----------------------------------------------------------------------------------------
+
+    def before_update(self, optimizer: int) -> None:
+        if len(self.names[optimizer]) != self.ledger.groups(optimizer):
+            optimizers: Sequence[Optimizer] = self.ledger.optimizers
+            self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
+        for peer in self.peers:
+            peer.before_update(optimizer)
+
+    def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
+        update = self.ledger.updates(optimizer)
+        self.journal.rate(update, self.names[optimizer][group], (optimizer, group), old, new, parts)
+
+    def after_update(self, optimizer: int) -> None:
+        self._updated = True
+        self.journal.updated()
+        for peer in self.peers:
+            peer.after_update(optimizer)
+
+    def names_at(self, place: tuple[int, int]) -> GroupName:
+        """The names of the param group at (optimizer, group)."""
+        return self.names[place[0]][place[1]]

@@ -1,0 +1,168 @@
+"""`Warmup`: every param group's rate rises over its own first updates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.length import updates_in_epochs, updates_in_run
+from lightning_lr.policies.warmup import WarmupPolicy, untuned_steps
+
+Shape = Literal["linear", "cosine", "exponential", "constant"]
+
+
+class Warmup(LRCallback):
+    """Multiplies each param group's rate by a factor that rises to 1 over the group's first updates.
+
+    It works under any scheduler, `ReduceLROnPlateau` included, and under none. Real optimizer updates are counted: with
+    accumulation a batch is not one, and an update that a gradient scaler skipped is none. A group that is added later
+    (unfreezing) warms up from its own first update. Exactly one of `steps`, `epochs` and `fraction` is given.
+
+    Args:
+        steps: the length in updates, >= 1; or `"auto"`, for Adam-type optimizers: 2 / (1 - beta2) of each group.
+        epochs: the length in epochs, > 0, may be fractional.
+        fraction: the length as a share of the run, in (0, 1].
+        shape: `linear`, `cosine`, `exponential` or `constant`; see `lightning_lr.policies.warmup.SHAPES`.
+        start_factor: the factor from which it rises, in [0, 1).
+        name: see `LRCallback`.
+
+    Raises:
+        ValueError: at construction for a value outside its bounds; at the start of `fit` when the length can't be told
+            (a dataloader without a length, an optimizer without beta2).
+
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD"; Ma & Yarats 2021 for `"auto"`.
+
+    Example:
+        >>> from lightning_lr import Warmup
+        >>> Warmup(fraction=0.05, shape="cosine").name
+        'Warmup'
+        >>> Warmup(steps=100, epochs=1)
+        Traceback (most recent call last):
+        ValueError: give exactly one of steps, epochs and fraction, got steps=100, epochs=1
+    """
+
+    def __init__(
+        self,
+        steps: int | Literal["auto"] | None = None,
+        *,
+        epochs: float | None = None,
+        fraction: float | None = None,
+        shape: Shape = "linear",
+        start_factor: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        given = {"steps": steps, "epochs": epochs, "fraction": fraction}
+        given = {key: value for key, value in given.items() if value is not None}
+        if len(given) != 1:
+            got = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "none"
+            raise ValueError(f"give exactly one of steps, epochs and fraction, got {got}")
+        if isinstance(steps, str) and steps != "auto":
+            raise ValueError(f"steps must be a whole number >= 1 or 'auto', got {steps!r}")
+        if epochs is not None and not 0.0 < epochs < math.inf:
+            raise ValueError(f"epochs must be finite and > 0, got {epochs!r}: for no warm-up, leave Warmup out")
+        if fraction is not None and not 0.0 < fraction <= 1.0:
+            raise ValueError(f"fraction must be in (0, 1], got {fraction!r}: it is a share of the whole run")
+        self.steps, self.epochs, self.fraction = steps, epochs, fraction
+        self.shape, self.start_factor = shape, start_factor
+        self._policy(steps if isinstance(steps, int) else 1)
+        self.reset()
+
+    @property
+    def settling(self) -> bool:
+        return any(
+            len(policies) < self.ledger.groups(optimizer)
+            or any(self._age(optimizer, group) < policy.steps for group, policy in enumerate(policies))
+            for optimizer, policies in enumerate(self._policies)
+        )
+
+    def restart(self) -> None:
+        """Warms up again, from the next update on: after a rewind, say."""
+        self._restarted = [self.ledger.updates(optimizer) for optimizer in range(len(self._policies))]
+        self._done = [0] * len(self._policies)
+
+    def reset(self) -> None:
+        self._policies: list[list[WarmupPolicy]] = []
+        self._restarted: list[int] = []
+        self._done: list[int] = []
+
+    def started(self, trainer: Any, pl_module: Any) -> None:
+        optimizers = self.ledger.optimizers
+        if len(self._policies) != len(optimizers):
+            self._policies = [[] for _ in optimizers]
+            self._restarted = [0] * len(optimizers)
+        self._done = [0] * len(optimizers)
+        self._length = self._given_length(trainer)
+        for index in range(len(optimizers)):
+            self._extend(index)
+        lengths = [policy.steps for policies in self._policies for policy in policies]
+        run = updates_in_run(trainer, None)
+        if run is not None and lengths and max(lengths) >= run and self.fraction is None:
+            rank_zero_warn(
+                f"{self.name} takes {max(lengths)} updates and the run has {run}: the rate reaches its full height at "
+                f"its end at best; fraction=0.1 warms up over a tenth of the run"
+            )
+
+    def before_update(self, optimizer: int) -> None:
+        groups = self.ledger.groups(optimizer)
+        if self._done[optimizer] == groups:
+            return
+        self._extend(optimizer)
+        done = 0
+        for group, policy in enumerate(self._policies[optimizer][:groups]):
+            age = self._age(optimizer, group)
+            factor = policy.factor(age)
+            if factor != self.ledger.factor(self.name, optimizer, group):
+                self.ledger.set_factor(
+                    self.name,
+                    factor,
+                    f"{policy.shape}, update {age + 1} of {policy.steps}",
+                    optimizer=optimizer,
+                    group=group,
+                )
+            done += age >= policy.steps
+        self._done[optimizer] = done
+
+    def own_state(self) -> dict[str, Any]:
+        """The lengths, which a resumed run can't compute again when its own length has changed."""
+        return {
+            "steps": [[policy.steps for policy in policies] for policies in self._policies],
+            "restarted": list(self._restarted),
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self._policies = [[self._policy(steps) for steps in lengths] for lengths in state["steps"]]
+        self._restarted = list(state["restarted"])
+
+    def _policy(self, steps: int) -> WarmupPolicy:
+        return WarmupPolicy(steps, self.shape, self.start_factor)
+
+    def _age(self, optimizer: int, group: int) -> int:
+        return min(self.ledger.age(optimizer, group), self.ledger.updates(optimizer) - self._restarted[optimizer])
+
+    def _extend(self, optimizer: int) -> None:
+        """Gives every param group that has no length yet its own."""
+        policies, groups = self._policies[optimizer], self.ledger.optimizers[optimizer].param_groups
+        for group in groups[len(policies) :]:
+            policies.append(self._policy(self._length or self._auto_length(group)))
+
+    def _given_length(self, trainer: Any) -> int | None:
+        if self.epochs is not None:
+            length = updates_in_epochs(trainer, self.epochs, f"{self.name}(epochs={self.epochs})")
+        elif self.fraction is not None:
+            length = self.fraction * updates_in_run(trainer, f"{self.name}(fraction={self.fraction})")
+        else:
+            return self.steps if isinstance(self.steps, int) else None
+        return max(1, round(length))
+
+    def _auto_length(self, group: dict[str, Any]) -> int:
+        betas = group.get("betas")
+        if not isinstance(betas, (tuple, list)) or len(betas) < 2:
+            raise ValueError(
+                f"{self.name}(steps='auto') needs an Adam-type optimizer, whose param groups have betas: "
+                f"give steps=, epochs= or fraction= instead"
+            )
+        return untuned_steps(float(betas[1]))

@@ -1,0 +1,387 @@
+"""The ledger of rates: base rates, named factors, and the only code that writes a rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+
+SCHEDULER = "scheduler"
+"""The source of a change that came from the base rate: the user's scheduler, or the user's own hand."""
+
+
+@dataclass(frozen=True)
+class RateChange:
+    """One change of one effective rate, recorded at the update that it first applies to.
+
+    Args:
+        step: the update's place on the loggers' axis (0 is the first batch that steps).
+        optimizer: the optimizer's name as `LearningRateMonitor` writes it, without `lr-`.
+        group: the param group's `name`, or `pg1`, `pg2`, ...
+        old: the effective rate of the update before, absolute.
+        new: the effective rate of this update, absolute.
+        cause: who changed it and why, in words.
+    """
+
+    step: int
+    optimizer: str
+    group: str
+    old: float
+    new: float
+    cause: str
+
+
+class Part(NamedTuple):
+    """One source's share in a change: the base rate's (absolute) or a factor's (a ratio), before and after."""
+
+    source: str
+    old: float
+    new: float
+    reason: str
+
+
+class Used(NamedTuple):
+    """What the last update of a param group was made with."""
+
+    base: float
+    factors: tuple[tuple[str, float], ...]
+    effective: float
+
+
+@dataclass
+class Line:
+    """What the ledger keeps for one param group.
+
+    Args:
+        born: the optimizer's count of real updates when the group came.
+        factors: each source's factor, a ratio >= 0; a source that is absent counts as 1.
+        reasons: each source's reason for its present factor, in words.
+        used: what the last update was made with; None before the first.
+    """
+
+    born: int = 0
+    factors: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    used: Used | None = None
+    product: float = 1.0
+    shares: tuple[tuple[str, float], ...] = ()
+
+    def set(self, source: str, factor: float, reason: str) -> None:
+        if factor == 1.0:
+            self.factors.pop(source, None)
+        else:
+            self.factors[source] = factor
+        self.reasons[source] = reason
+        self.shares = tuple(sorted(self.factors.items()))
+        self.product = 1.0
+        for _, share in self.shares:
+            self.product *= share
+
+
+class Listener:
+    """What the ledger tells while an optimizer steps; the order is that of the methods."""
+
+    def before_update(self, optimizer: int) -> None:
+        """The optimizer is about to step: the last call at which a factor can be set for this update."""
+
+    def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
+        """A group was updated at another rate, or with other factors, than at the update before.
+
+        `old` is None at a group's first update; `parts` then names the factors that it was made with.
+        """
+
+    def after_update(self, optimizer: int) -> None:
+        """A real update was made, and counted unless it was made with a trial rate."""
+
+
+class Ledger:
+    """Multiplies the factors, writes the effective rate into the optimizer for the length of a step, and takes it back.
+
+    Between steps the param groups hold exactly what the user's scheduler wrote, so recursive schedulers, closed-form
+    ones and checkpoints never see a factor. A tensor rate is filled in place, never replaced; reading one that lives
+    on an accelerator costs a host sync per update.
+
+    Args:
+        optimizers: the optimizers, in the trainer's order.
+        listener: is told of every update; see `Listener`.
+        active: asked at each step; while it answers False (somebody borrows the optimizer for steps of their own)
+            the ledger neither writes nor counts.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([w], lr=0.5)
+        >>> ledger = Ledger([optimizer], Listener())
+        >>> ledger.attach()
+        >>> ledger.set_factor("Warmup", 0.5, "half of the way")
+        >>> w.grad = torch.ones(1)
+        >>> optimizer.step()
+        >>> w.item(), optimizer.param_groups[0]["lr"], ledger.updates(0)
+        (0.75, 0.5, 1)
+        >>> ledger.detach()
+    """
+
+    def __init__(
+        self, optimizers: Sequence[Optimizer], listener: Listener, active: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.optimizers = list(optimizers)
+        self._listener = listener
+        self._active = active
+        self._updates = [0] * len(self.optimizers)
+        self._lines: list[list[Line]] = [[Line() for _ in o.param_groups] for o in self.optimizers]
+        self._defaults: list[dict[str, tuple[float, str]]] = [{} for _ in self.optimizers]
+        self._trial: list[list[float] | None] = [None] * len(self.optimizers)
+        self._inside: list[list[tuple[float, float]] | None] = [None] * len(self.optimizers)
+        self._discarded = [False] * len(self.optimizers)
+        self._handles: list[Any] = []
+
+    # what others ask -------------------------------------------------------------------------------------------
+
+    def updates(self, optimizer: int) -> int:
+        """The number of real updates that the optimizer has made; skipped ones and those of a trial are none."""
+        return self._updates[optimizer]
+
+    def groups(self, optimizer: int) -> int:
+        """The number of the optimizer's param groups."""
+        return len(self._lines[optimizer])
+
+    def age(self, optimizer: int, group: int) -> int:
+        """The number of real updates that the optimizer has made since the group came."""
+        return self._updates[optimizer] - self._lines[optimizer][group].born
+
+    def base(self, optimizer: int, group: int) -> float:
+        """The rate that the user's scheduler (or the user) set for the group, absolute."""
+        inside = self._inside[optimizer]
+        if inside is not None and group < len(inside):
+            return inside[group][0]
+        return float(self.optimizers[optimizer].param_groups[group]["lr"])
+
+    def factor(self, source: str, optimizer: int, group: int) -> float:
+        """The source's present factor for the group, a ratio; 1 when it has set none."""
+        return self._lines[optimizer][group].factors.get(source, 1.0)
+
+    def effective(self, optimizer: int, group: int) -> float:
+        """The rate that an update made now would use, absolute."""
+        trial = self._trial[optimizer]
+        if trial is not None:
+            return trial[group]
+        return self.base(optimizer, group) * self._lines[optimizer][group].product
+
+    def used(self, optimizer: int, group: int) -> float | None:
+        """The effective rate of the last real update, absolute; None before the first."""
+        used = self._lines[optimizer][group].used
+        return None if used is None else used.effective
+
+    def used_factor(self, source: str, optimizer: int, group: int) -> float:
+        """The source's factor at the group's last real update, a ratio; 1 when it had none."""
+        used = self._lines[optimizer][group].used
+        return 1.0 if used is None else dict(used.factors).get(source, 1.0)
+
+    # what callbacks set ----------------------------------------------------------------------------------------
+
+    def set_factor(
+        self, source: str, factor: float, reason: str, *, optimizer: int | None = None, group: int | None = None
+    ) -> None:
+        """Sets a source's factor from the next update on (or this one, before `before_update` returns).
+
+        Args:
+            source: the name under which the factor is kept.
+            factor: a finite ratio >= 0.
+            reason: why, in words; becomes the cause of the change.
+            optimizer: its index; None: all, those param groups included that come later.
+            group: its index; None: all groups of the optimizer, later ones included.
+
+        Raises:
+            ValueError: when the factor is negative or not finite.
+        """
+        if not 0.0 <= factor < float("inf"):
+            raise ValueError(f"a rate's factor must be finite and >= 0, got {factor} from {source}")
+        for index in range(len(self.optimizers)) if optimizer is None else (optimizer,):
+            if group is None:
+                self._defaults[index][source] = (factor, reason)
+            lines = self._lines[index]
+            for line in lines if group is None else (lines[group],):
+                line.set(source, factor, reason)
+            if self._inside[index] is not None:
+                self._take_back(index)
+                self._put(index)
+
+    def set_trial(self, rates: Sequence[float] | None, *, optimizer: int = 0) -> None:
+        """Overrides base and factors by absolute rates, one for each param group, until called with None.
+
+        Updates made with a trial rate are neither counted nor recorded: they are to be taken back.
+        """
+        if rates is not None and len(rates) != len(self._lines[optimizer]):
+            raise ValueError(
+                f"one trial rate for each of the {len(self._lines[optimizer])} param groups is needed, got {len(rates)}"
+            )
+        self._trial[optimizer] = None if rates is None else [float(r) for r in rates]
+        if self._inside[optimizer] is not None:
+            self._take_back(optimizer)
+            self._put(optimizer)
+
+    def discard_update(self, optimizer: int) -> None:
+        """Says, from within the optimizer's step, that its gradients were dropped: the step is not counted."""
+        self._discarded[optimizer] = True
+
+    # around the step -------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Registers the hooks on the optimizers."""
+        for index, optimizer in enumerate(self.optimizers):
+            self._handles += [
+                optimizer.register_step_pre_hook(lambda *_, index=index: self._before_step(index)),
+                optimizer.register_step_post_hook(lambda *_, index=index: self._after_step(index)),
+            ]
+
+    def detach(self) -> None:
+        """Takes every rate back and removes the hooks; safe to call twice."""
+        self.take_back()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def take_back(self) -> None:
+        """Gives every param group the scheduler's rate again, after an exception inside a step too."""
+        for index in range(len(self.optimizers)):
+            self._take_back(index)
+
+    def _before_step(self, index: int) -> None:
+        if not self._active():
+            return
+        self._take_back(index)
+        self._discarded[index] = False
+        self._adopt(index)
+        self._listener.before_update(index)
+        self._put(index)
+
+    def _after_step(self, index: int) -> None:
+        written = self._inside[index]
+        if written is None:
+            return
+        self._take_back(index)
+        # a fused optimizer under a gradient scaler is called even when it then skips the update on the device
+        found_inf = getattr(self.optimizers[index], "found_inf", None)
+        if self._discarded[index] or (found_inf is not None and float(found_inf) != 0.0):
+            return
+        if self._trial[index] is None:
+            self._updates[index] += 1
+            for group, (line, (base, effective)) in enumerate(zip(self._lines[index], written, strict=True)):
+                used = line.used
+                if used is None or used.effective != effective or used.base != base or used.factors != line.shares:
+                    self._record(index, group, line, Used(base, line.shares, effective))
+        self._listener.after_update(index)
+
+    def _put(self, index: int) -> None:
+        trial, groups = self._trial[index], self.optimizers[index].param_groups
+        bases = [float(settings["lr"]) for settings in groups]
+        if trial is None:
+            wanted = [base * line.product for base, line in zip(bases, self._lines[index], strict=True)]
+        else:
+            wanted = trial
+        written = []
+        for settings, base, effective in zip(groups, bases, wanted, strict=True):
+            if effective != base:
+                _own(settings, groups, len(set(wanted)) > 1)
+                _write(settings, effective)
+                effective = float(settings["lr"])
+            written.append((base, effective))
+        self._inside[index] = written
+
+    def _take_back(self, index: int) -> None:
+        written, self._inside[index] = self._inside[index], None
+        if written is None:
+            return
+        for (base, effective), settings in zip(written, self.optimizers[index].param_groups, strict=False):
+            # a rate that somebody changed within the step is theirs: leave it
+            if effective != base and float(settings["lr"]) == effective:
+                _write(settings, base)
+
+    def _adopt(self, index: int) -> None:
+        lines, groups = self._lines[index], self.optimizers[index].param_groups
+        if len(lines) == len(groups):
+            return
+        del lines[len(groups) :]
+        while len(lines) < len(groups):
+            line = Line(born=self._updates[index])
+            for source, (factor, reason) in self._defaults[index].items():
+                line.set(source, factor, reason)
+            lines.append(line)
+
+    def _record(self, index: int, group: int, line: Line, now: Used) -> None:
+        before, line.used = line.used, now
+        if before is None:
+            first = [Part(source, factor, factor, line.reasons.get(source, "")) for source, factor in now.factors]
+            self._listener.rate_used(index, group, None, now.effective, first)
+            return
+        parts = []
+        if before.base != now.base:
+            parts.append(Part(SCHEDULER, before.base, now.base, ""))
+        old, new = dict(before.factors), dict(now.factors)
+        for source in sorted(old.keys() | new.keys()):
+            was, is_now = old.get(source, 1.0), new.get(source, 1.0)
+            if was != is_now:
+                parts.append(Part(source, was, is_now, line.reasons.get(source, "")))
+        self._listener.rate_used(index, group, before.effective, now.effective, parts)
+
+    # state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, births, factors with their reasons, and the last used rates: numbers, strings and lists."""
+        return {
+            "version": 1,
+            "optimizers": [
+                {
+                    "updates": updates,
+                    "defaults": {source: list(value) for source, value in defaults.items()},
+                    "groups": [
+                        {
+                            "born": line.born,
+                            "factors": {s: [line.factors.get(s, 1.0), line.reasons[s]] for s in sorted(line.reasons)},
+                            "used": None
+                            if line.used is None
+                            else [line.used.base, [list(f) for f in line.used.factors], line.used.effective],
+                        }
+                        for line in lines
+                    ],
+                }
+                for updates, defaults, lines in zip(self._updates, self._defaults, self._lines, strict=True)
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], sources: Iterable[str]) -> None:
+        """Takes up a saved state; a factor whose source is not among `sources` any more is left out."""
+        known = set(sources)
+        for index, saved in enumerate(state["optimizers"][: len(self.optimizers)]):
+            self._updates[index] = saved["updates"]
+            self._defaults[index] = {s: (v[0], v[1]) for s, v in saved["defaults"].items() if s in known}
+            lines = self._lines[index] = [
+                Line(born=group["born"], used=_used(group["used"])) for group in saved["groups"]
+            ]
+            for line, group in zip(lines, saved["groups"], strict=True):
+                for source, (factor, reason) in group["factors"].items():
+                    if source in known:
+                        line.set(source, factor, reason)
+            self._adopt(index)
+
+
+def _own(settings: dict[str, Any], groups: list[dict[str, Any]], differ: bool) -> None:
+    """Gives a group its own tensor where torch let several share one and they now need different rates."""
+    rate = settings["lr"]
+    if differ and isinstance(rate, torch.Tensor) and sum(group["lr"] is rate for group in groups) > 1:
+        settings["lr"] = rate.clone()
+
+
+def _write(settings: dict[str, Any], rate: float) -> None:
+    if isinstance(settings["lr"], torch.Tensor):
+        settings["lr"].fill_(rate)
+    else:
+        settings["lr"] = rate
+
+
+def _used(saved: list[Any] | None) -> Used | None:
+    if saved is None:
+        return None
+    return Used(saved[0], tuple((source, factor) for source, factor in saved[1]), saved[2])

@@ -1,0 +1,1 @@
+"""Pure policies: `(state, input) -> (state, verdict)`, usable without Lightning and without torch."""

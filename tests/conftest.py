@@ -1,0 +1,29 @@
+"""One thread per process, silence from Lightning, and one pool of two processes for all tests."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from tests.pool import Pool
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Two processes that stay, joined by gloo: `pool.run(function, *args)` gives the answer of each rank."""
+    processes = Pool(2)
+    yield processes
+    processes.close()
