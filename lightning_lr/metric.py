@@ -37,11 +37,11 @@ class Metric:
         if results is None:
             return None
         for result in results.values():
-            if not self._means(result.meta, on_step):
+            if result.has_reset or not self._means(result.meta, on_step):
                 continue
             value = result._forward_cache if on_step else results._get_cache(result, False)
             # a value of an earlier batch stays in the cache: it counts once
-            if value is None or result.has_reset or (on_step and value is self._last):
+            if value is None or (on_step and value is self._last):
                 continue
             self._last = value
             return value.detach()

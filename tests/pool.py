@@ -48,8 +48,8 @@ class Pool:
             self.close()
             missing = sorted(set(range(self.size)) - set(found))
             raise RankFailed(f"ranks {missing} gave no answer in {SECONDS} s; the others: {found}") from None
-        if not all(worked for worked, _ in found.values()):
-            self.close()  # a rank that raised may have left a collective half done
+        if len({worked for worked, _ in found.values()}) > 1:
+            self.close()  # a rank that raised alone has left a collective half done
         return [found[rank] for rank in range(self.size)]
 
     def close(self) -> None:

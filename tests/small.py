@@ -21,38 +21,34 @@ def digits(count: int = 256) -> tuple[Tensor, Tensor]:
 
 
 class Loader:
-    """Batches in a fixed order (another one each epoch) that go on where a checkpoint left them."""
+    """Batches in another fixed order each epoch, that go on where a checkpoint left them."""
 
     def __init__(self, batches: int = 6, batch_size: int = 8, *, shuffle: bool = True, offset: int = 0) -> None:
         self.batches, self.batch_size, self.shuffle, self.offset = batches, batch_size, shuffle, offset
-        self.drawn = 0
-        self._resumed = False
+        self.sampler, self.epoch, self.at, self._resumed = self, 0, 0, False
 
     def __len__(self) -> int:
         return self.batches
 
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
     def __iter__(self) -> Iterator[list[Tensor]]:
-        if not self._resumed:
-            self.drawn += -self.drawn % self.batches
+        self.at = self.at % self.batches if self._resumed else 0
         self._resumed = False
         images, labels = digits()
-        while True:
-            epoch, batch = divmod(self.drawn, self.batches)
-            order = torch.randperm(
-                self.batches * self.batch_size, generator=torch.Generator().manual_seed(epoch if self.shuffle else 0)
-            )
-            chosen = self.offset + order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            self.drawn += 1
+        while self.at < self.batches:
+            seed = torch.Generator().manual_seed(self.epoch if self.shuffle else 0)
+            order = torch.randperm(self.batches * self.batch_size, generator=seed)
+            chosen = self.offset + order[self.at * self.batch_size : (self.at + 1) * self.batch_size]
+            self.at += 1
             yield [images[chosen], labels[chosen]]
-            if self.drawn % self.batches == 0:
-                return
 
     def state_dict(self) -> dict[str, int]:
-        return {"drawn": self.drawn}
+        return {"at": self.at}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.drawn = state["drawn"]
-        self._resumed = True
+        self.at, self._resumed = state["at"], True
 
 
 def held_out(batch_size: int = 64) -> DataLoader[Any]:
@@ -70,14 +66,14 @@ class Model(pl.LightningModule):
     def __init__(self, configure: Callable[[Any], Any], hidden: int = 0) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Linear(64, hidden) if hidden else nn.Identity()
+        self.backbone = nn.Linear(64, hidden) if hidden else nn.Identity()
         self.head = nn.Linear(hidden or 64, 10)
         self._configure = configure
         self.trace: list[list[float]] = []
         self.at_rest: list[list[float]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(torch.relu(self.body(images)))
+        return self.head(torch.relu(self.backbone(images)))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])

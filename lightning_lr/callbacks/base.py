@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from lightning_lr.callbacks.run import Run
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
@@ -44,6 +46,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
             raise ValueError(f"name must be a word without '/', got {name!r}: it becomes the tag lr-factor/<name>")
         self.name = name or type(self).__name__
         self._run: Run | None = None
+        self._loaded = False
 
     @property
     def state_key(self) -> str:
@@ -104,13 +107,19 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
             return
         peers = [callback for callback in trainer.callbacks if isinstance(callback, LRCallback)]
         self._run = Run(trainer, peers) if peers[0] is self else peers[0].run
+        self._loaded = False
         self.reset()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._leads:
-            self.run.attach()
-            for peer in self.run.peers:
-                peer.started(trainer, pl_module)
+        if not self._leads:
+            return
+        self.run.attach()
+        for peer in self.run.peers:
+            if trainer.ckpt_path and trainer.global_step > 0 and not peer._loaded:
+                rank_zero_warn(
+                    f"the checkpoint holds no state of {peer.name}: it starts afresh at step {trainer.global_step}"
+                )
+            peer.started(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self._leads:
@@ -140,6 +149,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         return {"version": 1, "ledger": self.run.save(), "own": self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = True
         self.run.load(state_dict["ledger"])
         self.load_own_state(state_dict["own"])
 

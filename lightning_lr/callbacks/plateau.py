@@ -92,6 +92,19 @@ class PlateauDecay(LRCallback):
         self.state = self.policy.forget(self.state)
         self._micro_batches, self._updates = [], []
 
+    def started(self, trainer: Any, pl_module: Any) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if (
+            self._produced == "validation"
+            and getattr(loop, "restarted_on_train_batch_end", False)
+            and loop.batch_progress.is_last_batch
+        ):
+            rank_zero_warn(
+                f"the checkpoint was saved at the end of an epoch before its validation, which Lightning passes over "
+                f"on resume: {self.name} makes no check for that epoch. One saved on validation or on the epoch's end "
+                f"resumes exactly"
+            )
+
     # when the metric comes -------------------------------------------------------------------------------------
 
     def after_update(self, optimizer: int) -> None:

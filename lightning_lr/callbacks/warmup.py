@@ -68,7 +68,7 @@ class Warmup(LRCallback):
             raise ValueError(f"fraction must be in (0, 1], got {fraction!r}: it is a share of the whole run")
         self.steps, self.epochs, self.fraction = steps, epochs, fraction
         self.shape, self.start_factor = shape, start_factor
-        self._policy(steps if isinstance(steps, int) else 1)
+        self._policy(1 if steps is None or steps == "auto" else steps)
         self.reset()
 
     @property
@@ -98,12 +98,19 @@ class Warmup(LRCallback):
         self._length = self._given_length(trainer)
         for index in range(len(optimizers)):
             self._extend(index)
-        lengths = [policy.steps for policies in self._policies for policy in policies]
+        left = max(
+            (
+                policy.steps - self._age(i, g)
+                for i, policies in enumerate(self._policies)
+                for g, policy in enumerate(policies)
+            ),
+            default=0,
+        )
         run = updates_in_run(trainer, None)
-        if run is not None and lengths and max(lengths) >= run and self.fraction is None:
+        if run is not None and left > run:
             rank_zero_warn(
-                f"{self.name} takes {max(lengths)} updates and the run has {run}: the rate reaches its full height at "
-                f"its end at best; fraction=0.1 warms up over a tenth of the run"
+                f"{self.name} has {left} updates to go and the run has {run:.0f}: the rate never reaches its full "
+                f"height; fraction=0.1 warms up over a tenth of the run"
             )
 
     def before_update(self, optimizer: int) -> None:
