@@ -59,7 +59,7 @@ class Journal:
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self.changes: deque[RateChange] = deque(maxlen=CHANGES_KEPT)
         self._drifts: dict[tuple[int, int, str], Drift] = {}
-        self._moved: dict[tuple[str, tuple[int, int]], float] = {}
+        self._moved: dict[tuple[str, tuple[int, int]], float | None] = {}
         self._lines: list[str] = []
         self._scalars: dict[str, float] = {}
         self._shown: dict[str, tuple[int, float]] = {}
@@ -81,7 +81,9 @@ class Journal:
         self, update: int, names: GroupName, place: tuple[int, int], old: float | None, new: float, parts: list[Part]
     ) -> None:
         """A group made its `update`-th update at another rate, or with other factors; see `Listener.rate_used`."""
-        self._moved.update({(part.source, place): part.old for part in parts if part.source != SCHEDULER})
+        for part in parts:
+            if part.source != SCHEDULER:
+                self._moved[part.source, place] = None if old is None else part.old
         if old == new:
             return
         if self._show_rates:
