@@ -1,0 +1,42 @@
+"""The examples run as a user would run them, and say what they should."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def output(example: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / example), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_digits_tells_the_story_of_its_rate(tmp_path: Path) -> None:
+    said = output("digits.py", "--logs", str(tmp_path), "--epochs", "8")
+    assert "step 0: AdamW: first update at" in said
+    assert re.search(r"AdamW: Warmup 0\.03125 -> 1 in 31 updates, steps 1 to 31", said)
+    assert re.search(r"scheduler 0\.003 -> \S+ in 319 updates", said)
+    accuracy = float(re.search(r"held-out accuracy (\S+)", said).group(1))  # type: ignore[union-attr]
+    assert accuracy > 0.93
+    assert f"tensorboard --logdir {tmp_path}" in said
+    assert list(tmp_path.glob("digits/version_0/events*"))
+
+
+def test_two_processes_have_one_rate(tmp_path: Path) -> None:
+    said = output("two_processes.py", "--logs", str(tmp_path))
+    first, second = re.findall(r"rank \d: ([0-9a-f]{16}) \d+ updates", said)
+    assert first == second
+    assert said.count("first update at") == 1
