@@ -29,9 +29,7 @@ def digits(batch_size: int = 32, seed: int = 0) -> tuple[DataLoader[Any], DataLo
     train, held_out = order[:1280], order[1280:]
     shuffle = torch.Generator().manual_seed(seed)
     return (
-        DataLoader(
-            TensorDataset(images[train], labels[train]), batch_size=batch_size, shuffle=True, generator=shuffle
-        ),
+        DataLoader(TensorDataset(images[train], labels[train]), batch_size=batch_size, shuffle=True, generator=shuffle),
         DataLoader(TensorDataset(images[held_out], labels[held_out]), batch_size=517),
     )
 

@@ -44,13 +44,20 @@ class Journal:
     Args:
         trainer: whose loggers are written to.
         names: gives the names of the param group at (optimizer, group).
+        sources: of the factors, which all have a curve.
         monitoring: whether the text has the scheduler's own changes and the first rates too, and the scalars the last
             rates (`LRMonitor`).
         show_rates: whether the rates themselves are written (somebody else may already write their tags).
     """
 
     def __init__(
-        self, trainer: Any, names: Callable[[tuple[int, int]], GroupName], *, monitoring: bool, show_rates: bool
+        self,
+        trainer: Any,
+        names: Callable[[tuple[int, int]], GroupName],
+        sources: Iterable[str],
+        *,
+        monitoring: bool,
+        show_rates: bool,
     ) -> None:
         self._trainer = trainer
         self._names = names
@@ -59,6 +66,7 @@ class Journal:
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self.changes: deque[RateChange] = deque(maxlen=CHANGES_KEPT)
         self._drifts: dict[tuple[int, int, str], Drift] = {}
+        self._sources = list(sources)
         self._moved: dict[tuple[str, tuple[int, int]], float | None] = {}
         self._lines: list[str] = []
         self._scalars: dict[str, float] = {}
@@ -89,6 +97,8 @@ class Journal:
         if self._show_rates:
             self._scalar(names.tag, new, before=old)
         if old is None:
+            # every factor's curve runs from the first update on, also while it is 1
+            self._moved.update({(source, place): None for source in self._sources})
             if self.monitoring:
                 shares = "".join(f", {part.source} {part.new:.6g}" for part in parts)
                 self.say(f"{_where(names)}: first update at {new:.6g}{shares}")
@@ -133,9 +143,13 @@ class Journal:
         """Writes the end of every drift, and the last rates at the step of the last update."""
         self._end_drifts(ledger, all_of_them=True)
         self._write()
-        if self._last_step is not None and self.monitoring and self._show_rates:
-            last = {tag: rate for tag, rate in rates if self._shown.get(tag, (None,))[0] != self._last_step}
-            self._metrics(last, self._last_step)
+        if self._last_step is None:
+            return
+        last = dict(rates) if self.monitoring and self._show_rates else {}
+        last |= {tag: value for tag, (_, value) in self._shown.items() if tag.startswith(FACTOR)}
+        self._metrics(
+            {tag: v for tag, v in last.items() if self._shown.get(tag, (None,))[0] != self._last_step}, self._last_step
+        )
 
     def _turn_to_step(self) -> int:
         step = self.step
@@ -202,7 +216,7 @@ class Journal:
             text = "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else lines[0]
             for logger in self._trainer.loggers:
                 if hasattr(logger.experiment, "add_text"):
-                    logger.experiment.add_text(EVENTS, f"**step {step}**\n\n{text}", step)
+                    logger.experiment.add_text(EVENTS, text, step)
 
     def _metrics(self, scalars: dict[str, float], step: int, text: str = "") -> None:
         if not self._writes:

@@ -120,7 +120,7 @@ def test_a_long_ramp_is_one_curve_and_a_few_words(tmp_path: Path) -> None:
     assert read.scalars["lr-SGD"] == [(k, pytest.approx(0.1 * (k + 1) / 40)) for k in range(40)] + [
         (99, pytest.approx(0.1))
     ]
-    assert read.scalars["lr-factor/Warmup"] == [(k, pytest.approx((k + 1) / 40)) for k in range(40)]
+    assert read.scalars["lr-factor/Warmup"] == [(k, pytest.approx((k + 1) / 40)) for k in range(40)] + [(99, 1.0)]
     assert sorted(read.text) == [0, 1, 2, 3, 40]
     assert "SGD: Warmup 0.025 -> 1 in 39 updates, steps 1 to 39" in read.text[40]
     assert len(monitor.changes) == 39
@@ -141,13 +141,13 @@ def test_a_decay_under_a_schedule_by_step_tells_its_own_cause_alone(tmp_path: Pa
     assert sorted(read.text) == [0, 1, 2, 3, 60, 80]
     assert "PlateauDecay 1 -> 0.5: scripted 1 is no better than 1 for 2 checks" in read.text[60]
     assert "scheduler" not in read.text[60]
-    assert read.scalars["lr-factor/PlateauDecay"] == [(59, 1.0), (60, 0.5)]
+    assert read.scalars["lr-factor/PlateauDecay"] == [(0, 1.0), (59, 1.0), (60, 0.5), (79, 0.5)]
 
 
 def test_factors_are_logged_without_the_monitor_and_the_schedulers_steps_are_not_told(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[llr.Warmup(2)], logger=loggers(tmp_path), max_epochs=1).fit(Model(cosine), Loader(10))
     read = Read(tmp_path)
-    assert read.scalars["lr-factor/Warmup"] == [(0, 0.5), (1, 1.0)]
+    assert read.scalars["lr-factor/Warmup"] == [(0, 0.5), (1, 1.0), (9, 1.0)]
     assert sorted(read.text) == [1]
     assert "scheduler" not in read.text[1]
 
@@ -272,8 +272,8 @@ def test_groups_that_warm_up_at_different_times_have_their_own_factor_curves(tmp
         model, Loader(4)
     )
     read = Read(tmp_path)
-    assert read.scalars["lr-factor/Warmup"] == [(0, 0.5), (1, 1.0)]
-    assert read.scalars["lr-factor/Warmup/lr-SGD/pg2"] == [(4, 0.5), (5, 1.0)]
+    assert read.scalars["lr-factor/Warmup"] == [(0, 0.5), (1, 1.0), (7, 1.0)]
+    assert read.scalars["lr-factor/Warmup/lr-SGD/pg2"] == [(4, 0.5), (5, 1.0), (7, 1.0)]
     assert read.scalars["lr-SGD/pg2"][:2] == [(4, pytest.approx(0.05)), (5, pytest.approx(0.1))]
 
 

@@ -38,6 +38,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
             different names.
     """
 
+    has_factor = True
     monitors = False
 
     def __init__(self, name: str | None = None) -> None:

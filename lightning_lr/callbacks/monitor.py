@@ -36,6 +36,7 @@ class LRMonitor(LRCallback):
         {}
     """
 
+    has_factor = False
     monitors = True
 
     def __init__(

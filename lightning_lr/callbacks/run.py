@@ -53,7 +53,8 @@ class Run(Listener):
                 "LRMonitor and LearningRateMonitor write the same tags: leave LearningRateMonitor out, "
                 "LRMonitor shows all that it shows"
             )
-        self.journal = Journal(trainer, self.names_at, monitoring=bool(monitors), show_rates=not stock)
+        sources = [peer.name for peer in peers if peer.has_factor]
+        self.journal = Journal(trainer, self.names_at, sources, monitoring=bool(monitors), show_rates=not stock)
         self._saved: dict[str, Any] | None = None
         self.names: list[list[GroupName]] = []
         self._optimizers: Any = None
