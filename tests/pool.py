@@ -14,7 +14,7 @@ from typing import Any
 SECONDS = 120
 
 
-class RankFailed(AssertionError):
+class RankError(AssertionError):
     """A rank raised; the message holds its traceback."""
 
 
@@ -26,11 +26,11 @@ class Pool:
         self._processes: list[Any] = []
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Calls a module-level function on every rank; returns the answers by rank, or raises `RankFailed`."""
+        """Calls a module-level function on every rank; returns the answers by rank, or raises `RankError`."""
         answers = self.outcomes(function, *args)
         for rank, (worked, answer) in enumerate(answers):
             if not worked:
-                raise RankFailed(f"rank {rank}:\n{answer}")
+                raise RankError(f"rank {rank}:\n{answer}")
         return [answer for _, answer in answers]
 
     def outcomes(self, function: Callable[..., Any], *args: Any) -> list[tuple[bool, Any]]:
@@ -47,7 +47,7 @@ class Pool:
         except queue.Empty:
             self.close()
             missing = sorted(set(range(self.size)) - set(found))
-            raise RankFailed(f"ranks {missing} gave no answer in {SECONDS} s; the others: {found}") from None
+            raise RankError(f"ranks {missing} gave no answer in {SECONDS} s; the others: {found}") from None
         if len({worked for worked, _ in found.values()}) > 1:
             self.close()  # a rank that raised alone has left a collective half done
         return [found[rank] for rank in range(self.size)]

@@ -14,17 +14,17 @@ from lightning_lr.ledger import RateChange
 class LRMonitor(LRCallback):
     """Shows every effective rate and every change of it, with its cause, in all of the trainer's loggers.
 
-    A drop-in for `LearningRateMonitor`, with the same tags: `lr-AdamW`, `lr-AdamW/pg1`, a scheduler's or a param group's
-    own `name`. Rates are written when they change, at the very update, and not at every `log_every_n_steps`; the first
-    and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each callback, and the text
+    A drop-in for `LearningRateMonitor`, with the same tags: `lr-AdamW`, `lr-AdamW/pg1`, a scheduler's or a param
+    group's own `name`. Rates are written when they change, at the very update, and not at every `log_every_n_steps`;
+    the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each callback, and the text
     `lr-events`: step, optimizer and group, old rate -> new rate, cause.
 
     Args:
         momentum: also write `<tag>-momentum` (`momentum`, or the first of `betas`).
         weight_decay: also write `<tag>-weight_decay`.
         prog_bar: also show the rates in the progress bar.
-        layout: write a layout for TensorBoard's custom scalars page: rates, factors and losses together. It replaces one
-            that you wrote yourself.
+        layout: write a layout for TensorBoard's custom scalars page: rates, factors and losses together. It replaces
+            one that you wrote yourself.
         name: see `LRCallback`.
 
     Raises:

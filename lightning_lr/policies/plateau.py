@@ -67,7 +67,8 @@ class PlateauPolicy:
         mode: `min` when less is better, `max` when more is.
         patience: the number of bad values that is still borne (`patience`), or the length of the window in values
             (`trend`, >= 3).
-        threshold: the least improvement that counts, a ratio (`rel`) or absolute (`abs`), >= 0 (and < 1 with `rel`); unused by `trend`.
+        threshold: the least improvement that counts, >= 0: a ratio below 1 (`rel`) or absolute (`abs`); `trend` has no
+            use for it.
         threshold_mode: `rel` or `abs`.
         cooldown: values passed over after each decay, >= 0.
         test: `patience` or `trend`.
@@ -106,7 +107,8 @@ class PlateauPolicy:
         bound = 1.0 if self.threshold_mode == "rel" else math.inf
         if not 0.0 <= self.threshold < bound:
             raise ValueError(
-                f"threshold must be in [0, {bound:g}) with threshold_mode={self.threshold_mode!r}, got {self.threshold!r}"
+                f"threshold must be in [0, {bound:g}) with threshold_mode={self.threshold_mode!r}, "
+                f"got {self.threshold!r}"
             )
 
     def step(self, state: PlateauState, value: float, *, resting: bool = False) -> tuple[PlateauState, bool]:
