@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_lr.ledger import SCHEDULER, Ledger, Part, RateChange
+from lightning_lr.change import SCHEDULER, Part, RateChange
+from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName
 
 EVENTS = "lr-events"

@@ -1,100 +1,15 @@
-"""The ledger of rates: base rates, named factors, and the only code that writes a rate."""
+"""The ledger of rates: it multiplies base rates by named factors, and is the only code that writes a rate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-SCHEDULER = "scheduler"
-"""The source of a change that came from the base rate: the user's scheduler, or the user's own hand."""
-
-
-@dataclass(frozen=True)
-class RateChange:
-    """One change of one effective rate, recorded at the update that it first applies to.
-
-    Args:
-        step: the update's place on the loggers' axis (0 is the first batch that steps).
-        optimizer: the optimizer's name as `LearningRateMonitor` writes it, without `lr-`.
-        group: the param group's `name`, or `pg1`, `pg2`, ...
-        old: the effective rate of the update before, absolute.
-        new: the effective rate of this update, absolute.
-        cause: who changed it and why, in words.
-    """
-
-    step: int
-    optimizer: str
-    group: str
-    old: float
-    new: float
-    cause: str
-
-
-class Part(NamedTuple):
-    """One source's share in a change: the base rate's (absolute) or a factor's (a ratio), before and after."""
-
-    source: str
-    old: float
-    new: float
-    reason: str
-
-
-class Used(NamedTuple):
-    """What the last update of a param group was made with."""
-
-    base: float
-    factors: tuple[tuple[str, float], ...]
-    effective: float
-
-
-@dataclass
-class Line:
-    """What the ledger keeps for one param group.
-
-    Args:
-        born: the optimizer's count of real updates when the group came.
-        factors: each source's factor, a ratio >= 0; a source that is absent counts as 1.
-        reasons: each source's reason for its present factor, in words.
-        used: what the last update was made with; None before the first.
-    """
-
-    born: int = 0
-    factors: dict[str, float] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    used: Used | None = None
-    product: float = 1.0
-    shares: tuple[tuple[str, float], ...] = ()
-
-    def set(self, source: str, factor: float, reason: str) -> None:
-        if factor == 1.0:
-            self.factors.pop(source, None)
-        else:
-            self.factors[source] = factor
-        self.reasons[source] = reason
-        self.shares = tuple(sorted(self.factors.items()))
-        self.product = 1.0
-        for _, share in self.shares:
-            self.product *= share
-
-
-class Listener:
-    """What the ledger tells while an optimizer steps; the order is that of the methods."""
-
-    def before_update(self, optimizer: int) -> None:
-        """The optimizer is about to step: the last call at which a factor can be set for this update."""
-
-    def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
-        """A group was updated at another rate, or with other factors, than at the update before.
-
-        `old` is None at a group's first update; `parts` then names the factors that it was made with.
-        """
-
-    def after_update(self, optimizer: int) -> None:
-        """A real update was made, and counted unless it was made with a trial rate."""
+from lightning_lr.change import SCHEDULER, Listener, Part
+from lightning_lr.line import Line, Used
 
 
 class Ledger:
@@ -336,16 +251,7 @@ class Ledger:
                 {
                     "updates": updates,
                     "defaults": {source: list(value) for source, value in defaults.items()},
-                    "groups": [
-                        {
-                            "born": line.born,
-                            "factors": {s: [line.factors.get(s, 1.0), line.reasons[s]] for s in sorted(line.reasons)},
-                            "used": None
-                            if line.used is None
-                            else [line.used.base, [list(f) for f in line.used.factors], line.used.effective],
-                        }
-                        for line in lines
-                    ],
+                    "groups": [line.to_dict() for line in lines],
                 }
                 for updates, defaults, lines in zip(self._updates, self._defaults, self._lines, strict=True)
             ],
@@ -357,13 +263,7 @@ class Ledger:
         for index, saved in enumerate(state["optimizers"][: len(self.optimizers)]):
             self._updates[index] = saved["updates"]
             self._defaults[index] = {s: (v[0], v[1]) for s, v in saved["defaults"].items() if s in known}
-            lines = self._lines[index] = [
-                Line(born=group["born"], used=_used(group["used"])) for group in saved["groups"]
-            ]
-            for line, group in zip(lines, saved["groups"], strict=True):
-                for source, (factor, reason) in group["factors"].items():
-                    if source in known:
-                        line.set(source, factor, reason)
+            self._lines[index] = [Line.from_dict(group, known) for group in saved["groups"]]
             self._adopt(index)
 
 
@@ -379,9 +279,3 @@ def _write(settings: dict[str, Any], rate: float) -> None:
         settings["lr"].fill_(rate)
     else:
         settings["lr"] = rate
-
-
-def _used(saved: list[Any] | None) -> Used | None:
-    if saved is None:
-        return None
-    return Used(saved[0], tuple((source, factor) for source, factor in saved[1]), saved[2])

@@ -12,7 +12,8 @@ import torch
 from torch.optim import lr_scheduler
 
 import lightning_lr
-from lightning_lr.ledger import Ledger, Listener
+from lightning_lr.change import Listener
+from lightning_lr.ledger import Ledger
 from tests.small import watch
 
 UPDATES = 12

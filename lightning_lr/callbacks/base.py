@@ -46,13 +46,15 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"name must be a word without '/', got {name!r}: it becomes the tag lr-factor/<name>")
         self.name = name or type(self).__name__
+        # Lightning asks for it at every hook of every batch
+        self._state_key = f"{type(self).__name__}[{self.name}]"
         self._run: Run | None = None
         self._loaded = False
 
     @property
     def state_key(self) -> str:
         """Under which a checkpoint keeps the state: class and name, so that two of one kind coexist."""
-        return f"{type(self).__name__}[{self.name}]"
+        return self._state_key
 
     @property
     def run(self) -> Run:

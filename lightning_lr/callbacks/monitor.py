@@ -8,7 +8,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.ledger import RateChange
+from lightning_lr.change import RateChange
 
 
 class LRMonitor(LRCallback):
@@ -16,8 +16,8 @@ class LRMonitor(LRCallback):
 
     A drop-in for `LearningRateMonitor`, with the same tags: `lr-AdamW`, `lr-AdamW/pg1`, a scheduler's or a param
     group's own `name`. Rates are written when they change, at the very update, and not at every `log_every_n_steps`;
-    the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each callback, and the text
-    `lr-events`: step, optimizer and group, old rate -> new rate, cause.
+    the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each callback, and the
+    text `lr-events`: step, optimizer and group, old rate -> new rate, cause.
 
     Args:
         momentum: also write `<tag>-momentum` (`momentum`, or the first of `betas`).

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from lightning_lr.change import Listener, Part
 from lightning_lr.journal import Journal
-from lightning_lr.ledger import Ledger, Listener, Part
+from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName, group_names
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Run(Listener):
             self.ledger.detach()
         self._optimizers = optimizers
         leader = self.peers[0]
-        self.ledger = Ledger(optimizers, self, lambda: any(c is leader for c in self.trainer.callbacks))
+        self.ledger = Ledger(optimizers, self, lambda: leader in self.trainer.callbacks)
         if self._saved is not None:
             self.ledger.load_state_dict(self._saved, [peer.name for peer in self.peers])
             self._saved = None

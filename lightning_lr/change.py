@@ -1,0 +1,55 @@
+"""A change of a rate: what is told of it, and to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SCHEDULER = "scheduler"
+"""The source of a change that came from the base rate: the user's scheduler, or the user's own hand."""
+
+
+@dataclass(frozen=True)
+class RateChange:
+    """One change of one effective rate, recorded at the update that it first applies to.
+
+    Args:
+        step: the update's place on the loggers' axis (0 is the first batch that steps).
+        optimizer: the optimizer's name as `LearningRateMonitor` writes it, without `lr-`.
+        group: the param group's `name`, or `pg1`, `pg2`, ...
+        old: the effective rate of the update before, absolute.
+        new: the effective rate of this update, absolute.
+        cause: who changed it and why, in words.
+    """
+
+    step: int
+    optimizer: str
+    group: str
+    old: float
+    new: float
+    cause: str
+
+
+class Part(NamedTuple):
+    """One source's share in a change: the base rate's (absolute) or a factor's (a ratio), before and after."""
+
+    source: str
+    old: float
+    new: float
+    reason: str
+
+
+class Listener:
+    """What the ledger tells while an optimizer steps; the order is that of the methods."""
+
+    def before_update(self, optimizer: int) -> None:
+        """The optimizer is about to step: the last call at which a factor can be set for this update."""
+
+    def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
+        """A group was updated at another rate, or with other factors, than at the update before.
+
+        `old` is None at a group's first update; `parts` then names the factors that it was made with.
+        """
+
+    def after_update(self, optimizer: int) -> None:
+        """A real update was made, and counted unless it was made with a trial rate."""
