@@ -15,7 +15,14 @@ from lightning_lr.names import GroupName
 EVENTS = "lr-events"
 FACTOR = "lr-factor/"
 DRIFT = 3
-"""From this many updates in a row that change a rate for one reason, the text says so once, and once when it ends."""
+"""After this many changes of one rate by one source in a row, the text says so once, and once more when it ends."""
+
+DRIFT_GAP = 16
+"""Changes are in a row when they come at every update and none is twice as large as the one before (as a ratio), or
+when they are small and at most so many updates apart."""
+
+SMALL = 0.1
+"""A small change, as a ratio to the value before."""
 
 STORY_LINES = 1000
 CHANGES_KEPT = 10_000
@@ -31,7 +38,9 @@ class Drift:
     last: float
     update: int
     step: int
+    size: float
     length: int = 1
+    gap: int = 1
 
 
 class Journal:
@@ -93,6 +102,7 @@ class Journal:
         for part in parts:
             if part.source != SCHEDULER:
                 self._moved[part.source, place] = None if old is None else part.old
+        loud = [part for part in parts if old is not None and self._drift(update, place, part)]
         if old == new:
             return
         if self._show_rates:
@@ -106,14 +116,13 @@ class Journal:
             return
         cause = "; ".join(_words(part) for part in parts)
         self.changes.append(RateChange(self.step, names.optimizer, names.group, old, new, cause))
-        loud = [part for part in parts if self._drift(update, place, part)]
         if not self.monitoring:
             loud = [part for part in loud if part.source != SCHEDULER]
         if loud:
             words = "; ".join(_words(part) for part in loud)
             on = [part.source for part in loud if self._drifts[(*place, part.source)].length == DRIFT]
             if on:
-                words += f" ({' and '.join(on)}: goes on at every update, the next line of it comes at its end)"
+                words += f" ({' and '.join(on)}: goes on like this, the next line of it comes at its end)"
             self.say(f"{_where(names)}: {old:.6g} -> {new:.6g}: {words}")
 
     def say(self, line: str, **scalars: float) -> None:
@@ -184,23 +193,31 @@ class Journal:
         """Counts a change by its source; says whether the text should have it."""
         key = (*place, part.source)
         drift = self._drifts.get(key)
-        if drift is None or drift.update != update - 1:
-            self._drifts[key] = Drift(part.source, self.step, part.old, part.new, update, self.step)
-            return True
-        drift.length, drift.last, drift.update, drift.step = drift.length + 1, part.new, update, self.step
-        return drift.length <= DRIFT
+        size = abs(part.new - part.old) / max(abs(part.new), abs(part.old))
+        if drift is not None:
+            gap = update - drift.update
+            if (size <= SMALL and gap <= DRIFT_GAP) or (gap <= 1 and size <= 2.0 * drift.size):
+                drift.length, drift.last, drift.update, drift.step = drift.length + 1, part.new, update, self.step
+                drift.gap, drift.size = max(drift.gap, gap), size
+                return drift.length <= DRIFT
+            self._end(key, drift)
+        self._drifts[key] = Drift(part.source, self.step, part.old, part.new, update, self.step, size)
+        return True
 
     def _end_drifts(self, ledger: Ledger, *, all_of_them: bool = False) -> None:
         for key, drift in list(self._drifts.items()):
-            if not all_of_them and drift.update == ledger.updates(key[0]):
+            gap = drift.gap if drift.length > DRIFT else DRIFT_GAP
+            if not all_of_them and ledger.updates(key[0]) < drift.update + gap:
                 continue
             del self._drifts[key]
-            if drift.length > DRIFT and (self.monitoring or drift.source != SCHEDULER):
-                where = _where(self._names(key[:2]))
-                self.say(
-                    f"{where}: {drift.source} {drift.first:.6g} -> {drift.last:.6g} in {drift.length} updates, "
-                    f"steps {drift.start} to {drift.step}"
-                )
+            self._end(key, drift)
+
+    def _end(self, key: tuple[int, int, str], drift: Drift) -> None:
+        if drift.length > DRIFT and (self.monitoring or drift.source != SCHEDULER):
+            self.say(
+                f"{_where(self._names(key[:2]))}: {drift.source} {drift.first:.6g} -> {drift.last:.6g} "
+                f"in {drift.length} changes, steps {drift.start} to {drift.step}"
+            )
 
     @property
     def _writes(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch.optim import Optimizer
 
 from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.line import Line, Used
+
+ROUNDING = 1e-9
+"""Rates that differ by less than this ratio are one rate: a factor that holds a rate still against a falling base."""
 
 
 class Ledger:
@@ -185,8 +189,12 @@ class Ledger:
             self._updates[index] += 1
             for group, (line, (base, effective)) in enumerate(zip(self._lines[index], written, strict=True)):
                 used = line.used
-                if used is None or used.effective != effective or used.base != base or used.factors != line.shares:
-                    self._record(index, group, line, Used(base, line.shares, effective))
+                if used is not None and math.isclose(used.effective, effective, rel_tol=ROUNDING):
+                    # compared with the rate last told, so that a slow drift is told in the end
+                    if used.factors == line.shares:
+                        continue
+                    effective = used.effective
+                self._record(index, group, line, Used(base, line.shares, effective))
         self._listener.after_update(index)
 
     def _put(self, index: int) -> None:

@@ -27,8 +27,8 @@ def output(example: str, *arguments: str) -> str:
 def test_digits_tells_the_story_of_its_rate(tmp_path: Path) -> None:
     said = output("digits.py", "--logs", str(tmp_path), "--epochs", "8")
     assert "step 0: AdamW: first update at" in said
-    assert re.search(r"AdamW: Warmup 0\.03125 -> 1 in 31 updates, steps 1 to 31", said)
-    assert re.search(r"scheduler 0\.003 -> \S+ in 319 updates", said)
+    assert re.search(r"AdamW: Warmup 0\.03125 -> 1 in 31 changes, steps 1 to 31", said)
+    assert re.search(r"scheduler 0\.003 -> \S+ in 319 changes", said)
     accuracy = float(re.search(r"held-out accuracy (\S+)", said).group(1))  # type: ignore[union-attr]
     assert accuracy > 0.93
     assert f"tensorboard --logdir {tmp_path}" in said

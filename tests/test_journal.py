@@ -122,7 +122,7 @@ def test_a_long_ramp_is_one_curve_and_a_few_words(tmp_path: Path) -> None:
     ]
     assert read.scalars["lr-factor/Warmup"] == [(k, pytest.approx((k + 1) / 40)) for k in range(40)] + [(99, 1.0)]
     assert sorted(read.text) == [0, 1, 2, 3, 40]
-    assert "SGD: Warmup 0.025 -> 1 in 39 updates, steps 1 to 39" in read.text[40]
+    assert "SGD: Warmup 0.025 -> 1 in 39 changes, steps 1 to 39" in read.text[40]
     assert len(monitor.changes) == 39
     assert monitor.rates == {"lr-SGD": 0.1}
 
