@@ -48,7 +48,8 @@ class Listener:
     def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
         """A group was updated at another rate, or with other factors, than at the update before.
 
-        `old` is None at a group's first update; `parts` then names the factors that it was made with.
+        `old` is None at a group's first update; `parts` then names the factors that it was made with. At the first
+        update after a resume it is told whether it differs or not.
         """
 
     def after_update(self, optimizer: int) -> None:

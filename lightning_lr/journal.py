@@ -77,11 +77,13 @@ class Journal:
         self.changes: deque[RateChange] = deque(maxlen=CHANGES_KEPT)
         self._drifts: dict[tuple[int, int, str], Drift] = {}
         self._sources = list(sources)
+        self._begun: set[tuple[int, int]] = set()
         self._moved: dict[tuple[str, tuple[int, int]], float | None] = {}
         self._lines: list[str] = []
         self._scalars: dict[str, float] = {}
         self._shown: dict[str, tuple[int, float]] = {}
         self._at = 0
+        self._closed = False
         self._last_step: int | None = None
 
     @property
@@ -103,13 +105,16 @@ class Journal:
             if part.source != SCHEDULER:
                 self._moved[part.source, place] = None if old is None else part.old
         loud = [part for part in parts if old is not None and self._drift(update, place, part)]
+        first = place not in self._begun
+        if first:
+            # every curve runs from the first update on, also while nothing changes
+            self._begun.add(place)
+            self._moved = {(source, place): None for source in self._sources} | self._moved
+        if self._show_rates and (first or old != new):
+            self._scalar(names.tag, new, before=old)
         if old == new:
             return
-        if self._show_rates:
-            self._scalar(names.tag, new, before=old)
         if old is None:
-            # every factor's curve runs from the first update on, also while it is 1
-            self._moved.update({(source, place): None for source in self._sources})
             if self.monitoring:
                 shares = "".join(f", {part.source} {part.new:.6g}" for part in parts)
                 self.say(f"{_where(names)}: first update at {new:.6g}{shares}")
@@ -151,7 +156,12 @@ class Journal:
 
     def close(self, ledger: Ledger, rates: Iterable[tuple[str, float]]) -> None:
         """Writes the end of every drift, and the last rates at the step of the last update."""
+        if self._closed:
+            return
+        self._closed = True
         self._end_drifts(ledger, all_of_them=True)
+        if self._moved:
+            self._factors(ledger)
         self._write()
         if self._last_step is None:
             return
@@ -174,7 +184,7 @@ class Journal:
             self._write()
         shown = self._shown.get(tag)
         if before is not None and step > 0 and (shown is None or shown[0] < step - 1):
-            self._metrics({tag: before}, step - 1)
+            self._metrics({tag: before}, step - 1, backward=True)
         self._scalars[tag] = value
         self._shown[tag] = (step, value)
 
@@ -233,13 +243,16 @@ class Journal:
         if lines and self._writes:
             text = "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else lines[0]
             for logger in self._trainer.loggers:
-                if hasattr(logger.experiment, "add_text"):
+                if _can(logger, "add_text"):
                     logger.experiment.add_text(EVENTS, text, step)
 
-    def _metrics(self, scalars: dict[str, float], step: int, text: str = "") -> None:
+    def _metrics(self, scalars: dict[str, float], step: int, text: str = "", *, backward: bool = False) -> None:
         if not self._writes:
             return
         for logger in self._trainer.loggers:
+            # others drop, or refuse, a step below one that they already have
+            if backward and not (_can(logger, "add_scalar") or type(logger).__name__ == "CSVLogger"):
+                continue
             # of Lightning's loggers only the CSV file takes words among the numbers
             row: dict[str, Any] = dict(scalars)
             if text and type(logger).__name__ == "CSVLogger":
@@ -258,8 +271,12 @@ class Journal:
             "loss": ["Multiline", [losses]],
         }
         for logger in self._trainer.loggers:
-            if hasattr(logger.experiment, "add_custom_scalars"):
+            if _can(logger, "add_custom_scalars"):
                 logger.experiment.add_custom_scalars({"learning rate": charts})
+
+
+def _can(logger: Any, what: str) -> bool:
+    return hasattr(getattr(logger, "experiment", None), what)
 
 
 def _where(names: GroupName) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,15 +20,17 @@ ROUNDING = 1e-9
 class Ledger:
     """Multiplies the factors, writes the effective rate into the optimizer for the length of a step, and takes it back.
 
-    Between steps the param groups hold exactly what the user's scheduler wrote, so recursive schedulers, closed-form
-    ones and checkpoints never see a factor. A tensor rate is filled in place, never replaced; reading one that lives
-    on an accelerator costs a host sync per update.
+    Between steps, and in the user's code within a step's closure, the param groups hold exactly what the user's
+    scheduler wrote: recursive schedulers, closed-form ones and checkpoints never see a factor. A tensor rate is filled
+    in place, never replaced; reading one that lives on an accelerator costs a host sync per update.
 
     Args:
         optimizers: the optimizers, in the trainer's order.
         listener: is told of every update; see `Listener`.
         active: asked at each step; while it answers False (somebody borrows the optimizer for steps of their own)
             the ledger neither writes nor counts.
+        closure_gives_loss: whether a closure that returns None had no loss to give (automatic optimization); its step,
+            with no gradients, is then not counted.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(1))
@@ -43,16 +46,22 @@ class Ledger:
     """
 
     def __init__(
-        self, optimizers: Sequence[Optimizer], listener: Listener, active: Callable[[], bool] = lambda: True
+        self,
+        optimizers: Sequence[Optimizer],
+        listener: Listener,
+        active: Callable[[], bool] = lambda: True,
+        *,
+        closure_gives_loss: bool = False,
     ) -> None:
         self.optimizers = list(optimizers)
         self._listener = listener
         self._active = active
+        self._closure_gives_loss = closure_gives_loss
         self._updates = [0] * len(self.optimizers)
         self._lines: list[list[Line]] = [[Line() for _ in o.param_groups] for o in self.optimizers]
         self._defaults: list[dict[str, tuple[float, str]]] = [{} for _ in self.optimizers]
         self._trial: list[list[float] | None] = [None] * len(self.optimizers)
-        self._inside: list[list[tuple[float, float]] | None] = [None] * len(self.optimizers)
+        self._inside: list[list[tuple[Any, float, float]] | None] = [None] * len(self.optimizers)
         self._discarded = [False] * len(self.optimizers)
         self._handles: list[Any] = []
 
@@ -64,6 +73,8 @@ class Ledger:
 
     def groups(self, optimizer: int) -> int:
         """The number of the optimizer's param groups."""
+        if self._inside[optimizer] is None:
+            self._adopt(optimizer)
         return len(self._lines[optimizer])
 
     def age(self, optimizer: int, group: int) -> int:
@@ -74,7 +85,7 @@ class Ledger:
         """The rate that the user's scheduler (or the user) set for the group, absolute."""
         inside = self._inside[optimizer]
         if inside is not None and group < len(inside):
-            return inside[group][0]
+            return inside[group][1]
         return float(self.optimizers[optimizer].param_groups[group]["lr"])
 
     def factor(self, source: str, optimizer: int, group: int) -> float:
@@ -148,11 +159,20 @@ class Ledger:
     # around the step -------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Registers the hooks on the optimizers."""
+        """Registers the hooks on the optimizers.
+
+        Raises:
+            ValueError: for an optimizer that is no `torch.optim.Optimizer`, and so has no hooks.
+        """
         for index, optimizer in enumerate(self.optimizers):
+            if not isinstance(optimizer, Optimizer):
+                raise ValueError(
+                    f"rates can be changed only in a torch.optim.Optimizer, whose step has hooks, but optimizer "
+                    f"{index} is a {type(optimizer).__name__}: derive it from torch.optim.Optimizer"
+                )
             self._handles += [
-                optimizer.register_step_pre_hook(lambda *_, index=index: self._before_step(index)),
-                optimizer.register_step_post_hook(lambda *_, index=index: self._after_step(index)),
+                optimizer.register_step_pre_hook(functools.partial(self._before_step, index)),
+                optimizer.register_step_post_hook(functools.partial(self._after_step, index)),
             ]
 
     def detach(self) -> None:
@@ -167,16 +187,36 @@ class Ledger:
         for index in range(len(self.optimizers)):
             self._take_back(index)
 
-    def _before_step(self, index: int) -> None:
+    def _before_step(self, index: int, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._active():
-            return
+            return None
         self._take_back(index)
         self._discarded[index] = False
         self._adopt(index)
         self._listener.before_update(index)
         self._put(index)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return None
+        # some optimizers read the rate before they call the closure, most after it; the user's code within the closure
+        # (with automatic optimization that is all of training_step) is to see the scheduler's
+        wrapped = functools.partial(self._within, index, closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
 
-    def _after_step(self, index: int) -> None:
+    def _within(self, index: int, closure: Callable[[], Any]) -> Any:
+        self._take_back(index)
+        loss = closure()
+        if loss is None and self._closure_gives_loss and not self._has_gradients(index):
+            self._discarded[index] = True  # training_step returned None
+        if len(self._lines[index]) != len(self.optimizers[index].param_groups):
+            self._adopt(index)
+            self._listener.before_update(index)
+        self._put(index)
+        return loss
+
+    def _after_step(self, index: int, *_: Any) -> None:
         written = self._inside[index]
         if written is None:
             return
@@ -187,11 +227,11 @@ class Ledger:
             return
         if self._trial[index] is None:
             self._updates[index] += 1
-            for group, (line, (base, effective)) in enumerate(zip(self._lines[index], written, strict=True)):
+            for group, (line, (_, base, effective)) in enumerate(zip(self._lines[index], written, strict=False)):
                 used = line.used
                 if used is not None and math.isclose(used.effective, effective, rel_tol=ROUNDING):
                     # compared with the rate last told, so that a slow drift is told in the end
-                    if used.factors == line.shares:
+                    if used.factors == line.shares and line.told:
                         continue
                     effective = used.effective
                 self._record(index, group, line, Used(base, line.shares, effective))
@@ -206,21 +246,25 @@ class Ledger:
             wanted = trial
         written = []
         for settings, base, effective in zip(groups, bases, wanted, strict=True):
+            found = settings["lr"]
             if effective != base:
                 _own(settings, groups, len(set(wanted)) > 1)
                 _write(settings, effective)
                 effective = float(settings["lr"])
-            written.append((base, effective))
+            written.append((base if isinstance(found, torch.Tensor) else found, base, effective))
         self._inside[index] = written
 
     def _take_back(self, index: int) -> None:
         written, self._inside[index] = self._inside[index], None
         if written is None:
             return
-        for (base, effective), settings in zip(written, self.optimizers[index].param_groups, strict=False):
-            # a rate that somebody changed within the step is theirs: leave it
+        for (found, base, effective), settings in zip(written, self.optimizers[index].param_groups, strict=False):
+            # a rate that the optimizer itself changed is its own: leave it
             if effective != base and float(settings["lr"]) == effective:
-                _write(settings, base)
+                _write(settings, found)
+
+    def _has_gradients(self, index: int) -> bool:
+        return any(p.grad is not None for group in self.optimizers[index].param_groups for p in group["params"])
 
     def _adopt(self, index: int) -> None:
         lines, groups = self._lines[index], self.optimizers[index].param_groups
@@ -234,20 +278,21 @@ class Ledger:
             lines.append(line)
 
     def _record(self, index: int, group: int, line: Line, now: Used) -> None:
-        before, line.used = line.used, now
+        before, line.used, told, line.told = line.used, now, line.told, True
         if before is None:
             first = [Part(source, factor, factor, line.reasons.get(source, "")) for source, factor in now.factors]
             self._listener.rate_used(index, group, None, now.effective, first)
             return
         parts = []
-        if before.base != now.base:
+        if before.base != now.base and before.effective != now.effective:
             parts.append(Part(SCHEDULER, before.base, now.base, ""))
         old, new = dict(before.factors), dict(now.factors)
         for source in sorted(old.keys() | new.keys()):
             was, is_now = old.get(source, 1.0), new.get(source, 1.0)
             if was != is_now:
                 parts.append(Part(source, was, is_now, line.reasons.get(source, "")))
-        self._listener.rate_used(index, group, before.effective, now.effective, parts)
+        if not told or parts:
+            self._listener.rate_used(index, group, before.effective, now.effective, parts)
 
     # state -----------------------------------------------------------------------------------------------------
 
@@ -282,7 +327,7 @@ def _own(settings: dict[str, Any], groups: list[dict[str, Any]], differ: bool) -
         settings["lr"] = rate.clone()
 
 
-def _write(settings: dict[str, Any], rate: float) -> None:
+def _write(settings: dict[str, Any], rate: Any) -> None:
     if isinstance(settings["lr"], torch.Tensor):
         settings["lr"].fill_(rate)
     else:

@@ -23,12 +23,14 @@ class Line:
         factors: each source's factor, a ratio >= 0; a source that is absent counts as 1.
         reasons: each source's reason for its present factor, in words.
         used: what the last update was made with; None before the first.
+        told: whether the listener has heard of it in this run.
     """
 
     born: int = 0
     factors: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     used: Used | None = None
+    told: bool = False
     product: float = 1.0
     shares: tuple[tuple[str, float], ...] = ()
 

@@ -56,7 +56,8 @@ class Metric:
         return value.detach()
 
     def _means(self, meta: Any, on_step: bool) -> bool:
-        name = meta.name if meta.dataloader_idx is None else f"{meta.name}/dataloader_idx_{meta.dataloader_idx}"
+        one_of_several = meta.add_dataloader_idx and meta.dataloader_idx is not None
+        name = f"{meta.name}/dataloader_idx_{meta.dataloader_idx}" if one_of_several else meta.name
         if on_step:
             return meta.on_step and self.name == (f"{name}_step" if meta.on_epoch else name)
         return meta.on_epoch and self.name in (name, f"{name}_epoch" if meta.on_step else name)

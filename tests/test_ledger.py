@@ -145,7 +145,7 @@ def test_an_exception_within_the_step_leaves_the_schedulers_rate() -> None:
     assert ledger.updates(0) == 0
 
 
-def test_a_rate_that_the_user_changes_within_the_step_is_kept() -> None:
+def test_code_within_the_closure_sees_and_changes_the_schedulers_rate() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.5)
     ledger = Ledger([optimizer], Listener())
@@ -153,11 +153,67 @@ def test_a_rate_that_the_user_changes_within_the_step_is_kept() -> None:
     ledger.set_factor("Test", 0.1, "a test")
 
     def closure() -> float:
-        optimizer.param_groups[0]["lr"] = 0.25
+        weight.grad = torch.ones(1)
+        assert optimizer.param_groups[0]["lr"] == 0.5
+        optimizer.param_groups[0]["lr"] *= 0.5
         return 0.0
 
     optimizer.step(closure)
+    assert weight.item() == pytest.approx(1.0 - 0.025)
     assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_an_exception_in_the_closure_that_the_user_swallows_leaves_no_factor_behind() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    ledger = Ledger([optimizer], Listener())
+    ledger.attach()
+    ledger.set_factor("Test", 0.1, "a test")
+
+    def closure() -> float:
+        raise MemoryError
+
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            optimizer.step(closure)
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5**4
+
+
+def test_lbfgs_which_reads_its_rate_before_the_closure_has_the_effective_one() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.LBFGS([weight], lr=1.0, max_iter=1)
+    ledger = Ledger([optimizer], Listener())
+    ledger.attach()
+    ledger.set_factor("Test", 0.25, "a test")
+
+    def closure() -> torch.Tensor:
+        assert optimizer.param_groups[0]["lr"] == 1.0
+        weight.grad = torch.full((1,), 0.5)
+        return torch.tensor(0.0)
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    # the first step of LBFGS is min(1, 1 / |g|) * lr * g
+    assert weight.item() == 1.0 - 0.25 * 0.5
+
+
+def test_a_whole_number_as_rate_comes_back_as_it_was() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1)
+    ledger = Ledger([optimizer], Listener())
+    ledger.attach()
+    ledger.set_factor("Test", 0.1, "a test")
+    optimizer.step()
+    assert isinstance(optimizer.param_groups[0]["lr"], int)
+
+
+def test_an_optimizer_without_hooks_is_refused() -> None:
+    class Mine:
+        param_groups = [{"lr": 0.1}]  # noqa: RUF012
+
+    with pytest.raises(ValueError, match="optimizer 0 is a Mine: derive it from"):
+        Ledger([Mine()], Listener()).attach()  # type: ignore[list-item]
 
 
 def test_a_verdict_within_the_step_changes_this_very_update() -> None:

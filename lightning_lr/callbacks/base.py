@@ -31,7 +31,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
 
     A subclass sets factors under its own `name`, and overrides what it needs of `started`, `before_update`,
     `after_update`, `settling`, `own_state` and `load_own_state`. A subclass that overrides one of the Lightning hooks
-    that this class has calls `super()` first.
+    that this class has calls `super()`.
 
     Args:
         name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
@@ -118,7 +118,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
             return
         self.run.attach()
         for peer in self.run.peers:
-            if trainer.ckpt_path and trainer.global_step > 0 and not peer._loaded:
+            if peer.has_factor and not peer._loaded and trainer.ckpt_path and trainer.global_step > 0:
                 rank_zero_warn(
                     f"the checkpoint holds no state of {peer.name}: it starts afresh at step {trainer.global_step}"
                 )
@@ -127,6 +127,14 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self._leads:
             self.run.attach()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._leads:
+            self.run.attach()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._leads:
+            self.run.look_for_updates()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._leads:
@@ -138,9 +146,15 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         # later callbacks may still save a checkpoint: the run stays, with the rates as the scheduler left them
-        if self._run is not None and self._leads:
-            self.run.ledger.detach()
+        if self._run is None or not self._leads:
+            return
+        self.run.failed = True
+        self.run.ledger.detach()
+        try:
             self.run.close()
+        except Exception as error:
+            # it may be the logger itself that failed; the callbacks after this one have to be told too
+            rank_zero_warn(f"the last rates could not be written: {error!r}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self._run is not None and self._leads:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_lr.arguments import real_number, whole_number
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.metric import Metric, MetricError
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
@@ -23,7 +24,7 @@ class PlateauDecay(LRCallback):
 
     Args:
         monitor: the metric's name as logged. Of one logged with `on_step=True, on_epoch=True` the epoch's value is
-            taken; `<name>_step` takes every step.
+            taken; `<name>_step` takes every step. Of a name logged in training and in validation it is the training's.
         mode: `min` when less is better, `max` when more is.
         factor: the ratio of the new rate to the old, in (0, 1).
         patience: bad checks that are still borne; with `test="trend"` the length of the window in values, >= 3.
@@ -38,8 +39,8 @@ class PlateauDecay(LRCallback):
 
     Raises:
         ValueError: at construction for a value outside its bounds.
-        MetricError: at the start of the second epoch when no metric of that name was logged, and on every rank when
-            some ranks logged it and others did not.
+        MetricError: at the start of an epoch when one has ended, validation has run (if there is one), and no metric of
+            that name was logged; on every rank when some ranks logged it and others did not.
 
     Example:
         >>> from lightning_lr import PlateauDecay
@@ -65,17 +66,13 @@ class PlateauDecay(LRCallback):
         super().__init__(name)
         if not isinstance(monitor, str) or not monitor:
             raise ValueError(f"monitor must be the name of a logged metric, got {monitor!r}")
-        if not 0.0 < factor < 1.0:
-            raise ValueError(f"factor must be in (0, 1), got {factor!r}: to keep the rate, leave PlateauDecay out")
-        if not 0.0 <= min_lr < math.inf:
-            raise ValueError(f"min_lr must be finite and >= 0, got {min_lr!r}")
-        if max_decays is not None and (
-            isinstance(max_decays, bool) or not isinstance(max_decays, int) or max_decays < 0
-        ):
-            raise ValueError(f"max_decays must be a whole number >= 0, or None for no end, got {max_decays!r}")
+        self.decay_factor = real_number("factor", factor, "(0, 1)", "to keep the rate, leave PlateauDecay out")
+        self.min_lr = real_number("min_lr", min_lr, "[0, inf)")
+        if max_decays is not None:
+            max_decays = whole_number("max_decays", max_decays, 0, "None never asks the trainer to stop")
         self.policy = PlateauPolicy(mode, patience, threshold, threshold_mode, cooldown, test)
-        self.monitor, self.decay_factor, self.min_lr, self.max_decays = monitor, factor, min_lr, max_decays
-        self._values_per_check = 1 if test == "patience" else max(1, patience // CHECKS_PER_WINDOW)
+        self.monitor, self.max_decays = monitor, max_decays
+        self._values_per_check = 1 if test == "patience" else max(1, self.policy.patience // CHECKS_PER_WINDOW)
         self.reset()
 
     def reset(self) -> None:
@@ -85,7 +82,9 @@ class PlateauDecay(LRCallback):
         self._produced: str | None = None
         self._micro_batches: list[torch.Tensor] = []
         self._updates: list[torch.Tensor | None] = []
-        self._stepped = self._asked = self._validated = self._late = False
+        self._stepped = self._asked = self._validated = self._late = self._epoch_over = False
+        self._groups: list[int] = []
+        self._not_finite = 0
 
     def forget(self) -> None:
         """Drops the checks that speak against the rate: they were made before a rewind, say."""
@@ -93,6 +92,7 @@ class PlateauDecay(LRCallback):
         self._micro_batches, self._updates = [], []
 
     def started(self, trainer: Any, pl_module: Any) -> None:
+        self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         loop = trainer.fit_loop.epoch_loop
         if (
             self._produced == "validation"
@@ -107,6 +107,15 @@ class PlateauDecay(LRCallback):
 
     # when the metric comes -------------------------------------------------------------------------------------
 
+    def before_update(self, optimizer: int) -> None:
+        groups = self.ledger.groups(optimizer)
+        for group in range(self._groups[optimizer], groups) if self.min_lr > 0.0 else ():
+            # one that has come since starts with all decays so far, and has its own floor
+            factor = self._floored(optimizer, group, self.ledger.factor(self.name, optimizer, group), 1.0)
+            reason = f"{self.state.decays} decays so far, down to min_lr at most"
+            self.ledger.set_factor(self.name, factor, reason, optimizer=optimizer, group=group)
+        self._groups[optimizer] = groups
+
     def after_update(self, optimizer: int) -> None:
         self._stepped = True
 
@@ -114,8 +123,7 @@ class PlateauDecay(LRCallback):
         super().on_train_epoch_start(trainer, pl_module)
         self._check_late()
         self._asked = False
-        epoch_over = trainer.fit_loop.epoch_progress.current.processed > 0
-        if self._produced is None and epoch_over and (self._validated or not trainer.enable_validation):
+        if self._produced is None and self._epoch_over and (self._validated or not trainer.enable_validation):
             raise MetricError(
                 f"{self.name} monitors {self.monitor!r}, which nobody has logged; logged were: "
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'no metrics at all'}. "
@@ -135,6 +143,7 @@ class PlateauDecay(LRCallback):
             self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         if self._produced in (None, "epoch"):
             self._take_one(trainer, self._metric.produced(trainer, on_step=False), "epoch")
         if self._produced is None and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [
@@ -142,6 +151,7 @@ class PlateauDecay(LRCallback):
         ]:
             self._produced = "step"
         self._late = self._produced in (None, "late")
+        self._epoch_over = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._check_late()
@@ -165,7 +175,11 @@ class PlateauDecay(LRCallback):
             return
         self._stepped = False
         batches, self._micro_batches = self._micro_batches, []
-        self._updates.append(torch.stack(batches).mean() if len(batches) > 1 else (batches or [None])[0])
+        self._updates.append(
+            torch.stack([b.to(batches[-1].device) for b in batches]).mean()
+            if len(batches) > 1
+            else (batches or [None])[0]
+        )
         if len(self._updates) >= self._values_per_check:
             updates, self._updates = self._updates, []
             for number in self._metric.agree(trainer, updates):
@@ -195,8 +209,13 @@ class PlateauDecay(LRCallback):
 
     def _check(self, trainer: Any, value: float) -> None:
         if not math.isfinite(value):
-            self.journal.say(f"{self.name}: {self.monitor} is {value}: not counted as a check")
+            self._not_finite += 1
+            if self._not_finite == 1:
+                self.journal.say(f"{self.name}: {self.monitor} is {value}: not counted as a check")
             return
+        if self._not_finite > 1:
+            self.journal.say(f"{self.name}: {self.monitor} is finite again after {self._not_finite} values")
+        self._not_finite = 0
         resting = any(peer.settling for peer in self.run.peers)
         best = self.state.best
         self.state, decay = self.policy.step(self.state, value, resting=resting)
@@ -207,9 +226,10 @@ class PlateauDecay(LRCallback):
         else:
             reason = f"{self.monitor} {value:.6g} is no better than {best:.6g} for {self.policy.patience + 1} checks"
         if self.max_decays is not None and self.state.decays > self.max_decays:
-            line = f"{self.name} asks the trainer to stop after {self.max_decays} decays: {reason}"
-            self.journal.say(line)
-            rank_zero_info(line)
+            if self.state.decays == self.max_decays + 1:
+                line = f"{self.name} asks the trainer to stop after {self.max_decays} decays: {reason}"
+                self.journal.say(line)
+                rank_zero_info(line)
             trainer.should_stop = True
             return
         self._decay(reason)
@@ -217,22 +237,26 @@ class PlateauDecay(LRCallback):
     def _decay(self, reason: str) -> None:
         ledger = self.ledger
         for optimizer in range(len(ledger.optimizers)):
-            factors = []
-            for group in range(ledger.groups(optimizer)):
-                now, base = ledger.factor(self.name, optimizer, group), ledger.base(optimizer, group)
-                floor = self.min_lr / base if base > 0.0 else 0.0
-                factors.append(min(now, max(now * self.decay_factor, floor)))
+            now = [ledger.factor(self.name, optimizer, group) for group in range(ledger.groups(optimizer))]
+            factors = [self._floored(optimizer, group, factor, self.decay_factor) for group, factor in enumerate(now)]
             # also what a group that is added later starts from
             ledger.set_factor(self.name, self.decay_factor**self.state.decays, reason, optimizer=optimizer)
             for group, factor in enumerate(factors):
                 ledger.set_factor(self.name, factor, reason, optimizer=optimizer, group=group)
 
+    def _floored(self, optimizer: int, group: int, factor: float, times: float) -> float:
+        base = self.ledger.base(optimizer, group)
+        floor = self.min_lr / base if base > 0.0 else 0.0
+        return min(factor if times < 1.0 else 1.0, max(factor * times, floor))
+
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
         """The policy's state, and values that wait for the next check."""
-        self._check_late()
-        waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates else []
+        if not self.run.failed:
+            self._check_late()
+        # after an exception the other ranks may not be here
+        waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates and not self.run.failed else []
         micro_batches = [float(value) for value in self._micro_batches]
         return {
             "policy": self.state.to_dict(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_lr.change import Listener, Part
@@ -56,24 +58,37 @@ class Run(Listener):
             )
         sources = [peer.name for peer in peers if peer.has_factor]
         self.journal = Journal(trainer, self.names_at, sources, monitoring=bool(monitors), show_rates=not stock)
+        if stock:
+            rank_zero_info(
+                "LearningRateMonitor shows the scheduler's rates, without the factors of lightning_lr: LRMonitor, in "
+                "its place, shows the rates that the updates are made with"
+            )
         self._saved: dict[str, Any] | None = None
         self.names: list[list[GroupName]] = []
-        self._optimizers: Any = None
+        self._attached = self._warned = False
+        self.failed = False
         self._updated = False
+        self._batches = 0
 
     # the leader's hooks ----------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Puts the ledger on the trainer's optimizers, or on the new ones when they were replaced."""
         optimizers = self.trainer.strategy.optimizers
-        if optimizers is self._optimizers:
+        known = self.ledger.optimizers
+        if self._attached and len(known) == len(optimizers) and all(map(operator.is_, known, optimizers)):
             return
-        if self._optimizers is not None:
+        if self._attached:
             self._saved = self.ledger.state_dict()
             self.ledger.detach()
-        self._optimizers = optimizers
+        self._attached = True
         leader = self.peers[0]
-        self.ledger = Ledger(optimizers, self, lambda: leader in self.trainer.callbacks)
+        self.ledger = Ledger(
+            optimizers,
+            self,
+            lambda: leader in self.trainer.callbacks,
+            closure_gives_loss=self.trainer.lightning_module.automatic_optimization,
+        )
         if self._saved is not None:
             self.ledger.load_state_dict(self._saved, [peer.name for peer in self.peers])
             self._saved = None
@@ -86,13 +101,24 @@ class Run(Listener):
 
     def save(self) -> dict[str, Any]:
         """The ledger's state, plain."""
-        return self._saved if self._optimizers is None and self._saved is not None else self.ledger.state_dict()
+        return self._saved if not self._attached and self._saved is not None else self.ledger.state_dict()
 
     def flush(self) -> None:
         """At the end of every batch: writes what its updates had to say."""
+        self._batches += 1
         if self._updated:
             self._updated = False
             self.journal.flush(self.ledger)
+
+    def look_for_updates(self) -> None:
+        """At the end of an epoch: says it when an optimizer's steps can't be seen."""
+        idle = [type(o).__name__ for i, o in enumerate(self.ledger.optimizers) if self.ledger.updates(i) == 0]
+        if idle and self._batches and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"lightning_lr has seen no step of {' and '.join(idle)} in {self._batches} batches, so no rate of it "
+                f"was changed: if it hands its steps to an optimizer inside it, call its own step() instead"
+            )
 
     def close(self) -> None:
         """At the end of training: the last words."""

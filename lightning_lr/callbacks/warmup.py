@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_lr.arguments import real_number
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.length import updates_in_epochs, updates_in_run
 from lightning_lr.policies.warmup import WarmupPolicy, untuned_steps
@@ -62,10 +62,10 @@ class Warmup(LRCallback):
             raise ValueError(f"give exactly one of steps, epochs and fraction, got {got}")
         if isinstance(steps, str) and steps != "auto":
             raise ValueError(f"steps must be a whole number >= 1 or 'auto', got {steps!r}")
-        if epochs is not None and not 0.0 < epochs < math.inf:
-            raise ValueError(f"epochs must be finite and > 0, got {epochs!r}: for no warm-up, leave Warmup out")
-        if fraction is not None and not 0.0 < fraction <= 1.0:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction!r}: it is a share of the whole run")
+        if epochs is not None:
+            real_number("epochs", epochs, "(0, inf)", "for no warm-up, leave Warmup out")
+        if fraction is not None:
+            real_number("fraction", fraction, "(0, 1]", "it is a share of the whole run")
         self.steps, self.epochs, self.fraction = steps, epochs, fraction
         self.shape, self.start_factor = shape, start_factor
         self._policy(1 if steps is None or steps == "auto" else steps)
@@ -74,9 +74,10 @@ class Warmup(LRCallback):
     @property
     def settling(self) -> bool:
         return any(
-            len(policies) < self.ledger.groups(optimizer)
-            or any(self._age(optimizer, group) < policy.steps for group, policy in enumerate(policies))
-            for optimizer, policies in enumerate(self._policies)
+            self._warming(optimizer)
+            for optimizer in range(len(self._policies))
+            # one that has yet to make its first update warms nothing up (a generator that joins late, say)
+            if self.ledger.updates(optimizer) > 0
         )
 
     def restart(self) -> None:
@@ -88,21 +89,23 @@ class Warmup(LRCallback):
         self._policies: list[list[WarmupPolicy]] = []
         self._restarted: list[int] = []
         self._done: list[int] = []
+        self._length: int | None = None
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
         if len(self._policies) != len(optimizers):
             self._policies = [[] for _ in optimizers]
-            self._restarted = [0] * len(optimizers)
+            # a ledger that was resumed without this callback has counted updates that were no warm-up
+            self._restarted = [self.ledger.updates(optimizer) for optimizer in range(len(optimizers))]
+            self._length = self._given_length(trainer)
         self._done = [0] * len(optimizers)
-        self._length = self._given_length(trainer)
         for index in range(len(optimizers)):
             self._extend(index)
         left = max(
             (
                 policy.steps - self._age(i, g)
                 for i, policies in enumerate(self._policies)
-                for g, policy in enumerate(policies)
+                for g, policy in enumerate(policies[: self.ledger.groups(i)])
             ),
             default=0,
         )
@@ -136,16 +139,28 @@ class Warmup(LRCallback):
     def own_state(self) -> dict[str, Any]:
         """The lengths, which a resumed run can't compute again when its own length has changed."""
         return {
+            "length": self._length,
             "steps": [[policy.steps for policy in policies] for policies in self._policies],
             "restarted": list(self._restarted),
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self._policies = [[self._policy(steps) for steps in lengths] for lengths in state["steps"]]
-        self._restarted = list(state["restarted"])
+        self._restarted, self._length = list(state["restarted"]), state["length"]
+        if self._length is not None and isinstance(self.steps, int) and self.steps != self._length:
+            rank_zero_warn(
+                f"{self.name}(steps={self.steps}) was saved with {self._length} updates, and goes on with those: "
+                f"give it another name= to warm up anew"
+            )
 
     def _policy(self, steps: int) -> WarmupPolicy:
         return WarmupPolicy(steps, self.shape, self.start_factor)
+
+    def _warming(self, optimizer: int) -> bool:
+        policies, groups = self._policies[optimizer], self.ledger.groups(optimizer)
+        return len(policies) < groups or any(
+            self._age(optimizer, group) < policy.steps for group, policy in enumerate(policies[:groups])
+        )
 
     def _age(self, optimizer: int, group: int) -> int:
         return min(self.ledger.age(optimizer, group), self.ledger.updates(optimizer) - self._restarted[optimizer])

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_lr.arguments import real_number, whole_number
 from lightning_lr.statistics.trend import probability_of_decrease, probability_of_decrease_robust
 
 NO_DECREASE = 0.51
@@ -102,14 +103,10 @@ class PlateauPolicy:
             raise ValueError(f"test must be 'patience' or 'trend', got {self.test!r}")
         if self.threshold_mode not in ("rel", "abs"):
             raise ValueError(f"threshold_mode must be 'rel' or 'abs', got {self.threshold_mode!r}")
-        _whole("patience", self.patience, 3 if self.test == "trend" else 0)
-        _whole("cooldown", self.cooldown, 0)
-        bound = 1.0 if self.threshold_mode == "rel" else math.inf
-        if not 0.0 <= self.threshold < bound:
-            raise ValueError(
-                f"threshold must be in [0, {bound:g}) with threshold_mode={self.threshold_mode!r}, "
-                f"got {self.threshold!r}"
-            )
+        object.__setattr__(self, "patience", whole_number("patience", self.patience, 3 if self.test == "trend" else 0))
+        object.__setattr__(self, "cooldown", whole_number("cooldown", self.cooldown, 0))
+        relative = self.threshold_mode == "rel"
+        real_number("threshold", self.threshold, "[0, 1)" if relative else "[0, inf)", "a ratio" if relative else "")
 
     def step(self, state: PlateauState, value: float, *, resting: bool = False) -> tuple[PlateauState, bool]:
         """Takes one value of the metric.
@@ -173,8 +170,3 @@ class PlateauPolicy:
             replace(self.forget(state), cooldown_left=self.cooldown, decays=state.decays + 1),
             True,
         )
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lightning_lr.arguments import real_number, whole_number
+
 EXPONENT = 5.0
 """The exponential shape's length in time constants: at a fifth of the way 63% of the rise is made."""
 
@@ -44,16 +46,10 @@ class WarmupPolicy:
     start_factor: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(
-                f"steps must be a whole number of updates >= 1, got {self.steps!r}: for no warm-up, leave Warmup out"
-            )
+        object.__setattr__(self, "steps", whole_number("steps", self.steps, 1, "for no warm-up, leave Warmup out"))
         if self.shape not in SHAPES:
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
-        if not 0.0 <= self.start_factor < 1.0:
-            raise ValueError(
-                f"start_factor must be in [0, 1), got {self.start_factor!r}: it is the share of the rate at the start"
-            )
+        real_number("start_factor", self.start_factor, "[0, 1)", "it is the share of the rate at the start")
         if self.shape == "constant" and self.start_factor == 0.0:
             raise ValueError(
                 "start_factor must be in (0, 1) with shape='constant', got 0.0: "

@@ -1,0 +1,45 @@
+"""Checks of arguments: an error names the bound, the value and the remedy."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+
+def whole_number(name: str, value: Any, least: int, remedy: str = "") -> int:
+    """The value as an int.
+
+    Raises:
+        ValueError: when it is no whole number >= `least`; a bool and a string are none.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least:
+        return int(value)
+    raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}{remedy and ': ' + remedy}")
+
+
+def real_number(name: str, value: Any, interval: str, remedy: str = "") -> float:
+    """The value as a float.
+
+    Args:
+        name: the argument's.
+        value: what was given.
+        interval: such as `(0, 1]` or `[0, inf)`: a round bracket leaves the bound out.
+        remedy: what to do instead, in words.
+
+    Raises:
+        ValueError: when it is no finite number in the interval; a bool and a string are none.
+
+    Example:
+        >>> real_number("factor", 1.5, "(0, 1)", "to keep the rate, leave PlateauDecay out")
+        Traceback (most recent call last):
+        ValueError: factor must be in (0, 1), got 1.5: to keep the rate, leave PlateauDecay out
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        number = float(value)
+        above = low < number or (interval[0] == "[" and number == low)
+        below = number < high or (interval[-1] == "]" and number == high)
+        if above and below:
+            return number
+    raise ValueError(f"{name} must be in {interval}, got {value!r}{remedy and ': ' + remedy}")
