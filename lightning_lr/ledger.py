@@ -284,7 +284,7 @@ class Ledger:
             self._listener.rate_used(index, group, None, now.effective, first)
             return
         parts = []
-        if before.base != now.base and before.effective != now.effective:
+        if before.base != now.base:
             parts.append(Part(SCHEDULER, before.base, now.base, ""))
         old, new = dict(before.factors), dict(now.factors)
         for source in sorted(old.keys() | new.keys()):

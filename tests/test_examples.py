@@ -35,6 +35,18 @@ def test_digits_tells_the_story_of_its_rate(tmp_path: Path) -> None:
     assert list(tmp_path.glob("digits/version_0/events*"))
 
 
+def test_rescue_shows_the_stock_run_dying_and_the_guarded_one_ending_as_well_as_the_tuned(tmp_path: Path) -> None:
+    said = output("rescue.py", "--logs", str(tmp_path))
+    found = re.search(r"well-tuned (\S+), too high (\S+), too high with the guard (\S+)", said)
+    assert found
+    tuned, dead, saved = (float(accuracy) for accuracy in found.groups())
+    assert dead < 0.2
+    assert tuned > 0.94
+    assert saved > tuned - 0.01
+    assert re.search(r"DivergenceGuard: update \d+ rewound by", said)
+    assert "DivergenceGuard: update 301 skipped: the loss or a gradient is not finite" in said
+
+
 def test_two_processes_have_one_rate(tmp_path: Path) -> None:
     said = output("two_processes.py", "--logs", str(tmp_path))
     first, second = re.findall(r"rank \d: ([0-9a-f]{16}) \d+ updates", said)

@@ -1,0 +1,498 @@
+"""`DivergenceGuard`: skips the bad update, rewinds the diverged run, lowers the rate, and carries on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+from torch.optim import Optimizer
+
+from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.plateau import PlateauDecay
+from lightning_lr.callbacks.warmup import Warmup
+from lightning_lr.generations import Generations
+from lightning_lr.incident import nonfinite_gradients, write_incident
+from lightning_lr.policies.divergence import DRIFT_AGE, DivergencePolicy
+from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
+from lightning_lr.signals import LossMeter, Measured, measure
+from lightning_lr.snapshot import Source
+
+CLOSE_LOOK = 8
+"""Updates after a start or a rewind at each of which the drift is measured: a rate too high kills within them."""
+
+LEAST_INTERVAL = 10
+"""Updates between two snapshots in a run whose steps are long against a copy."""
+
+MOST_INTERVAL = 500
+TIMED_UPDATES = 20
+"""After so many updates `snapshot_every="auto"` decides."""
+
+COST_SHARE = 0.01
+"""Of the training time, for snapshots."""
+
+SETTLING = 24
+"""Accepted updates after a rewind in which metrics say nothing about the rate."""
+
+SCALE_FLOOR = 1.0
+"""A gradient scaler above this scale is still calibrating: its overflows are no incidents."""
+
+SIGNALS_KEPT = 64
+
+
+class DivergenceError(RuntimeError):
+    """The run diverged again and again; the model holds the weights of the last healthy snapshot."""
+
+
+class DivergenceGuard(LRCallback):
+    """Judges every update before it is applied, and keeps a run alive that would have died.
+
+    Loss and gradient that are not finite, and single spikes, cost the update (its gradients become None, so no
+    optimizer moves). A sustained rise, a slow divergence and a dead run are rewound: weights, buffers, optimizer state,
+    gradient scaler, torchmetrics states and averaged weights come back from the newest snapshot in host memory that was
+    proven healthy; the effective rate is capped and grows back. Time is not rewound: `global_step`, the data loader and
+    the schedulers go on. How it judges: `lightning_lr.DivergencePolicy`.
+
+    Without an incident the run is bit-identical to the one without the guard.
+
+    Args:
+        spike_threshold: how far into the tail of the run's own losses a spike lies, in mean excesses, >= 3.
+        window: accepted updates that are remembered, a multiple of 8, >= 32.
+        backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
+        max_rewinds: rewinds without lasting progress before it gives up, >= 1.
+        regrow: calm updates in which a lowered rate doubles, >= 8.
+        snapshot_every: updates between snapshots, >= 1; or `"auto"`: as often as costs at most 1% of the training time,
+            between 10 and 500. Only a number gives two runs the same rewinds for certain.
+        snapshots: the most copies kept, >= 2.
+        memory_limit: host memory for all copies of this rank, in bytes; None: no limit but `snapshots`.
+        save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind as the
+            uninterrupted one; without, they are smaller, and the resumed weights are the first snapshot.
+        incidents_dir: a folder for the batch, the signals and the parameters of every incident; None: none is written.
+        rewarm: whether `Warmup` callbacks warm up again after a rewind.
+        on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
+        name: see `LRCallback`.
+
+    Raises:
+        ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` below two
+            copies.
+        DivergenceError: when it gives up.
+
+    Example:
+        >>> from lightning_lr.callbacks.divergence import DivergenceGuard
+        >>> DivergenceGuard(backoff=0.3).policy.backoff
+        0.3
+    """
+
+    def __init__(
+        self,
+        *,
+        spike_threshold: float = 14.0,
+        window: int = 128,
+        backoff: float = 0.5,
+        max_rewinds: int = 12,
+        regrow: int = 200,
+        snapshot_every: int | Literal["auto"] = "auto",
+        snapshots: int = 4,
+        memory_limit: int | None = None,
+        save_snapshots: bool = True,
+        incidents_dir: str | Path | None = None,
+        rewarm: bool = False,
+        on_give_up: Literal["raise", "stop"] = "raise",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.policy = DivergencePolicy(spike_threshold, window, backoff, max_rewinds, regrow)
+        if snapshot_every != "auto" and not _whole(snapshot_every, 1):
+            raise ValueError(f"snapshot_every must be a whole number >= 1 or 'auto', got {snapshot_every!r}")
+        if not _whole(snapshots, 2):
+            raise ValueError(f"snapshots must be a whole number >= 2, got {snapshots!r}: one proven, one to become it")
+        if memory_limit is not None and not _whole(memory_limit, 1):
+            raise ValueError(f"memory_limit must be a whole number of bytes >= 1, or None, got {memory_limit!r}")
+        if on_give_up not in ("raise", "stop"):
+            raise ValueError(f"on_give_up must be 'raise' or 'stop', got {on_give_up!r}")
+        self.snapshot_every, self.snapshots, self.memory_limit = snapshot_every, snapshots, memory_limit
+        self.save_snapshots, self.rewarm, self.on_give_up = save_snapshots, rewarm, on_give_up
+        self.incidents_dir = None if incidents_dir is None else Path(incidents_dir)
+        self.reset()
+
+    # the run ---------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        self.skips = self.rewinds = self.updates_lost = 0
+        self.states: list[DivergenceState] = []
+        self._saved: dict[str, Any] | None = None
+        self._interval: int = LEAST_INTERVAL if isinstance(self.snapshot_every, str) else self.snapshot_every
+        self._clock = self._anchor_clock = 0
+        self._look_due = self._copy_due = 1
+        self._look = False
+        self._proven: list[int] = []
+        self._dropped: list[bool] = []
+        self._caps: list[float] = []
+        self._reasons: list[str] = []
+        self._meter = LossMeter()
+        self._batches: list[Any] = []
+        self._window: deque[tuple[Any, ...]] = deque(maxlen=SIGNALS_KEPT)
+        self._copy_seconds, self._step_seconds, self._last_time = 0.0, 0.0, 0.0
+        self._given_up = self._warned = self._decided = False
+        self._buffers: list[Tensor] = []
+        self._buffers_before: list[Tensor] = []
+        self.generations: Generations | None = None
+
+    @property
+    def settling(self) -> bool:
+        """Whether a rewind was a moment ago."""
+        return self.rewinds > 0 and self._clock - self._anchor_clock < SETTLING
+
+    def started(self, trainer: Any, pl_module: Any) -> None:
+        optimizers = self.ledger.optimizers
+        self._sharded = any(hasattr(p, "placements") for p in pl_module.parameters())
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
+        source = Source([pl_module, *averages], optimizers, self._scaler)
+        self.generations = Generations(source, self.snapshots)
+        self._caps = [math.inf] * len(optimizers)
+        self._reasons = ["the rate is capped since a rewind"] * len(optimizers)
+        self._dropped = [False] * len(optimizers)
+        self._buffers = list(pl_module.buffers())
+        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
+        saved, self._saved = self._saved, None
+        if saved is None or len(saved["states"]) != len(optimizers):
+            self.states = [self.policy.start() for _ in optimizers]
+            self._proven = [0] * len(optimizers)
+        if saved is not None and saved["generations"] is not None:
+            self.generations.load_state_dict(saved["generations"])
+        if not len(self.generations):
+            label = tuple(state.update for state in self.states)
+            self.generations.take(label, self._clock, label, keep_anchor=False)
+            if saved is not None:
+                # the resumed weights are all there is to go back to
+                self._proven = list(label)
+                self._anchor_clock = self._clock
+        one = self.generations.newest.snapshot.bytes
+        if self.memory_limit is not None:
+            fits = self.memory_limit // max(one, 1)
+            if fits < 2:
+                raise ValueError(
+                    f"memory_limit must hold two copies of {one} bytes each, got {self.memory_limit}: "
+                    f"raise it to {2 * one}, or leave DivergenceGuard out"
+                )
+            self.generations.capacity = min(self.snapshots, fits)
+        rank_zero_info(
+            f"{self.name}: a snapshot takes {one / 2**20:.3g} MiB of host memory on each rank now, and up to "
+            f"{self.generations.capacity} are kept; optimizer state that comes later adds to it"
+        )
+        self._last_time = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        source = self._generations.source
+        if any(a is not b for a, b in zip(source.optimizers, self.ledger.optimizers, strict=False)) or len(
+            source.optimizers
+        ) != len(self.ledger.optimizers):
+            # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
+            self.started(trainer, pl_module)
+
+    # signals ---------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if not self._meter.losses:
+            self._batches = []
+            self._dropped = [False] * len(self._dropped)
+            if self._buffers:
+                _copy(self._buffers_before, self._buffers)
+        if self.incidents_dir is not None:
+            self._batches.append(batch)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        index = next(i for i, own in enumerate(self.ledger.optimizers) if own is optimizer)
+        loss = self._meter.take()
+        if self.ledger._trial[index] is not None:
+            return
+        if self._given_up:
+            self._drop(index)
+            return
+        measured, signals = self._measure(trainer, index, loss)
+        if self._calibrating(measured):
+            return
+        state, verdict = self.policy.step(self.states[index], signals)
+        if verdict.kind == "skip" and signals.weight_change is None and signals.weight_age > 0:
+            # is it the batch, or are the weights broken already? Nobody is to see them if they are
+            signals = signals._replace(weight_change=self._look_again())
+            state, verdict = self.policy.step(self.states[index], signals)
+        self.states[index] = state
+        self._proven[index] = verdict.healthy_before
+        self._look = verdict.measure
+        self._window.append((state.update, signals.loss, signals.grad_norm, verdict.kind))
+        if verdict.kind == "accept":
+            self._accepted(index, verdict)
+        else:
+            self._incident(trainer, pl_module, index, measured, signals, verdict)
+        self._clock += 1
+        if self.ledger.factor(self.name, index, 0) != verdict.factor:
+            self._set_factor(index, verdict)
+
+    def _measure(self, trainer: Any, index: int, loss: Tensor | None) -> tuple[Measured, Signals]:
+        generations = self._generations
+        age, drift_age = self._clock - generations.newest.clock, self._clock - self._anchor_clock
+        due = self._clock >= self._look_due
+        more: tuple[Tensor, ...] = ()
+        if (due or self._look) and age > 0:
+            more = generations.change(anchor=due and drift_age <= DRIFT_AGE)
+        timed = self.snapshot_every == "auto" and not self._decided and self._clock >= TIMED_UPDATES
+        if self.snapshot_every == "auto" and not self._decided:
+            now = time.perf_counter()
+            if self._clock:
+                self._step_seconds += now - self._last_time
+            self._last_time = now
+            if timed:
+                share = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+                steps = self._copy_seconds / max(self._step_seconds / TIMED_UPDATES, 1e-9) / COST_SHARE
+                more = (*more, torch.tensor(steps / share, dtype=torch.float64))
+        scaled = self._scaler is not None and getattr(
+            self.ledger.optimizers[index], "_step_supports_amp_scaling", False
+        )
+        scale = getattr(self._scaler, "_scale", None) if scaled else None
+        measured = measure(loss, self._parameters(index), scale, more, sharded=self._sharded)
+        sums = list(measured.more)
+        if timed:
+            self._decided = True
+            self._interval = min(max(math.ceil(sums.pop()), LEAST_INTERVAL), MOST_INTERVAL)
+        change = drift = None
+        if sums:
+            change = _ratio(*sums[:2])
+            if len(sums) > 2:
+                drift = _ratio(*sums[2:])
+        number = measured.loss
+        if number is None:
+            number = 1.0
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(f"{self.name} sees no loss (use self.manual_backward): it judges by gradients alone")
+        ledger, rate = self.ledger, 0.0
+        for group in range(ledger.groups(index)):
+            rate = max(rate, ledger.effective(index, group) / ledger.factor(self.name, index, group))
+        finite = math.isfinite(number) and math.isfinite(measured.grad_norm)
+        signals = Signals(
+            number, measured.grad_norm, finite, rate if rate > 0.0 else 1.0, change, age, drift, drift_age
+        )
+        return measured, signals
+
+    def _parameters(self, index: int) -> list[Tensor]:
+        return [p for group in self.ledger.optimizers[index].param_groups for p in group["params"]]
+
+    def _look_again(self) -> float:
+        """The weights' change now; on an incident only, since it is a collective of its own."""
+        far, size = measure(None, [], None, self._generations.change(anchor=False)).more
+        return _ratio(far, size)
+
+    def _calibrating(self, measured: Measured) -> bool:
+        """Does a gradient scaler see to this overflow?"""
+        if self._scaler is None or math.isfinite(measured.grad_norm):
+            return False
+        scale = getattr(self._scaler, "_scale", None)
+        return scale is not None and float(scale) > SCALE_FLOOR
+
+    # verdicts --------------------------------------------------------------------------------------------------
+
+    def _accepted(self, index: int, verdict: Verdict) -> None:
+        if self._clock >= self._look_due:
+            since = self._clock - self._anchor_clock
+            apart = 1 if since < CLOSE_LOOK else LEAST_INTERVAL if since <= DRIFT_AGE else self._interval
+            self._look_due = self._clock + min(apart, self._interval)
+        if self._clock >= self._copy_due and self._clock - self._anchor_clock >= CLOSE_LOOK:
+            label = tuple(state.update - (i == index) for i, state in enumerate(self.states))
+            young = self._clock - self._anchor_clock <= DRIFT_AGE
+            began = time.perf_counter()
+            if self._generations.take(label, self._clock, tuple(self._proven), keep_anchor=young):
+                # the first copies make their memory: only the latest one's time counts
+                self._copy_seconds = time.perf_counter() - began
+                self._copy_due = self._clock + self._interval
+
+    def _incident(
+        self, trainer: Any, pl_module: Any, index: int, measured: Measured, signals: Signals, verdict: Verdict
+    ) -> None:
+        names = [] if signals.finite else nonfinite_gradients(pl_module)
+        self._drop(index)
+        if verdict.kind == "skip":
+            self.skips += 1
+            self.updates_lost += 1
+            self._restore_buffers()
+            words = "skipped"
+        else:
+            lost = self._rewind(index)
+            self.rewinds += 1
+            self.updates_lost += lost
+            words = f"rewound by {lost} updates, factor {verdict.factor:.4g}"
+        line = (
+            f"{self.name}: update {self.states[index].update} {words}: {verdict.cause} ({_numbers(signals, verdict)})"
+        )
+        if names:
+            line += f"; not finite: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        rank_zero_info(line)
+        scalars = {"lr-incident/loss": signals.loss, "lr-incident/grad_norm": signals.grad_norm}
+        if verdict.threshold is not None:
+            scalars["lr-incident/threshold"] = verdict.threshold
+        self.journal.say(line, **scalars)
+        self._write(trainer, index, measured, signals, verdict, names)
+        if verdict.kind == "give_up":
+            self._give_up(trainer, verdict)
+
+    def _rewind(self, index: int) -> int:
+        """Gives the newest healthy generation back; returns the updates that this loses."""
+        judged = self.states[index].update
+        target = self._generations.rewind(tuple(self._proven), self._clock + 1)
+        for other, state in enumerate(self.states):
+            if other != index:
+                self.states[other] = self.policy.rewound(state, target.label[other])
+                self._proven[other] = self.states[other].memory.proven
+        lost = judged - target.label[index]
+        target.label = tuple(min(mine, proven) for mine, proven in zip(target.label, self._proven, strict=True))
+        self._anchor_clock = self._clock + 1
+        self._look_due = self._copy_due = self._clock + 2
+        self._look = False
+        for peer in self.run.peers:
+            if isinstance(peer, PlateauDecay):
+                peer.forget()
+            elif isinstance(peer, Warmup) and self.rewarm:
+                peer.restart()
+        return lost
+
+    def _give_up(self, trainer: Any, verdict: Verdict) -> None:
+        self._given_up = True
+        line = (
+            f"{self.name} gives up after {self.rewinds} rewinds, {self.policy.max_rewinds} of them without lasting "
+            f"progress: {verdict.cause}. The model holds the last healthy weights"
+        )
+        self.journal.say(line)
+        if self.on_give_up == "raise":
+            raise DivergenceError(line)
+        rank_zero_info(line)
+        trainer.should_stop = True
+
+    def _drop(self, index: int) -> None:
+        """Takes the gradients away: zeros would still move an optimizer that has momentum."""
+        for parameter in self._parameters(index):
+            parameter.grad = None
+        self._dropped[index] = True
+        self.ledger.discard_update(index)
+
+    def before_update(self, optimizer: int) -> None:
+        if self._dropped[optimizer]:
+            # under a gradient scaler the step begins only now
+            self.ledger.discard_update(optimizer)
+
+    def _restore_buffers(self) -> None:
+        """Running statistics have seen the bad batch already."""
+        if self._buffers:
+            _copy(self._buffers, self._buffers_before)
+
+    def _set_factor(self, index: int, verdict: Verdict) -> None:
+        cap, before = self.states[index].memory.cap, self._caps[index]
+        self._caps[index] = cap
+        if verdict.kind in ("rewind", "give_up"):
+            self._reasons[index] = verdict.cause
+        elif verdict.factor == 1.0:
+            self._reasons[index] = "the rate is back at its full height"
+        elif cap > before:
+            self._reasons[index] = "calm updates let the rate grow back"
+        # else the same cap holds, and the factor follows the scheduler's rate
+        reason = self._reasons[index]
+        self.ledger.set_factor(self.name, verdict.factor, reason, optimizer=index)
+
+    # the record ------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        line = (
+            f"{self.name}: {self._clock} updates judged, {self.skips} skipped, {self.rewinds} rewinds, "
+            f"{self.updates_lost} updates lost, snapshots took {self._generations.bytes / 2**20:.3g} MiB"
+        )
+        rank_zero_info(line)
+        if self.skips or self.rewinds:
+            self.journal.say(line)
+        super().on_train_end(trainer, pl_module)
+
+    def _write(
+        self, trainer: Any, index: int, measured: Measured, signals: Signals, verdict: Verdict, names: list[str]
+    ) -> None:
+        if self.incidents_dir is None:
+            return
+        own = measured.own_loss
+        bound = verdict.threshold if verdict.threshold is not None else math.inf
+        saw = own is not None and (not math.isfinite(own) or own > bound)
+        if not saw and not trainer.is_global_zero:
+            return
+        facts = {
+            "step": self.journal.step,
+            "update": self.states[index].update,
+            "epoch": trainer.current_epoch,
+            "batch": trainer.fit_loop.epoch_loop.batch_idx,
+            "rank": trainer.global_rank,
+            "optimizer": index,
+            "verdict": verdict.kind,
+            "cause": verdict.cause,
+            "loss": repr(signals.loss),
+            "loss_of_this_rank": repr(own),
+            "grad_norm": repr(signals.grad_norm),
+            "threshold": repr(verdict.threshold),
+            "factor": verdict.factor,
+            "parameters_with_nonfinite_gradients": names,
+        }
+        folder = self.incidents_dir / f"step-{self.journal.step:08d}-rank-{trainer.global_rank}"
+        write_incident(folder, facts, self._window, self._batches)
+
+    # state -----------------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        """The judges' states and the clocks; with `save_snapshots` the copies too."""
+        if self.generations is None or not self.states:
+            return self._saved or {}
+        return {
+            "states": [state.to_dict() for state in self.states],
+            "proven": list(self._proven),
+            "clocks": [self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval],
+            "flags": [self._look, self._decided, self._given_up],
+            "counts": [self.skips, self.rewinds, self.updates_lost],
+            "generations": self.generations.state_dict() if self.save_snapshots else None,
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        if not state:
+            return
+        self._saved = state
+        self.states = [DivergenceState.from_dict(saved) for saved in state["states"]]
+        self._proven = list(state["proven"])
+        self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval = state["clocks"]
+        self._look, self._decided, self._given_up = state["flags"]
+        self.skips, self.rewinds, self.updates_lost = state["counts"]
+
+    @property
+    def _generations(self) -> Generations:
+        if self.generations is None:
+            raise RuntimeError(f"{self.name} has no snapshots outside of trainer.fit")
+        return self.generations
+
+
+@torch.no_grad()
+def _copy(to: list[Tensor], of: list[Tensor]) -> None:
+    _foreach_copy_(to, of)
+
+
+def _ratio(far: float, size: float) -> float:
+    return math.sqrt(far / size) if far >= 0.0 else math.nan
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _numbers(signals: Signals, verdict: Verdict) -> str:
+    text = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
+    return text if verdict.threshold is None else f"{text}, limit {verdict.threshold:.4g}"

@@ -1,0 +1,231 @@
+"""`LRFinder`: the rate is found inside the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.sweep import CURVE, Sweep, references
+from lightning_lr.finding import Finding
+from lightning_lr.policies.agenda import Agenda, AgendaState, places
+from lightning_lr.policies.sweep import BRACKET, SweepPolicy
+
+
+class LRFinder(LRCallback):
+    """Finds the rate by trying rates out inside the run, and leaves no other trace.
+
+    For at most `steps` updates the run's own batches train a trial: a second state of weights, buffers, optimizer and
+    torchmetrics that is in place only within a batch. Validation, checkpoints, callbacks at a batch's end and whatever
+    follows an exception see the healthy state, which is bit for bit as it was. Then the random generators go back too,
+    and the rate found becomes a *factor*: param groups keep their ratio, and any scheduler goes on above it. The rate
+    is compared with each group's peak: `max_lr` under OneCycle and Cyclic schedules, else `initial_lr`.
+
+    The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, not for the metrics that
+    the training step logs, for `Warmup` or for anything else that counts real updates. Where a curve shows nothing, the
+    finder refuses in words and the run goes on with the user's rate.
+
+    It shows a progress bar while it sweeps, one line on the console, `lr-events`, the scalars `lr-finder/rate` and
+    `lr-finder/loss`, and the curve as a figure in TensorBoard.
+
+    Args:
+        at: the real updates before which it sweeps, from 0; None: only at `epochs`. An update inside of a window of
+            accumulation waits for its end.
+        epochs: epochs, from 0, at whose start it sweeps too.
+        min_lr: the lowest rate tried, absolute, > 0.
+        max_lr: the highest, absolute.
+        steps: the most updates of a sweep, >= 20.
+        suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide`, `minimum` on a plain ramp.
+        apply: False: only report.
+        optimizer: the index of the optimizer to sweep, where there are several.
+        progress_bar: whether to show one, on rank zero, where the trainer has one.
+        name: see `LRCallback`.
+
+    Raises:
+        ValueError: at construction for a value outside its bounds; at the start of `fit` for several optimizers of
+            which none is named, and for reference rates that are all zero.
+
+    Example:
+        >>> from lightning_lr import LRFinder
+        >>> LRFinder(at=[0, 500], suggest="bracket").result is None
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        at: int | Sequence[int] | None = 0,
+        epochs: int | Sequence[int] | None = None,
+        min_lr: float = 1e-8,
+        max_lr: float = 10.0,
+        steps: int = 60,
+        suggest: str = BRACKET,
+        apply: bool = True,
+        optimizer: int | None = None,
+        progress_bar: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.policy = SweepPolicy(min_lr, max_lr, steps, suggest)
+        self.agenda = Agenda(places("at", at), places("epochs", epochs))
+        if optimizer is not None and (isinstance(optimizer, bool) or not isinstance(optimizer, int) or optimizer < 0):
+            raise ValueError(f"optimizer must be an index >= 0, or None where there is one only, got {optimizer!r}")
+        self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
+        self.findings: list[Finding] = []
+        self._sweep: Sweep | None = None
+        self.reset()
+
+    # what users ask --------------------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> Finding | None:
+        """What the latest sweep of the last `fit` found; None before the first."""
+        return self.findings[-1] if self.findings else None
+
+    @property
+    def settling(self) -> bool:
+        return self._sweep is not None
+
+    def request(self, reason: str) -> None:
+        """Asks for a sweep at the next batch that begins an update: after unfreezing, say.
+
+        Args:
+            reason: why, for `lr-events`.
+        """
+        self._places = replace(self._places, requested=reason)
+
+    def plot(self) -> Any:
+        """The latest sweep's curve, as a `matplotlib.figure.Figure`.
+
+        Raises:
+            RuntimeError: before the first sweep has ended.
+        """
+        if self.result is None:
+            raise RuntimeError(f"{self.name} has nothing to show yet: no sweep has ended")
+        return self.result.plot()
+
+    # the run ---------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            # first at a batch's end and at an exception, so that no other callback sees a trial's weights there
+            trainer.callbacks.remove(self)
+            trainer.callbacks.insert(0, self)
+
+    def reset(self) -> None:
+        self._close()
+        self.findings = []
+        self._places = AgendaState()
+        self._before_sweep = self._places
+        self._why = ""
+
+    def started(self, trainer: Any, pl_module: Any) -> None:
+        optimizers = self.ledger.optimizers
+        if self.optimizer is None and len(optimizers) > 1:
+            names = ", ".join(f"{i}: {type(o).__name__}" for i, o in enumerate(optimizers))
+            raise ValueError(
+                f"{self.name} sweeps one optimizer, and configure_optimizers gave {len(optimizers)} ({names}): "
+                f"name the one to sweep with LRFinder(optimizer=0)"
+            )
+        if (self.optimizer or 0) >= len(optimizers):
+            raise ValueError(
+                f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers"
+            )
+        self._index = self.optimizer or 0
+        references(self.ledger, trainer, self._index)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._sweep is None and batch_idx % trainer.accumulate_grad_batches == 0:
+            before, update = self._places, self.ledger.updates(self._index)
+            self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
+            if self._why:
+                self._before_sweep = before
+                bar = self._progress_bar(trainer)
+                self._sweep = Sweep(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar)
+        if self._sweep is not None:
+            self._sweep.begin_batch()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        if self._sweep is not None:
+            self._sweep.see(loss)
+
+    def after_update(self, optimizer: int) -> None:
+        if self._sweep is not None:
+            self._sweep.updated(optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._sweep is not None:
+            self._sweep.end_batch(batch_idx)
+            if self._sweep.over:
+                self.findings.append(self._sweep.finding())
+                self._close()
+                self._announce(trainer, self.findings[-1])
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._sweep is not None:
+            rank_zero_warn(
+                f"{self.name}: the run ended after {len(self._sweep.state.losses)} updates of a sweep that may take "
+                f"{self.policy.steps}; no rate was found and the weights are those from before it"
+            )
+            self._close()
+        super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._close()
+        super().teardown(trainer, pl_module, stage)
+
+    def _close(self) -> None:
+        sweep, self._sweep = self._sweep, None
+        if sweep is not None:
+            sweep.close()
+
+    # shown -----------------------------------------------------------------------------------------------------
+
+    def _progress_bar(self, trainer: Any) -> Any:
+        if not self.progress_bar or not trainer.is_global_zero:
+            return None
+        if not getattr(trainer.progress_bar_callback, "is_enabled", False):
+            return None
+        from tqdm.auto import tqdm
+
+        return tqdm(total=self.policy.steps, desc=self.name, leave=False)
+
+    def _announce(self, trainer: Any, finding: Finding) -> None:
+        if finding.suggestion is None:
+            line = f"{self.name} ({self._why}): no suggestion, the rate stays: {finding.refusal}"
+        else:
+            kept = "" if self.apply else " (not applied)"
+            line = f"{self.name} ({self._why}): rate {finding.suggestion:.3g}{kept}: {finding.words}"
+            if self.apply:
+                factor = finding.suggestion / max(references(self.ledger, trainer, self._index))
+                self.ledger.set_factor(self.name, factor, finding.words, optimizer=self._index)
+        self.journal.say(line)
+        rank_zero_info(line)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if hasattr(logger.experiment, "add_figure"):
+                    logger.experiment.add_figure(CURVE, finding.plot(), self.journal.step)
+
+    # state -----------------------------------------------------------------------------------------------------
+
+    def own_state(self) -> dict[str, Any]:
+        """What has been found and where. A sweep that is under way is not in it: resumed, it starts over."""
+        state = self._places if self._sweep is None else self._before_sweep
+        return {"agenda": state.to_dict(), "findings": [finding.to_dict() for finding in self.findings]}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self._places = AgendaState.from_dict(state["agenda"])
+        self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_sweep": None}

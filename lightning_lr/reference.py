@@ -1,0 +1,43 @@
+"""Reference rate: what a suggested rate is compared with, one for each param group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+def reference_rates(optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> list[float]:
+    """Each group's peak: `max_lr` under a schedule that rises to one (OneCycleLR, CyclicLR), else where it began.
+
+    Args:
+        optimizer: whose param groups are asked.
+        schedulers: those of the trainer, for CyclicLR, which writes its peaks into no group.
+
+    Returns:
+        Absolute rates, one for each param group.
+
+    Raises:
+        ValueError: when none is above 0 and finite: there is no ratio to keep.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+        >>> _ = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=10)
+        >>> reference_rates(optimizer)
+        [2.0]
+    """
+    groups = optimizer.param_groups
+    rates = [float(group.get("max_lr", group.get("initial_lr", group["lr"]))) for group in groups]
+    for scheduler in schedulers:
+        peaks = getattr(scheduler, "max_lrs", None)
+        if peaks is not None and getattr(scheduler, "optimizer", None) is optimizer:
+            rates[: len(peaks)] = [float(peak) for peak in peaks]
+    if not 0.0 < max(rates) < math.inf:
+        raise ValueError(
+            f"a found rate keeps the ratio of the param groups' rates, but the highest is {max(rates)}: "
+            f"give the optimizer any lr > 0"
+        )
+    return rates

@@ -1,0 +1,140 @@
+"""Signals: the loss and the gradient of one optimizer update as numbers that are equal on all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+
+from lightning_lr.snapshot import local, pieces
+
+
+class Measured(NamedTuple):
+    """What was measured before an update; every rank has the same, except for `own_loss` and `norms`.
+
+    Args:
+        loss: the mean over micro-batches and ranks, unscaled; None when no loss was seen.
+        grad_norm: the 2-norm of the whole gradient before clipping; inf or NaN when any part of it is not finite.
+        more: the sums over all ranks of the further numbers that were given.
+        own_loss: this rank's own loss; None when no loss was seen.
+    """
+
+    loss: float | None
+    grad_norm: float
+    more: tuple[float, ...]
+    own_loss: float | None
+
+
+class LossMeter:
+    """Gathers the loss of an update's micro-batches, as it comes to Lightning's `on_before_backward`."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self._parts = 1
+
+    def add(self, loss: Tensor, parts: int, scaler: Any = None) -> None:
+        """Takes one micro-batch's loss.
+
+        Args:
+            loss: Tensor, shape () or of one element: divided by `parts`, and multiplied by the scaler's scale.
+            parts: `trainer.accumulate_grad_batches`.
+            scaler: the gradient scaler in use, or None.
+        """
+        loss = loss.detach()
+        loss = loss if loss.ndim == 0 else loss.sum()
+        scale = getattr(scaler, "_scale", None)
+        self.losses.append(loss if scale is None else loss.double() / scale.to(loss.device))
+        self._parts = parts
+
+    def take(self) -> Tensor | None:
+        """The mean of the losses since the last `take`; Tensor, shape (), on their device; None for none."""
+        losses, self.losses = self.losses, []
+        if not losses:
+            return None
+        if len(losses) == 1:
+            return losses[0] if self._parts == 1 else losses[0] * self._parts
+        return torch.stack(losses).mean() * self._parts
+
+
+def measure(
+    loss: Tensor | None,
+    parameters: Sequence[Tensor],
+    scale: Tensor | None = None,
+    more: Sequence[Tensor] = (),
+    *,
+    sharded: bool = False,
+) -> Measured:
+    """Measures an update; one small collective where there is more than one process, and one host sync.
+
+    Args:
+        loss: this rank's loss; Tensor, shape (); None when it saw none (on every rank then).
+        parameters: whose gradients make up the update; one without a gradient is left out.
+        scale: what the gradients are still multiplied by; Tensor, shape (1,) or (); None for nothing.
+        more: further numbers, to be summed over the ranks; each a Tensor, shape ().
+        sharded: whether any of the parameters is a DTensor.
+
+    Returns:
+        The numbers, in float64.
+    """
+    grads = [grad for p in parameters if (grad := p.grad) is not None]
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if ranks == 1 and not sharded:
+        values = _norms(grads)
+        count = len(values)
+        if loss is not None:
+            values.append(loss)
+        values += [number.to(loss.device) if loss is not None else number for number in more]
+        if scale is not None:
+            values.append(scale.reshape(()))
+        numbers = _read(values)
+        square = math.fsum(number * number for number in numbers[:count])
+        norm = math.sqrt(square) if square < math.inf else square
+        if scale is not None:
+            norm /= numbers.pop()
+        own = numbers[count] if loss is not None else None
+        return Measured(own, norm, tuple(numbers[count + (loss is not None) :]), own)
+    return _measure_together(loss, grads, scale, more, ranks)
+
+
+def _measure_together(
+    loss: Tensor | None, grads: list[Tensor], scale: Tensor | None, more: Sequence[Tensor], ranks: int
+) -> Measured:
+    device = local(grads[0]).device if grads else torch.device("cpu") if loss is None else loss.device
+    square = torch.zeros((), dtype=torch.float64, device=device)
+    cut: dict[int, list[Tensor]] = {}
+    for grad in grads:
+        cut.setdefault(pieces(grad), []).append(local(grad))
+    for count, shards in cut.items():
+        norms = torch.stack([norm.double() for norm in _norms(shards)])
+        square = square + norms.square().sum() * (count / ranks)
+    if scale is not None:
+        square = square / scale.to(device).double().reshape(()).square()
+    own = torch.zeros((), dtype=torch.float64, device=device) if loss is None else loss.to(device).double()
+    packed = torch.stack([own, own / ranks, square, *(number.to(device).double() for number in more)])
+    if ranks > 1:
+        rest = packed[1:].contiguous()
+        torch.distributed.all_reduce(rest)
+        packed = torch.cat([packed[:1], rest])
+    own_loss, mean, total, *sums = packed.tolist()
+    norm = math.sqrt(total) if 0.0 <= total < math.inf else total
+    return Measured(None if loss is None else mean, norm, tuple(sums), None if loss is None else own_loss)
+
+
+def _norms(grads: list[Tensor]) -> list[Tensor]:
+    if not grads:
+        return []
+    return list(_foreach_norm([grad.coalesce().values() if grad.is_sparse else grad for grad in grads]))
+
+
+def _read(values: list[Tensor]) -> list[float]:
+    """All values at once: one host sync."""
+    if not values:
+        return []
+    device = values[-1].device
+    if any(value.device != device for value in values):
+        device = next((value.device for value in values if value.device.type != "cpu"), device)
+        values = [value.to(device) for value in values]
+    return torch.stack(values).tolist()

@@ -1,0 +1,196 @@
+"""Trial: the state of a model that tries something out, kept apart from the healthy one."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+SCHEDULED = frozenset(
+    ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "momentum", "betas", "name")
+)
+"""Entries of a param group that belong to the user and the schedulers; the others are the optimizer's own state."""
+
+
+class Trial:
+    """A second state of model and optimizers, beside the healthy one; only one of the two is in place at a time.
+
+    The healthy tensors are never written: entering a trial puts other storage under the same parameters, leaving it
+    puts their own back, bit for bit. Of sharded parameters (DTensor), whose storage others hold on to, the values are
+    exchanged instead. Both cost memory for one copy of weights, buffers and optimizer state on each rank, of its own
+    shard.
+
+    Args:
+        module: its parameters, buffers and torchmetrics are covered.
+        optimizers: their state, and what they keep in their param groups (`SCHEDULED` excepted).
+        scaler: a gradient scaler, or None.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
+        >>> healthy = net.weight.item()
+        >>> trial = Trial(net, [optimizer])
+        >>> trial.enter(fresh=True)
+        >>> net(torch.ones(1)).backward()
+        >>> optimizer.step()
+        >>> tried = net.weight.item()
+        >>> trial.leave()
+        >>> net.weight.item() == healthy != tried, len(optimizer.state)
+        (True, 0)
+        >>> trial.enter(fresh=False)
+        >>> net.weight.item() == tried
+        True
+        >>> trial.leave()
+    """
+
+    def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer], scaler: Any = None) -> None:
+        self._module, self._optimizers, self._scaler = module, list(optimizers), scaler
+        self.inside = False
+        self._tensors: dict[Tensor, Tensor] = {}
+        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
+        self._states: list[dict[Any, Any]] = []
+        self._settings: list[list[dict[str, Any]]] = []
+        self._all_metrics: list[Metric] = []
+        self._metrics: list[tuple[Metric, dict[str, Any]]] = []
+        self._scaler_state: dict[str, Any] = {}
+        self._scaling = False
+
+    def enter(self, *, fresh: bool) -> None:
+        """Puts the trial's state in place.
+
+        Args:
+            fresh: begin from a copy of the healthy state; False: go on where the trial was left.
+        """
+        if self.inside:
+            raise RuntimeError("the trial's state is in place already")
+        if fresh or not self._tensors:
+            self._copy()
+        self._exchange()
+        self._keep_metrics()
+        self._exchange_scaler(True)
+        self.inside = True
+
+    def leave(self) -> None:
+        """Puts the healthy state back; without effect when it is there. The scaler's is left to `end_batch`."""
+        if not self.inside:
+            return
+        self._exchange()
+        for metric, healthy in self._metrics:
+            for name, value in healthy.items():
+                setattr(metric, name, value)
+        self._metrics = []
+        self.inside = False
+
+    def end_batch(self) -> None:
+        """Puts everything back that is still the trial's; a scaler is updated only after the optimizer's step."""
+        self.leave()
+        self._exchange_scaler(False)
+
+    def _copy(self) -> None:
+        self._all_metrics = [module for module in self._module.modules() if isinstance(module, Metric)]
+        self._buffers = [
+            (owner, name, buffer)
+            for owner in self._module.modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+        tensors = dict.fromkeys([*self._module.parameters(), *(buffer for _, _, buffer in self._buffers)])
+        with torch.no_grad():
+            for tensor in tensors:
+                healthy, held = _local(tensor.detach()), self._tensors.get(tensor)
+                if held is not None and held.shape == healthy.shape and held.dtype == healthy.dtype:
+                    held.copy_(healthy)
+                else:
+                    self._tensors[tensor] = healthy.clone()
+            for gone in self._tensors.keys() - tensors.keys():
+                del self._tensors[gone]
+        self._states = [{p: _cloned(state) for p, state in o.state.items()} for o in self._optimizers]
+        self._settings = [
+            [_cloned({k: v for k, v in group.items() if k not in SCHEDULED}) for group in o.param_groups]
+            for o in self._optimizers
+        ]
+        if self._scaler is not None:
+            self._scaler_state = self._scaler.state_dict()
+
+    def _exchange(self) -> None:
+        for owner, name, buffer in self._buffers:
+            replaced = owner._buffers.get(name)
+            if replaced is not buffer:  # by a module that assigns its buffer anew
+                if replaced is not None and replaced.shape == buffer.shape:
+                    buffer.data = replaced.detach().to(buffer.dtype)
+                owner._buffers[name] = buffer
+        with torch.no_grad():
+            for tensor, other in self._tensors.items():
+                local = _local(tensor.detach())
+                if hasattr(tensor, "to_local"):
+                    held = local.clone()
+                    local.copy_(other)
+                    other.copy_(held)
+                else:
+                    self._tensors[tensor], tensor.data = tensor.data, other
+        for index, optimizer in enumerate(self._optimizers):
+            held = dict(optimizer.state)
+            optimizer.state.clear()
+            optimizer.state.update(self._states[index])
+            self._states[index] = held
+            for group, settings in zip(optimizer.param_groups, self._settings[index], strict=False):
+                for key, value in settings.items():
+                    settings[key], group[key] = group[key], value
+
+    def _keep_metrics(self) -> None:
+        """Sets the healthy states of all torchmetrics aside; the trial goes on with copies that nobody keeps."""
+        self._metrics = []
+        for metric in self._all_metrics:
+            names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
+            healthy = {name: getattr(metric, name) for name in names if hasattr(metric, name)}
+            for name, value in healthy.items():
+                setattr(metric, name, _cloned(value))
+            self._metrics.append((metric, healthy))
+
+    def _exchange_scaler(self, entering: bool) -> None:
+        if self._scaler is None or self._scaling == entering:
+            return
+        held = self._scaler.state_dict()
+        if held and self._scaler_state:
+            self._scaler.load_state_dict(self._scaler_state)
+        self._scaler_state, self._scaling = held, entering
+
+
+class RandomState:
+    """The states of the generators a training step may draw from: torch's (of the device too), numpy's, Python's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
+
+    def restore(self) -> None:
+        """Puts them back."""
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        if self._device is not None and self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The rank's own shard of a distributed tensor, sharing its memory; a plain tensor as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _cloned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cloned(item) for item in value]
+    return copy.deepcopy(value)

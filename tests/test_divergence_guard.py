@@ -1,0 +1,378 @@
+"""`DivergenceGuard` in real fits: what is skipped, what is rewound, what nobody ever sees."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+
+import lightning_lr as llr
+from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
+from tests.pool import Pool
+from tests.small import Loader, Model, cosine, held_out, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+
+BATCHES = 12
+NAN = math.nan
+
+
+def adamw(module: Any, lr: float = 3e-3) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=lr)
+
+
+def momentum(module: Any, lr: float = 0.05) -> Any:
+    return torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9)
+
+
+def rmsprop(module: Any, lr: float = 1e-3) -> Any:
+    return torch.optim.RMSprop(module.parameters(), lr=lr, momentum=0.5)
+
+
+class Faulty(Model):
+    """A small net with faults by batch number, on the ranks named.
+
+    Faults: `nan` (in the inputs), `grad` (NaN in one gradient), `loss` (times 1e6), `weight` (one set to 1e30).
+    """
+
+    def __init__(
+        self, configure: Callable[[Any], Any] = adamw, faults: dict[int, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(configure, hidden=more.pop("hidden", 32))
+        self.faults, self.rank = faults or {}, more.pop("rank", None)
+        self.norm = nn.BatchNorm1d(64)
+        self.finite_at_rest: list[bool] = []
+        self.seen_by_validation: list[bool] = []
+
+    @property
+    def fault(self) -> str | None:
+        if self.rank is not None and self.rank != self.global_rank:
+            return None
+        return self.faults.get(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        if self.fault == "nan":
+            images = images * NAN
+        if self.fault == "weight":
+            with torch.no_grad():
+                self.head.weight[0, :] = 1e30
+        loss = nn.functional.cross_entropy(self(self.norm(images)), labels)
+        return loss * 1e6 if self.fault == "loss" else loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.seen_by_validation.append(self.is_finite())
+        self.log("val_loss", nn.functional.cross_entropy(self(self.norm(batch[0])), batch[1]))
+
+    def on_after_backward(self) -> None:
+        if self.fault == "grad":
+            assert self.head.bias.grad is not None
+            self.head.bias.grad[0] = NAN
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        super().on_train_batch_end()
+        self.finite_at_rest.append(self.is_finite())
+
+    def is_finite(self) -> bool:
+        return all(bool((t.abs() < 1e20).all()) for t in self.state_dict().values())
+
+
+def fit(model: pl.LightningModule, root: Any, *callbacks: Any, epochs: int = 6, **more: Any) -> pl.Trainer:
+    ckpt_path = more.pop("ckpt_path", None)
+    made = trainer(root, max_epochs=epochs, callbacks=list(callbacks), **more)
+    made.fit(model, Loader(BATCHES, 16), held_out(), ckpt_path=ckpt_path)
+    return made
+
+
+def state(model: Model, made: pl.Trainer) -> list[Any]:
+    found: list[Any] = [t.clone() for t in model.state_dict().values()]
+    for optimizer in made.optimizers:
+        for p in model.parameters():
+            for value in optimizer.state.get(p, {}).values():
+                found.append(value.clone() if isinstance(value, Tensor) else value)
+    return found
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True)
+    )
+
+
+class Watch(pl.Callback):
+    """Keeps the state before and after one batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.before, self.after = at, [], []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at:
+            self.before = state(pl_module, trainer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at:
+            self.after = state(pl_module, trainer)
+
+
+@pytest.mark.parametrize("configure", [adamw, momentum, cosine])
+def test_a_healthy_run_has_the_same_bits_with_and_without_the_guard(configure: Any, tmp_path: Path) -> None:
+    plain, guarded = Faulty(configure), Faulty(configure)
+    first = fit(plain, tmp_path)
+    guard = DivergenceGuard(snapshot_every=5)
+    second = fit(guarded, tmp_path, guard)
+    assert (guard.skips, guard.rewinds) == (0, 0)
+    assert same(state(plain, first), state(guarded, second))
+
+
+@pytest.mark.parametrize("configure", [adamw, momentum, rmsprop])
+@pytest.mark.parametrize("fault", ["nan", "grad", "loss"])
+@pytest.mark.parametrize("way", ["plain", "scaler", "clipped"])
+def test_a_skipped_update_moves_not_one_bit(configure: Any, fault: str, way: str, tmp_path: Path) -> None:
+    watch, guard, more = Watch(40), DivergenceGuard(snapshot_every=10), {}
+    if way == "scaler":
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000)
+        more["plugins"] = MixedPrecision("16-mixed", "cpu", scaler)
+    if way == "clipped":
+        more["gradient_clip_val"] = 1.0
+    model = Faulty(configure, {40: fault})
+    fit(model, tmp_path, watch, guard, **more)
+    assert (guard.skips, guard.rewinds) == (1, 0)
+    assert watch.before
+    assert same(watch.before, watch.after)
+    assert guard.ledger.updates(0) == 6 * BATCHES - 1
+    assert all(model.finite_at_rest)
+
+
+def test_an_overflow_that_the_scaler_calibrates_is_no_incident(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    guard = DivergenceGuard(snapshot_every=10)
+    fit(Faulty(), tmp_path, guard, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    assert (guard.skips, guard.rewinds) == (0, 0)
+    assert guard._clock < 6 * BATCHES
+
+
+@pytest.mark.parametrize("configure", [adamw, momentum])
+def test_broken_weights_are_rewound_and_never_seen_by_validation_or_checkpoints(configure: Any, tmp_path: Path) -> None:
+    model, guard = Faulty(configure, {40: "weight"}), DivergenceGuard(snapshot_every=10)
+    keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, save_weights_only=True)
+    made = fit(model, tmp_path, guard, keep, enable_checkpointing=True, epochs=15)
+    assert guard.rewinds == 1
+    assert all(model.seen_by_validation)
+    assert len(list((tmp_path / "kept").iterdir())) == 15 * BATCHES
+    for path in (tmp_path / "kept").iterdir():
+        weights = torch.load(path, weights_only=True)["state_dict"].values()
+        assert all(bool((t.abs() < 1e20).all()) for t in weights)
+    clean = float(fit(Faulty(configure), tmp_path, epochs=15).callback_metrics["val_loss"])
+    assert float(made.callback_metrics["val_loss"]) < clean + 0.1 * (2.3 - clean)
+
+
+@pytest.mark.parametrize(("configure", "lr"), [(adamw, 3.0), (momentum, 5.0)])
+def test_a_rate_that_kills_the_stock_run_is_survived(configure: Any, lr: float, tmp_path: Path) -> None:
+    dead = Faulty(lambda m: configure(m, lr))
+    after = fit(dead, tmp_path, epochs=25).callback_metrics["val_loss"]
+    assert not float(after) < 2.0
+    guard = DivergenceGuard(snapshot_every=10)
+    made = fit(Faulty(lambda m: configure(m, lr)), tmp_path, guard, epochs=25)
+    assert guard.rewinds >= 1
+    assert float(made.callback_metrics["val_loss"]) < 0.6
+    assert made.optimizers[0].param_groups[0]["lr"] == lr
+
+
+INCIDENT = {20: "nan", 33: "weight", 50: "loss", 60: "grad"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    root = tmp_path_factory.mktemp("resume")
+    model, guard = Faulty(cosine, INCIDENT), DivergenceGuard(snapshot_every=6)
+    keep = ModelCheckpoint(root / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
+    made = fit(model, root, guard, keep, enable_checkpointing=True)
+    assert guard.rewinds >= 1
+    assert guard.skips >= 3
+    return root, state(model, made), (guard.skips, guard.rewinds, guard.states, guard.ledger.state_dict())
+
+
+@pytest.mark.parametrize("step", [1, 5, 9, *range(18, 24), *range(30, 48), 51, 59, 61])
+def test_resumed_after_any_update_the_run_ends_as_the_uninterrupted_one(step: int, uninterrupted: Any) -> None:
+    root, end, decisions = uninterrupted
+    model, guard = Faulty(cosine, INCIDENT), DivergenceGuard(snapshot_every=6)
+    path = root / "kept" / f"step={step}.ckpt"
+    torch.load(path, weights_only=True)
+    made = fit(model, root / "again", guard, ckpt_path=str(path))
+    assert (guard.skips, guard.rewinds, guard.states, guard.ledger.state_dict()) == decisions
+    assert same(state(model, made), end)
+
+
+def test_without_saved_snapshots_the_resumed_weights_are_the_first_one(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(Faulty(), tmp_path, DivergenceGuard(save_snapshots=False), keep, enable_checkpointing=True, epochs=3)
+    guard = DivergenceGuard(save_snapshots=False)
+    model = Faulty(faults={33: "weight"})
+    fit(model, tmp_path, guard, ckpt_path=str(tmp_path / "kept" / "step=30.ckpt"), epochs=6)
+    assert guard.rewinds == 1
+    assert model.is_finite()
+
+
+def test_accumulated_micro_batches_are_one_update(tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10)
+    model = Faulty(faults={42: "nan"})
+    fit(model, tmp_path, guard, accumulate_grad_batches=4, epochs=8)
+    assert (guard.skips, guard._clock) == (1, 8 * BATCHES // 4)
+    assert model.is_finite()
+
+
+class TwoOptimizers(Faulty):
+    """Manual optimization: two optimizers, each with its own loss."""
+
+    def __init__(self, faults: dict[int, str]) -> None:
+        super().__init__(lambda m: [adamw(m.backbone), adamw(m.head)], faults)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        for optimizer in self.optimizers():  # pyright: ignore[reportGeneralTypeIssues]
+            loss = super().training_step(batch, batch_idx)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+
+def test_two_optimizers_are_judged_each_and_rewound_together(tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10)
+    model = TwoOptimizers({30: "nan", 45: "weight"})
+    fit(model, tmp_path, guard)
+    assert guard.skips >= 2
+    assert guard.rewinds >= 1
+    assert model.is_finite()
+
+
+def test_averaged_weights_are_rewound_too(tmp_path: Path) -> None:
+    model, guard = Faulty(faults={40: "weight"}), DivergenceGuard(snapshot_every=10)
+    fit(model, tmp_path, guard, WeightAveraging())
+    assert guard.rewinds == 1
+    assert model.is_finite()
+
+
+def always(faults: str, start: int = 30) -> dict[int, str]:
+    return dict.fromkeys(range(start, 1000), faults)
+
+
+def test_it_gives_up_with_healthy_weights_and_says_so(tmp_path: Path) -> None:
+    model, guard = Faulty(faults=always("weight")), DivergenceGuard(snapshot_every=10, max_rewinds=2)
+    with pytest.raises(DivergenceError, match="gives up.*last healthy weights"):
+        fit(model, tmp_path, guard, epochs=20)
+    assert model.is_finite()
+
+
+def test_it_can_stop_the_run_cleanly_instead(tmp_path: Path) -> None:
+    model = Faulty(faults=always("nan"))
+    guard = DivergenceGuard(snapshot_every=10, max_rewinds=2, on_give_up="stop")
+    made = fit(model, tmp_path, guard, epochs=20)
+    assert made.current_epoch < 19
+    assert model.is_finite()
+
+
+def test_an_incident_leaves_batch_signals_and_names(tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10, incidents_dir=tmp_path / "incidents")
+    fit(Faulty(faults={40: "grad"}), tmp_path, guard)
+    (folder,) = (tmp_path / "incidents").iterdir()
+    facts = json.loads((folder / "incident.json").read_text())
+    assert facts["parameters_with_nonfinite_gradients"] == ["head.bias"]
+    assert (facts["update"], facts["rank"], facts["verdict"]) == (41, 0, "skip")
+    images, labels = torch.load(folder / "batch.pt", weights_only=True)[0]
+    assert (images.shape, labels.shape) == ((16, 64), (16,))
+    rows = list(csv.reader((folder / "signals.csv").read_text().splitlines()))
+    assert len(rows) == 42
+    assert rows[-1][-1] == "skip"
+
+
+def test_the_story_is_told_once_for_each_incident(tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10)
+    fit(Faulty(faults={20: "nan", 40: "weight"}), tmp_path, guard, logger=True)
+    story = [line for line in guard.journal.story if "DivergenceGuard: update" in line]
+    assert len(story) == guard.skips + guard.rewinds
+    assert "skipped: the loss or a gradient is not finite" in story[0]
+    assert any("rewound by" in line for line in story)
+    assert any("updates lost" in line for line in guard.journal.story)
+
+
+def test_a_rewind_makes_plateau_decay_forget_and_warm_up_start_again(tmp_path: Path) -> None:
+    plateau, warm = llr.PlateauDecay("val_loss", patience=100), llr.Warmup(5)
+    guard = DivergenceGuard(snapshot_every=10, rewarm=True)
+    model = Faulty(faults={40: "weight"})
+    fit(model, tmp_path, guard, plateau, warm)
+    rates = [row[0] for row in model.trace]
+    assert guard.rewinds == 1
+    assert min(rates[38:45]) < 0.3 * rates[35]
+
+
+def test_memory_for_fewer_than_two_copies_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="memory_limit must hold two copies of .* bytes each, got 10"):
+        fit(Faulty(), tmp_path, DivergenceGuard(memory_limit=10))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"snapshot_every": 0}, "snapshot_every must be a whole number >= 1 or 'auto', got 0"),
+        ({"snapshot_every": "often"}, "snapshot_every must be"),
+        ({"snapshots": 1}, "snapshots must be a whole number >= 2, got 1"),
+        ({"memory_limit": 0}, "memory_limit must be"),
+        ({"on_give_up": "cry"}, "on_give_up must be 'raise' or 'stop', got 'cry'"),
+        ({"backoff": 2.0}, "backoff must be in"),
+    ],
+)
+def test_settings_outside_their_bounds_are_refused(settings: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DivergenceGuard(**settings)
+
+
+def test_a_second_fit_starts_from_nothing(tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10)
+    fit(Faulty(faults={40: "weight"}), tmp_path, guard)
+    model = Faulty()
+    made = fit(model, tmp_path, guard)
+    plain = Faulty()
+    assert same(state(model, made), state(plain, fit(plain, tmp_path)))
+
+
+# several ranks ---------------------------------------------------------------------------------------------------
+
+
+def fit_on_a_rank(root: str, faults: dict[int, str], **settings: Any) -> Any:
+    model, guard = Faulty(faults=faults, rank=1), DivergenceGuard(snapshot_every=10, **settings)
+    made = trainer(root, max_epochs=8, callbacks=[guard], devices=2, strategy="ddp")
+    error = ""
+    try:
+        made.fit(model, Loader(BATCHES, 16, offset=16 * made.global_rank), held_out())
+    except DivergenceError as raised:
+        error = str(raised)
+    values = [v.tolist() if isinstance(v, Tensor) else v for v in state(model, made)[: len(model.weights())]]
+    moments = [p.tolist() for s in made.optimizers[0].state.values() for p in s.values()]
+    decisions = [s.to_dict() for s in guard.states]
+    return values, moments, decisions, guard.skips, guard.rewinds, error
+
+
+def test_a_fault_on_one_rank_is_everybodys(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_on_a_rank, str(tmp_path), {20: "nan", 40: "loss"})
+    assert first == second
+    assert first[3] == 2
+
+
+def fit_forever_bad(root: str) -> Any:
+    return fit_on_a_rank(root, always("nan"), max_rewinds=1)
+
+
+def test_ranks_give_up_together(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_forever_bad, str(tmp_path))
+    assert first == second
+    assert "gives up" in first[5]
