@@ -1,6 +1,7 @@
-"""A small CNN on scikit-learn's digits: warm-up, a cosine schedule and plateau decay on one rate, and the whole story.
+"""A small CNN on scikit-learn's digits that needs no learning rate: `--rate` may be anything from 1e-6 to 100.
 
-Run `python examples/digits.py`, then open TensorBoard as its last line says.
+`autopilot` finds the rate in the run's first updates, warms up, decays on a plateau on top of the model's own cosine
+schedule, and tells the story. Run `python examples/digits.py`, then open TensorBoard as its last line says.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Classifier(pl.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak rate that the optimizer is given (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of 40 updates (default: %(default)s)")
     parser.add_argument("--logs", default="logs", help="folder for TensorBoard (default: %(default)s)")
     args = parser.parse_args()
@@ -84,24 +85,19 @@ def main() -> None:
 
     pl.seed_everything(0, verbose=False)
     train, held_out = digits()
-    monitor = llr.LRMonitor(prog_bar=True)
+    autopilot = llr.autopilot("val_loss", plateau={"factor": 0.5, "patience": 1}, lr_monitor={"prog_bar": True})
     tensorboard = TensorBoardLogger(args.logs, name="digits")
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
         logger=[tensorboard, CSVLogger(args.logs, name="digits", version=tensorboard.version)],
         log_every_n_steps=10,
-        callbacks=[
-            llr.Warmup(fraction=0.1),
-            llr.PlateauDecay("val_loss", factor=0.5, patience=1),
-            monitor,
-            TQDMProgressBar(refresh_rate=10),
-        ],
+        callbacks=[*autopilot, TQDMProgressBar(refresh_rate=10)],
     )
     trainer.fit(Classifier(args.rate, updates=args.epochs * len(train)), train, held_out)
 
     print("\nWhat happened to the rate:")
-    for line in monitor.story:
+    for line in autopilot[-1].run.journal.story:
         print(f"  {line}")
     print(f"\nheld-out accuracy {trainer.callback_metrics['val_acc']:.3f}")
     print(f"See it: tensorboard --logdir {tensorboard.log_dir} --samples_per_plugin text=1000")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,9 +18,6 @@ def reference_rates(optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> lis
     Returns:
         Absolute rates, one for each param group.
 
-    Raises:
-        ValueError: when none is above 0 and finite: there is no ratio to keep.
-
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
@@ -35,9 +31,4 @@ def reference_rates(optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> lis
         peaks = getattr(scheduler, "max_lrs", None)
         if peaks is not None and getattr(scheduler, "optimizer", None) is optimizer:
             rates[: len(peaks)] = [float(peak) for peak in peaks]
-    if not 0.0 < max(rates) < math.inf:
-        raise ValueError(
-            f"a found rate keeps the ratio of the param groups' rates, but the highest is {max(rates)}: "
-            f"give the optimizer any lr > 0"
-        )
     return rates

@@ -90,7 +90,9 @@ def measure(
         if scale is not None:
             values.append(scale.reshape(()))
         numbers = _read(values)
-        square = math.fsum(number * number for number in numbers[:count])
+        square = 0.0
+        for number in numbers[:count]:
+            square += number * number
         norm = math.sqrt(square) if square < math.inf else square
         if scale is not None:
             norm /= numbers.pop()
@@ -126,15 +128,17 @@ def _measure_together(
 def _norms(grads: list[Tensor]) -> list[Tensor]:
     if not grads:
         return []
-    return list(_foreach_norm([grad.coalesce().values() if grad.is_sparse else grad for grad in grads]))
+    if any(grad.layout is not torch.strided for grad in grads):
+        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+    return list(_foreach_norm(grads))
 
 
 def _read(values: list[Tensor]) -> list[float]:
     """All values at once: one host sync."""
     if not values:
         return []
-    device = values[-1].device
-    if any(value.device != device for value in values):
-        device = next((value.device for value in values if value.device.type != "cpu"), device)
-        values = [value.to(device) for value in values]
-    return torch.stack(values).tolist()
+    if values[0].device.type == "cpu":
+        return [value.item() for value in values]
+    # from an accelerator all at once
+    device = values[0].device
+    return torch.stack([value.to(device) for value in values]).tolist()

@@ -363,9 +363,15 @@ def fit_on_a_rank(root: str, faults: dict[int, str], **settings: Any) -> Any:
 
 
 def test_a_fault_on_one_rank_is_everybodys(pool: Pool, tmp_path: Path) -> None:
-    first, second = pool.run(fit_on_a_rank, str(tmp_path), {20: "nan", 40: "loss"})
+    first, second = pool.run(fit_on_a_rank, str(tmp_path), {20: "nan", 30: "grad", 40: "loss"})
     assert first == second
-    assert first[3] == 2
+    assert first[3] == 3
+
+
+def test_weights_that_break_on_one_rank_come_back_on_all(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_on_a_rank, str(tmp_path), {40: "weight"})
+    assert first == second
+    assert first[4] == 1
 
 
 def fit_forever_bad(root: str) -> Any:
@@ -376,3 +382,48 @@ def test_ranks_give_up_together(pool: Pool, tmp_path: Path) -> None:
     first, second = pool.run(fit_forever_bad, str(tmp_path))
     assert first == second
     assert "gives up" in first[5]
+
+
+class Sharded(pl.LightningModule):
+    """A net whose parameters are DTensors, with one fault each of two kinds on rank 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return loss * NAN if self.global_rank == 1 and self.trainer.global_step == 20 else loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_rank == 1 and self.trainer.global_step == 40:
+            with torch.no_grad():
+                next(self.net.parameters()).to_local().fill_(1e30)  # pyright: ignore
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self.net)
+
+
+def fit_sharded(root: str) -> Any:
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    model, guard = Sharded(), DivergenceGuard(snapshot_every=10)
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    made = trainer(root, max_epochs=6, callbacks=[guard], devices=2, strategy=strategy)
+    made.fit(model, Loader(BATCHES, 16, offset=16 * made.global_rank))
+    weights = [p.full_tensor().tolist() for p in model.net.parameters()]  # pyright: ignore
+    return weights, [s.to_dict() for s in guard.states], guard.skips, guard.rewinds
+
+
+def test_sharded_weights_are_guarded_shard_by_shard(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_sharded, str(tmp_path))
+    assert first == second
+    assert first[2] == 1
+    assert first[3] == 1
+    assert all(abs(x) < 1e3 for row in first[0][0] for x in row)

@@ -203,6 +203,19 @@ def test_a_sweep_that_shows_nothing_is_refused_and_says_which_bound_to_move(loss
     assert words in now.suggestion.words
 
 
+def test_a_trial_slower_than_the_ramp_is_followed_by_a_higher_rate():
+    policy = SweepPolicy()
+    state, now = policy.start()
+    for loss in [2.0] * 10 + [1.0, 1.7, 1.7]:
+        state, now = policy.step(state, loss)
+    first, turn = now.rate, 0
+    while now.rate == first:
+        state, now = policy.step(state, 2.0 - 0.03 * turn)
+        turn += 1
+    assert state.trials[0].mean > 1.0
+    assert now.rate == pytest.approx(3.0 * first)
+
+
 def test_a_loss_still_falling_at_the_highest_rate_names_the_bound_to_move():
     policy = SweepPolicy()
     state, now = policy.start()

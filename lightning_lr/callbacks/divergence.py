@@ -18,8 +18,10 @@ from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.generations import Generations
 from lightning_lr.incident import nonfinite_gradients, write_incident
-from lightning_lr.policies.divergence import DRIFT_AGE, DivergencePolicy
+from lightning_lr.policies.divergence import DivergencePolicy
+from lightning_lr.policies.divergence_evidence import DRIFT_AGE
 from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
+from lightning_lr.reference import reference_rates
 from lightning_lr.signals import LossMeter, Measured, measure
 from lightning_lr.snapshot import Source
 
@@ -137,9 +139,9 @@ class DivergenceGuard(LRCallback):
         self._meter = LossMeter()
         self._batches: list[Any] = []
         self._window: deque[tuple[Any, ...]] = deque(maxlen=SIGNALS_KEPT)
-        self._copy_seconds, self._step_seconds, self._last_time = 0.0, 0.0, 0.0
+        self._copy_seconds, self._look_seconds, self._step_seconds, self._last_time = 0.0, 0.0, 0.0, 0.0
         self._given_up = self._warned = self._decided = False
-        self._buffers: list[Tensor] = []
+        self._buffers: list[tuple[dict[str, Any], str]] = []
         self._buffers_before: list[Tensor] = []
         self.generations: Generations | None = None
 
@@ -158,8 +160,9 @@ class DivergenceGuard(LRCallback):
         self._caps = [math.inf] * len(optimizers)
         self._reasons = ["the rate is capped since a rewind"] * len(optimizers)
         self._dropped = [False] * len(optimizers)
-        self._buffers = list(pl_module.buffers())
-        self._buffers_before = [torch.empty_like(buffer) for buffer in self._buffers]
+        # by name: a module may put another tensor there
+        held = [module._buffers for module in pl_module.modules()]
+        self._buffers = [(buffers, name) for buffers in held for name, b in buffers.items() if b is not None]
         saved, self._saved = self._saved, None
         if saved is None or len(saved["states"]) != len(optimizers):
             self.states = [self.policy.start() for _ in optimizers]
@@ -204,7 +207,7 @@ class DivergenceGuard(LRCallback):
             self._batches = []
             self._dropped = [False] * len(self._dropped)
             if self._buffers:
-                _copy(self._buffers_before, self._buffers)
+                self._keep_buffers()
         if self.incidents_dir is not None:
             self._batches.append(batch)
 
@@ -212,9 +215,12 @@ class DivergenceGuard(LRCallback):
         self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
-        index = next(i for i, own in enumerate(self.ledger.optimizers) if own is optimizer)
+        ledger = self.ledger
+        index = 0
+        while ledger.optimizers[index] is not optimizer:
+            index += 1
         loss = self._meter.take()
-        if self.ledger._trial[index] is not None:
+        if ledger._trial[index] is not None:
             return
         if self._given_up:
             self._drop(index)
@@ -222,6 +228,8 @@ class DivergenceGuard(LRCallback):
         measured, signals = self._measure(trainer, index, loss)
         if self._calibrating(measured):
             return
+        if self.states[index].update == 0:
+            self.states[index] = self.policy.start(self._planned_rate(trainer, index))
         state, verdict = self.policy.step(self.states[index], signals)
         if verdict.kind == "skip" and signals.weight_change is None and signals.weight_age > 0:
             # is it the batch, or are the weights broken already? Nobody is to see them if they are
@@ -236,7 +244,7 @@ class DivergenceGuard(LRCallback):
         else:
             self._incident(trainer, pl_module, index, measured, signals, verdict)
         self._clock += 1
-        if self.ledger.factor(self.name, index, 0) != verdict.factor:
+        if ledger.factor(self.name, index, 0) != verdict.factor:
             self._set_factor(index, verdict)
 
     def _measure(self, trainer: Any, index: int, loss: Tensor | None) -> tuple[Measured, Signals]:
@@ -245,7 +253,9 @@ class DivergenceGuard(LRCallback):
         due = self._clock >= self._look_due
         more: tuple[Tensor, ...] = ()
         if (due or self._look) and age > 0:
+            began = self._time()
             more = generations.change(anchor=due and drift_age <= DRIFT_AGE)
+            self._look_seconds = self._time() - began
         timed = self.snapshot_every == "auto" and not self._decided and self._clock >= TIMED_UPDATES
         if self.snapshot_every == "auto" and not self._decided:
             now = time.perf_counter()
@@ -254,7 +264,11 @@ class DivergenceGuard(LRCallback):
             self._last_time = now
             if timed:
                 share = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-                steps = self._copy_seconds / max(self._step_seconds / TIMED_UPDATES, 1e-9) / COST_SHARE
+                steps = (
+                    (self._copy_seconds + self._look_seconds)
+                    / max(self._step_seconds / TIMED_UPDATES, 1e-9)
+                    / COST_SHARE
+                )
                 more = (*more, torch.tensor(steps / share, dtype=torch.float64))
         scaled = self._scaler is not None and getattr(
             self.ledger.optimizers[index], "_step_supports_amp_scaling", False
@@ -285,6 +299,12 @@ class DivergenceGuard(LRCallback):
         )
         return measured, signals
 
+    def _time(self) -> float:
+        """Seconds; while `snapshot_every="auto"` is still undecided, of an accelerator too."""
+        if self.snapshot_every == "auto" and not self._decided and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def _parameters(self, index: int) -> list[Tensor]:
         return [p for group in self.ledger.optimizers[index].param_groups for p in group["params"]]
 
@@ -292,6 +312,17 @@ class DivergenceGuard(LRCallback):
         """The weights' change now; on an incident only, since it is a collective of its own."""
         far, size = measure(None, [], None, self._generations.change(anchor=False)).more
         return _ratio(far, size)
+
+    def _planned_rate(self, trainer: Any, index: int) -> float:
+        """The height to which the schedule and a warm-up may raise the rate without suspicion."""
+        ledger = self.ledger
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        peaks = reference_rates(ledger.optimizers[index], schedulers)
+        others = [p for p in self.run.peers if p.has_factor and p is not self and not isinstance(p, Warmup)]
+        return max(
+            peak * math.prod(ledger.factor(peer.name, index, group) for peer in others)
+            for group, peak in enumerate(peaks)
+        )
 
     def _calibrating(self, measured: Measured) -> bool:
         """Does a gradient scaler see to this overflow?"""
@@ -310,10 +341,10 @@ class DivergenceGuard(LRCallback):
         if self._clock >= self._copy_due and self._clock - self._anchor_clock >= CLOSE_LOOK:
             label = tuple(state.update - (i == index) for i, state in enumerate(self.states))
             young = self._clock - self._anchor_clock <= DRIFT_AGE
-            began = time.perf_counter()
+            began = self._time()
             if self._generations.take(label, self._clock, tuple(self._proven), keep_anchor=young):
                 # the first copies make their memory: only the latest one's time counts
-                self._copy_seconds = time.perf_counter() - began
+                self._copy_seconds = self._time() - began
                 self._copy_due = self._clock + self._interval
 
     def _incident(
@@ -389,10 +420,20 @@ class DivergenceGuard(LRCallback):
             # under a gradient scaler the step begins only now
             self.ledger.discard_update(optimizer)
 
+    @torch.no_grad()
+    def _keep_buffers(self) -> None:
+        """Before the forward pass, which moves running statistics, on a batch that may turn out to be bad."""
+        live = [buffers[name] for buffers, name in self._buffers]
+        kept = self._buffers_before
+        if len(kept) != len(live) or any(a.shape != b.shape for a, b in zip(kept, live, strict=True)):
+            self._buffers_before = [buffer.clone() for buffer in live]
+        else:
+            _foreach_copy_(kept, live)
+
+    @torch.no_grad()
     def _restore_buffers(self) -> None:
-        """Running statistics have seen the bad batch already."""
         if self._buffers:
-            _copy(self._buffers, self._buffers_before)
+            _foreach_copy_([buffers[name] for buffers, name in self._buffers], self._buffers_before)
 
     def _set_factor(self, index: int, verdict: Verdict) -> None:
         cap, before = self.states[index].memory.cap, self._caps[index]
@@ -478,11 +519,6 @@ class DivergenceGuard(LRCallback):
         if self.generations is None:
             raise RuntimeError(f"{self.name} has no snapshots outside of trainer.fit")
         return self.generations
-
-
-@torch.no_grad()
-def _copy(to: list[Tensor], of: list[Tensor]) -> None:
-    _foreach_copy_(to, of)
 
 
 def _ratio(far: float, size: float) -> float:

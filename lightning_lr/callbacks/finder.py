@@ -140,6 +140,7 @@ class LRFinder(LRCallback):
         references(self.ledger, trainer, self._index)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._sweep is None and batch_idx % trainer.accumulate_grad_batches == 0:
             before, update = self._places, self.ledger.updates(self._index)
             self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)

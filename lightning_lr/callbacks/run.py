@@ -69,6 +69,7 @@ class Run(Listener):
         self.failed = False
         self._updated = False
         self._batches = 0
+        self._seen: set[int] = set()
 
     # the leader's hooks ----------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Run(Listener):
 
     def look_for_updates(self) -> None:
         """At the end of an epoch: says it when an optimizer's steps can't be seen."""
-        idle = [type(o).__name__ for i, o in enumerate(self.ledger.optimizers) if self.ledger.updates(i) == 0]
+        idle = [type(o).__name__ for i, o in enumerate(self.ledger.optimizers) if i not in self._seen]
         if idle and self._batches and not self._warned:
             self._warned = True
             rank_zero_warn(
@@ -149,6 +150,7 @@ class Run(Listener):
 
     def after_update(self, optimizer: int) -> None:
         self._updated = True
+        self._seen.add(optimizer)
         self.journal.updated()
         for peer in self.peers:
             peer.after_update(optimizer)

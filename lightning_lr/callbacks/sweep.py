@@ -139,8 +139,18 @@ class Sweep:
 
 
 def references(ledger: Ledger, trainer: Any, index: int) -> list[float]:
-    """The rates of an optimizer's param groups that a suggestion is compared with; see `reference_rates`."""
-    return reference_rates(ledger.optimizers[index], [config.scheduler for config in trainer.lr_scheduler_configs])
+    """The rates of an optimizer's param groups that a suggestion is compared with; see `reference_rates`.
+
+    Raises:
+        ValueError: when none is above 0 and finite: there is no ratio to keep.
+    """
+    rates = reference_rates(ledger.optimizers[index], [config.scheduler for config in trainer.lr_scheduler_configs])
+    if not 0.0 < max(rates) < math.inf:
+        raise ValueError(
+            f"a found rate keeps the ratio of the param groups' rates, but the highest is {max(rates)}: "
+            f"give the optimizer any lr > 0"
+        )
+    return rates
 
 
 def set_trial_rates(ledger: Ledger, trainer: Any, index: int, rate: float | None) -> None:

@@ -5,6 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lightning_lr.policies.divergence_evidence import (
+    CLIMBS,
+    FOREIGN,
+    foreign,
+    hot,
+    in_order,
+    known,
+    new_territory,
+    rising,
+    strange,
+    strange_blocks,
+    sudden,
+    trusted,
+)
 from lightning_lr.policies.divergence_limits import (
     ALARM_FLOOR,
     EARLY_SPIKE,
@@ -37,43 +51,13 @@ a row that the development runs were given."""
 HIGH_LIMIT, EARLY_HIGH_LIMIT = 5, 2
 """Losses in a row above the alarm limit that make an alarm, and how many do before the first review."""
 
-HOT, BURNING = 0.16, 0.5
-"""A drift `|w - w0| / |w0|` from the start, divided by the square root of the updates, above which weights are
-overwritten rather than trained; above the second nothing can be learned meanwhile. Development runs at their tuned
-rate: 0.03 to 0.10; at 10 times the rate 0.13 to 0.7 (about half of them still learn); at 100 times above 0.7."""
-
-PATIENT = 24
-"""Updates that a hot start (not a burning one) has to show that it learns all the same."""
-
-HOT_AGAIN = 0.11
-"""The same once a rate has failed in this run; 3 times the tuned rate lies between 0.05 and 0.18."""
-
-DRIFT_AGE = 128
-"""Updates after a start or a rewind in which drift is judged."""
-
-LITTLE_GAINED, HALF_GAINED = 0.2, 0.5
-"""Logarithms of loss. Drift alone is no fault in a run that learns: a fall of the loss by a fifth (for weights that
-have moved by more than their own norm within 40 updates: by two fifths) excuses it."""
-
-OVERWRITTEN, OVERWRITTEN_AGE = 1.0, 40
-
 HOT_BACKOFFS = 3
 """Backoffs at once when a start was too hot: the tuned rate lies about a decade below the first one that overwrites
 the weights (Godbole et al., "Deep Learning Tuning Playbook": a tenth of the rate at which training becomes
 unstable)."""
 
-FOREIGN = 4.0
-"""Weights that have moved this many times further than healthy updates ever moved them were not moved by those."""
-
-STRANGE = 0.25
-"""The same while no healthy change is known: a relative change."""
-
 JUMP = 0.1
 """No change by the square root of its age below this is a jump, however still the weights were before."""
-
-RAISED, HIGHER = 1.5, 1.2
-"""A rate this many times the one of the best level, and this many times every rate that was healthy, is new territory,
-and suspected first when something goes wrong in it. The second keeps warm restarts and cycles out of suspicion."""
 
 STEEP = 3.0
 """In territory this new a smaller climb is enough (`LOST_STEEP`)."""
@@ -88,15 +72,8 @@ CALM_SHARE, CALM_NOISE = 0.15, 3.0
 """A level within this share of the gain, or so many standard errors, of the best proves the updates before it
 healthy."""
 
-CLIMBS = 3
-"""Reviews in a row that must find the loss far up: 24 updates."""
-
 PROVEN_BLOCKS = 3
 """Reviews after which a calm run proves the weights of the first one healthy."""
-
-SUDDEN = 0.6
-"""A climb of which this share came between two neighbouring sets of four losses, with nothing strange about the
-weights, came with the data."""
 
 GENTLE = 0.012
 """After a start too hot the rate grows back only while a change by the square root of its age is no more than this:
@@ -180,9 +157,14 @@ class DivergencePolicy:
         if not 0.0 < self.backoff < 1.0:
             raise ValueError(f"backoff must be in (0, 1), got {self.backoff!r}: 0.5 halves the rate after a failure")
 
-    def start(self) -> DivergenceState:
-        """The state before the first update."""
-        return DivergenceState()
+    def start(self, planned_rate: float = 0.0) -> DivergenceState:
+        """The state before the first update.
+
+        Args:
+            planned_rate: the highest rate that the user's schedule plans, in the unit of `Signals.rate`: a warm-up that
+                rises to it enters no new territory. 0.0 where nothing is known.
+        """
+        return DivergenceState(memory=Memory(top_rate=planned_rate))
 
     def step(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Judges one update.
@@ -212,7 +194,7 @@ class DivergencePolicy:
         x, g = transform(memory, loss), math.log(max(norm, TINY))
         if signals.weight_change is not None and not math.isfinite(signals.weight_change):
             return self._rewind(state, signals, "the weights are not finite")
-        if signals.drift is not None and _hot(state, signals, x):
+        if signals.drift is not None and hot(state, signals, x):
             cause = "the weights were overwritten faster than anything was learned"
             return self._rewind(state, signals, cause, hot=True)
         if x > state.loss_spike or g > state.norm_spike:
@@ -220,7 +202,7 @@ class DivergencePolicy:
         change = state.change
         if signals.weight_change is not None and signals.weight_age > 0:
             change = max(change, signals.weight_change / math.sqrt(signals.weight_age))
-            if memory.pace and change > max(JUMP, FOREIGN * memory.pace) and _rising(state, signals):
+            if memory.pace and change > max(JUMP, FOREIGN * memory.pace) and rising(state, signals):
                 return self._rewind(state, signals, "the rate rose and the weights move faster than ever")
         rate = signals.rate if signals.rate < memory.cap else memory.cap
         high = state.high + 1 if x > state.loss_alarm else 0
@@ -240,7 +222,7 @@ class DivergencePolicy:
             memory,
         )
         if high >= (HIGH_LIMIT if memory.blocks else EARLY_HIGH_LIMIT) and (
-            not memory.blocks or _strange(state, signals)
+            not memory.blocks or strange(state, signals)
         ):
             return self._rewind(state._replace(update=before), signals, "the loss rose and stayed up")
         if not memory.blocks:
@@ -249,7 +231,7 @@ class DivergencePolicy:
             state, cause = self._review(state, signals)
             if cause:
                 return self._rewind(state._replace(update=before), signals, cause)
-        return _answer(state, signals, "accept", measure=high >= 2 or _rising(state, signals))
+        return _answer(state, signals, "accept", measure=high >= 2 or rising(state, signals))
 
     def rewound(self, state: DivergenceState, label: int) -> DivergenceState:
         """The state after somebody else gave back the snapshot with this label: what came after it is forgotten."""
@@ -262,9 +244,9 @@ class DivergencePolicy:
 
     def _nonfinite(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         count = state.nonfinite + 1
-        if not _trusted(state) and _foreign(state, signals) and _known(state, signals):
+        if not trusted(state) and foreign(state, signals) and known(state, signals):
             return self._rewind(state, signals, "an update was not finite, and the weights have moved too far")
-        if count >= NONFINITE_LIMIT and not _trusted(state) and not _in_order(state, signals):
+        if count >= NONFINITE_LIMIT and not trusted(state) and not in_order(state, signals):
             return self._rewind(state, signals, f"{count} updates in a row were not finite")
         state = state._replace(update=state.update + 1, nonfinite=count)
         if count > DATA_LIMIT:
@@ -279,10 +261,10 @@ class DivergencePolicy:
         threshold = (
             in_loss_unit(state.memory, state.loss_spike) if high_loss else math.exp(min(state.norm_spike, 700.0))
         )
-        if not _trusted(state):
-            if _foreign(state, signals) and (count >= 2 or _known(state, signals)):
+        if not trusted(state):
+            if foreign(state, signals) and (count >= 2 or known(state, signals)):
                 return self._rewind(state, signals, f"{cause}, and the weights have moved too far", threshold)
-            if count >= SPIKE_LIMIT and not _in_order(state, signals):
+            if count >= SPIKE_LIMIT and not in_order(state, signals):
                 return self._rewind(state, signals, f"{cause}, {count} in a row", threshold)
         memory = state.memory
         believable = memory.initial is None or x <= memory.initial + EARLY_SPIKE * memory.unit
@@ -311,7 +293,7 @@ class DivergencePolicy:
             best_rate=state.rate if lower else memory.best_rate,
         )
         climb, gain = level - best, max((memory.initial or 0.0) - best, 0.0) if memory.initial is not None else 0.0
-        share = LOST_STEEP if _new_territory(memory, block.rate, STEEP) else LOST_HALF
+        share = LOST_STEEP if new_territory(memory, block.rate, STEEP) else LOST_HALF
         far = climb > max(share * gain, LEVEL_NOISE * noise, ALARM_FLOOR * memory.unit)
         memory = memory._replace(climbs=memory.climbs + 1 if far else 0)
         state = state._replace(losses=(), norms=(), rate=0.0, change=0.0, memory=memory)
@@ -320,8 +302,8 @@ class DivergencePolicy:
             memory = memory._replace(cap=memory.cap_before, rewinds=memory.rewinds - 1)
             return _new_level(state._replace(memory=memory), level), ""
         if memory.climbs >= CLIMBS:
-            strange = _strange_blocks(memory)
-            if memory.pace and not strange and _sudden(memory, climb):
+            strange = strange_blocks(memory)
+            if memory.pace and not strange and sudden(memory, climb):
                 return _new_level(state, level), ""
             if strange or climb > LOST_ALL * gain:
                 return state, "the loss climbed away from its best"
@@ -358,7 +340,7 @@ class DivergencePolicy:
         gate = math.inf
         if hot:
             cap, gate = failed * self.backoff**HOT_BACKOFFS, GENTLE
-        elif healthy_rate and _new_territory(memory, failed):
+        elif healthy_rate and new_territory(memory, failed):
             cap = healthy_rate * self.backoff ** min(rewinds - 1, MOST_BACKOFFS)
             gate = max(GENTLE, centre([block.change for block in blocks]))
         else:
@@ -398,82 +380,6 @@ def _answer(
     memory = state.memory
     factor = 1.0 if memory.cap >= signals.rate else memory.cap / signals.rate
     return state, Verdict(kind, factor, memory.proven, cause, measure, threshold)
-
-
-def _trusted(state: DivergenceState) -> bool:
-    """Was no update accepted since the last rewind? The weights are then the healthy ones."""
-    memory = state.memory
-    return memory.rewinds > 0 and memory.since_rewind == 0 and not state.losses
-
-
-def _hot(state: DivergenceState, signals: Signals, x: float) -> bool:
-    """Are the weights overwritten faster than anything is learned?"""
-    memory, drift, age = state.memory, signals.drift, signals.drift_age
-    if drift is None or memory.initial is None or not 0 < age <= DRIFT_AGE:
-        return False
-    pace, again = drift / math.sqrt(age), memory.failed_rate < math.inf
-    if pace <= (HOT_AGAIN if again else BURNING) and age < PATIENT:
-        return False
-    recent = (*memory.blocks[-1].losses, *state.losses, x)[-9:] if memory.blocks else (*state.losses, x)[-3:]
-    gain = (memory.initial - centre(recent)) / memory.unit
-    if pace > HOT_AGAIN and again:
-        return gain < HALF_GAINED
-    if pace > HOT and gain < LITTLE_GAINED:
-        return True
-    return drift > OVERWRITTEN and age <= OVERWRITTEN_AGE and gain < HALF_GAINED
-
-
-def _foreign(state: DivergenceState, signals: Signals) -> bool:
-    """Was the weights' change measured, and is it not one that healthy updates make?"""
-    change, pace = signals.weight_change, state.memory.pace
-    if change is None or signals.weight_age < 1:
-        return False
-    if not math.isfinite(change):
-        return True
-    return change > STRANGE if pace == 0.0 else change / math.sqrt(signals.weight_age) > FOREIGN * pace
-
-
-def _known(state: DivergenceState, signals: Signals) -> bool:
-    """Is there a healthy change to compare with, or no need of one?"""
-    return state.memory.pace > 0.0 or (signals.weight_change is not None and not math.isfinite(signals.weight_change))
-
-
-def _strange(state: DivergenceState, signals: Signals) -> bool:
-    """Are the weights foreign, or the rate far above the one of the best level?"""
-    memory = state.memory
-    rate = max(state.rate, min(signals.rate, memory.cap))
-    return _new_territory(memory, rate) or _foreign(state, signals)
-
-
-def _in_order(state: DivergenceState, signals: Signals) -> bool:
-    """Was the weights' change measured, and is nothing strange about it or the rate?"""
-    return signals.weight_change is not None and not _strange(state, signals)
-
-
-def _rising(state: DivergenceState, signals: Signals) -> bool:
-    """Is the rate far above all that were healthy?"""
-    return 0.0 < RAISED * state.memory.top_rate < min(signals.rate, state.memory.cap)
-
-
-def _new_territory(memory: Memory, rate: float, times: float = RAISED) -> bool:
-    """Is the rate far above the one of the best level, and above all that were healthy?"""
-    return 0.0 < times * memory.best_rate < rate and rate > HIGHER * memory.top_rate
-
-
-def _strange_blocks(memory: Memory) -> bool:
-    """Was the rate or a weight change strange since the last healthy update?"""
-    return any(
-        _new_territory(memory, block.rate) or block.change > FOREIGN * memory.pace
-        for block in memory.blocks
-        if block.update > memory.proven
-    )
-
-
-def _sudden(memory: Memory, climb: float) -> bool:
-    """Did most of the climb come between two neighbouring updates?"""
-    losses = [x for block in memory.blocks[-CLIMBS - 3 :] for x in block.losses]
-    steps = (centre(losses[i : i + 4]) - centre(losses[i - 4 : i]) for i in range(4, len(losses) - 3))
-    return max(steps, default=0.0) > SUDDEN * climb
 
 
 def _new_level(state: DivergenceState, level: float) -> DivergenceState:

@@ -306,7 +306,10 @@ class SweepPolicy:
         up = best.rate * TRIAL_STEP
         if best.rate != max(rates) or up > self.max_lr:
             return down
-        return up if down is None or (fell and state.bound is None) else down
+        # where even the ramp got lower, or nothing bounds the rate from above, a higher rate is worth more than a lower
+        low = min(state.losses[: state.trials[0].start])
+        slow = fell and (state.bound is None or (best.mean is not None and best.mean > low))
+        return up if down is None or slow else down
 
     def _suggestion(self, state: SweepState) -> Suggestion:
         best, fell = self._best(state)

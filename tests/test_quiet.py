@@ -1,0 +1,74 @@
+"""Healthy runs whose rate rises by plan: the guard leaves them alone, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+import lightning_lr as llr
+from tests.small import Loader, Model, trainer
+
+
+class Net(Model):
+    """A small CNN, which AdamW moves far in its first updates at this rate, and soundly."""
+
+    def __init__(self, schedule: Any) -> None:
+        super().__init__(self._optimizer)
+        self.schedule = schedule
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+
+    def _optimizer(self, _: Any) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.004)
+        schedule = self.schedule(optimizer)
+        if schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images.view(-1, 1, 8, 8))
+
+
+def linear_then_cosine(optimizer: Any) -> Any:
+    parts = [lr_scheduler.LinearLR(optimizer, 0.025, 1.0, 40), lr_scheduler.CosineAnnealingLR(optimizer, 200)]
+    return lr_scheduler.SequentialLR(optimizer, parts, [40])
+
+
+PLANS = {
+    "Warmup": (lambda o: None, [40]),
+    "Warmup and cosine": (lambda o: lr_scheduler.CosineAnnealingLR(o, 240), [20]),
+    "LinearLR and cosine": (linear_then_cosine, []),
+    "LambdaLR": (lambda o: lr_scheduler.LambdaLR(o, lambda k: min(1.0, (k + 1) / 60)), []),
+    "OneCycleLR": (lambda o: lr_scheduler.OneCycleLR(o, 0.008, total_steps=240), []),
+    "CyclicLR": (lambda o: lr_scheduler.CyclicLR(o, 0.0004, 0.006, 30, cycle_momentum=False), []),
+    "warm restarts": (lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 40), []),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_rate_that_rises_by_plan_is_no_alarm(plan: str, tmp_path: Path) -> None:
+    schedule, warmups = PLANS[plan]
+
+    def run(*more: Any) -> Model:
+        model = Net(schedule)
+        callbacks = [*(llr.Warmup(steps) for steps in warmups), *more]
+        trainer(tmp_path, callbacks=callbacks, max_epochs=20).fit(model, Loader(12, 16))
+        return model
+
+    guard = llr.DivergenceGuard()
+    guarded, plain = run(guard), run()
+    assert (guard.skips, guard.rewinds) == (0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(guarded.weights(), plain.weights(), strict=True))
