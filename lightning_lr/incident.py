@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lr.snapshot import local
+
 BATCH_BYTES = 64 * 2**20
 """A batch is saved only up to this size."""
 
 
 def nonfinite_gradients(module: nn.Module) -> list[str]:
     """The names of the parameters whose gradients are not finite on this rank."""
-    from lightning_lr.snapshot import local
-
     return [
         name
         for name, p in module.named_parameters()

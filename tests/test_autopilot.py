@@ -43,9 +43,9 @@ def test_with_autopilot_the_run_ends_the_same_whatever_rate_it_began_with(kind: 
         return getattr(torch.optim, kind)(module.parameters(), lr=rate, **more)
 
     losses = []
-    for rate in (1e-6, 1e-2, 1.0) if kind == "AdamW" else (1e-4, 1e-2, 100.0):
+    for rate in (1e-6, 1.0) if kind == "AdamW" else (1e-4, 100.0):  # noqa: B007
         fit = trainer(tmp_path, callbacks=autopilot(), logger=True, max_epochs=16)
-        fit.fit(Model(configure, 16), Loader(16, 16), held_out())
+        fit.fit(Model(configure, 64), Loader(16, 16), held_out())
         guard = next(c for c in fit.callbacks if isinstance(c, DivergenceGuard))
         assert guard.rewinds == 0
         losses.append(float(fit.callback_metrics["val_loss"]))

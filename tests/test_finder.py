@@ -577,3 +577,49 @@ def test_two_ranks_with_different_data_find_one_rate(pool: Pool, tmp_path: Path)
     first, second = pool.run(fit_on_a_rank, str(tmp_path))
     assert first[0][0].suggestion is not None
     assert first == second
+
+
+class Sharded(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self.net)
+
+
+def fit_sharded(root: str) -> tuple[Any, bool, Any]:
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if not begun:
+                begun.extend(p.to_local().clone() for p in pl_module.parameters())
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if finder.settling or len(ended) == 0:
+                ended.append(all(map(torch.equal, begun, (p.to_local() for p in pl_module.parameters()))))
+
+    begun: list[Tensor] = []
+    ended: list[bool] = []
+    finder, model = llr.LRFinder(), Sharded()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    run = trainer(root, max_epochs=10, callbacks=[finder, Look()], devices=2, strategy=strategy)
+    run.fit(model, Loader(8, 16, offset=16 * run.global_rank))
+    return finder.findings, all(ended) and len(ended) > 20, [p.full_tensor().tolist() for p in model.net.parameters()]
+
+
+def test_sharded_weights_are_healthy_between_batches_and_the_ranks_find_one_rate(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_sharded, str(tmp_path))
+    assert first[0][0].suggestion is not None
+    assert first[1]
+    assert first == second

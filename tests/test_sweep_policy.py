@@ -249,6 +249,17 @@ def test_without_any_decrease_the_highest_stable_rate_takes_the_place_of_the_bes
     assert "no trial lowered the loss" in now.suggestion.words
 
 
+def test_in_mid_run_a_rate_that_raises_the_loss_is_not_the_pick_only_because_it_is_stable():
+    policy = SweepPolicy()
+    state, now = policy.start()
+    while now.rate is not None:
+        trained = bool(state.trial_length)
+        state, now = policy.step(state, 2.0 if not trained or now.rate < 0.5 else 2.1)
+    calm = max(trial.rate for trial in state.trials if trial.mean is not None and trial.mean < 2.05)
+    assert any(trial.rate > calm for trial in state.trials)
+    assert now.suggestion.rate is None or now.suggestion.rate == pytest.approx(MARGIN * calm)
+
+
 # -- properties --------------------------------------------------------------------------------------------------------
 
 LOSSES = st.lists(

@@ -85,7 +85,7 @@ class DivergenceGuard(LRCallback):
         DivergenceError: when it gives up.
 
     Example:
-        >>> from lightning_lr.callbacks.divergence import DivergenceGuard
+        >>> from lightning_lr import DivergenceGuard
         >>> DivergenceGuard(backoff=0.3).policy.backoff
         0.3
     """

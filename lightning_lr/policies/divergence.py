@@ -236,8 +236,9 @@ class DivergencePolicy:
     def rewound(self, state: DivergenceState, label: int) -> DivergenceState:
         """The state after somebody else gave back the snapshot with this label: what came after it is forgotten."""
         blocks = tuple(block for block in state.memory.blocks if block.update <= label)
+        level = centre([x for block in blocks[-PROVEN_BLOCKS:] for x in block.losses]) if blocks else None
         memory = state.memory._replace(
-            blocks=blocks, proven=min(state.memory.proven, label), anchor=label, since_rewind=0, climbs=0
+            blocks=blocks, best=level, proven=min(state.memory.proven, label), anchor=label, since_rewind=0, climbs=0
         )
         state = DivergenceState(update=state.update, memory=memory)
         return limits(state, self.spike_threshold) if blocks else restarted(state)
@@ -349,7 +350,9 @@ class DivergencePolicy:
         ceiling = max(cap, min(memory.ceiling, failed * (self.backoff if lasting else UNDER)))
         memory = memory._replace(
             blocks=blocks,
-            best=memory.best if blocks else None,
+            # the weights that come back are those of the proven level, not of a better one that came after it
+            best=centre([x for block in blocks[-PROVEN_BLOCKS:] for x in block.losses]) if blocks else None,
+            best_rate=min(memory.best_rate, blocks[-1].rate) if blocks else memory.best_rate,
             climbs=0,
             proven=proven,
             anchor=proven,

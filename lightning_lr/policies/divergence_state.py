@@ -47,7 +47,6 @@ class Verdict(NamedTuple):
         cause: why, in words; empty for `accept`.
         measure: True when the next signals should hold a `weight_change`, whatever it costs.
         threshold: the limit that was broken, in the loss's unit; None where there was none.
-        rates_fault: True when the rate is held to be the reason (a rewind that lowers it).
     """
 
     kind: Kind
@@ -56,7 +55,6 @@ class Verdict(NamedTuple):
     cause: str = ""
     measure: bool = False
     threshold: float | None = None
-    rates_fault: bool = False
 
 
 class Block(NamedTuple):

@@ -220,10 +220,11 @@ def suggest(rule: str, rates: Sequence[float], losses: Sequence[float]) -> Sugge
         ValueError: for an unknown rule, or unequal lengths.
 
     Example:
-        >>> rates = [10.0**e for e in range(-7, 2)]
-        >>> suggest("steepest", rates, [2.3, 2.3, 2.3, 2.2, 1.5, 0.9, 0.9, 1.5, 9.0]).rate
-        0.001
-        >>> suggest("steepest", rates, [2.3] * 9).refused
+        >>> rates = [10.0 ** (e / 4) for e in range(-28, 3)]
+        >>> losses = [2.3 - 1.8 / (1.0 + (3e-3 / rate) ** 1.5) + (rate / 0.3) ** 2 for rate in rates]
+        >>> 1e-3 < suggest("steepest", rates, losses).rate < 5e-3
+        True
+        >>> suggest("steepest", rates, [2.3] * len(rates)).refused
         True
     """
     if rule not in RULES:

@@ -139,7 +139,7 @@ class SweepPolicy:
     trial's end plus one standard deviation of the noise there: a rate that makes the loss restless fails later. A trial
     that blows up ends early, and no rate above it is trusted. A parabola through the three best in log rate gives the
     minimum, and 0.3 of it is suggested: what is best for some fifteen updates is too high for a run. Where no trial
-    lowers the loss beyond its noise, the highest rate that did not blow up takes the place of the best.
+    lowers the loss beyond its noise, the highest rate that did not raise it takes the place of the best.
 
     Args:
         min_lr: the lowest rate, absolute, > 0.
@@ -293,7 +293,8 @@ class SweepPolicy:
         level, noise = self.reading(state)
         fell = [trial for trial in stable if _height(trial, level, noise) < -FELL]
         if not fell:
-            return max(stable, key=lambda trial: trial.rate), False
+            calm = [trial for trial in stable if _height(trial, level, noise) < FELL]
+            return (max(calm, key=lambda trial: trial.rate) if calm else min(stable, key=_score)), False
         return min(fell, key=_score), True
 
     def _following(self, state: SweepState) -> float | None:
