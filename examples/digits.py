@@ -76,7 +76,9 @@ class Classifier(pl.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak rate that the optimizer is given (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=3e-3, help="peak rate that the optimizer is given (default: %(default)s)"
+    )
     parser.add_argument("--epochs", type=int, default=20, help="epochs of 40 updates (default: %(default)s)")
     parser.add_argument("--logs", default="logs", help="folder for TensorBoard (default: %(default)s)")
     args = parser.parse_args()

@@ -99,6 +99,10 @@ class Ledger:
             return trial[group]
         return self.base(optimizer, group) * self._lines[optimizer][group].product
 
+    def in_trial(self, optimizer: int) -> bool:
+        """Whether a trial rate is set: the updates made now are to be taken back."""
+        return self._trial[optimizer] is not None
+
     def used(self, optimizer: int, group: int) -> float | None:
         """The effective rate of the last real update, absolute; None before the first."""
         used = self._lines[optimizer][group].used

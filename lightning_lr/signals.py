@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,32 @@ class LossMeter:
         return torch.stack(losses).mean() * self._parts
 
 
+class Pending:
+    """Numbers of one update that may still be on the accelerator."""
+
+    def __init__(self, values: list[Tensor], finish: Callable[[list[float]], Measured]) -> None:
+        self._values, self._finish = values, finish
+        self._sent: Any = None
+
+    def send(self) -> Pending:
+        """Starts the copy to pinned host memory and does not wait for it; on the CPU there is nothing to copy."""
+        if self._values and self._values[0].is_cuda:
+            device = self._values[0].device
+            packed = torch.stack([value.to(device).double() for value in self._values])
+            host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            host.copy_(packed, non_blocking=True)
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+            self._values = list(host)
+        return self
+
+    def read(self) -> Measured:
+        """The numbers: one host sync, or none that waits when they were sent an update ago."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        return self._finish(_read(self._values))
+
+
 def measure(
     loss: Tensor | None,
     parameters: Sequence[Tensor],
@@ -67,7 +93,19 @@ def measure(
     *,
     sharded: bool = False,
 ) -> Measured:
-    """Measures an update; one small collective where there is more than one process, and one host sync.
+    """Measures an update and reads the numbers at once; see `start`."""
+    return start(loss, parameters, scale, more, sharded=sharded).read()
+
+
+def start(
+    loss: Tensor | None,
+    parameters: Sequence[Tensor],
+    scale: Tensor | None = None,
+    more: Sequence[Tensor] = (),
+    *,
+    sharded: bool = False,
+) -> Pending:
+    """Starts to measure an update; one small collective where there is more than one process.
 
     Args:
         loss: this rank's loss; Tensor, shape (); None when it saw none (on every rank then).
@@ -77,19 +115,21 @@ def measure(
         sharded: whether any of the parameters is a DTensor.
 
     Returns:
-        The numbers, in float64.
+        The numbers, in float64 once they are read.
     """
     grads = [grad for p in parameters if (grad := p.grad) is not None]
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if ranks == 1 and not sharded:
-        values = _norms(grads)
-        count = len(values)
-        if loss is not None:
-            values.append(loss)
-        values += [number.to(loss.device) if loss is not None else number for number in more]
-        if scale is not None:
-            values.append(scale.reshape(()))
-        numbers = _read(values)
+    if ranks > 1 or sharded:
+        return _start_together(loss, grads, scale, more, ranks)
+    values = _norms(grads)
+    count = len(values)
+    if loss is not None:
+        values.append(loss)
+    values += [number.to(loss.device) if loss is not None else number for number in more]
+    if scale is not None:
+        values.append(scale.reshape(()))
+
+    def finish(numbers: list[float]) -> Measured:
         square = 0.0
         for number in numbers[:count]:
             square += number * number
@@ -98,12 +138,13 @@ def measure(
             norm /= numbers.pop()
         own = numbers[count] if loss is not None else None
         return Measured(own, norm, tuple(numbers[count + (loss is not None) :]), own)
-    return _measure_together(loss, grads, scale, more, ranks)
+
+    return Pending(values, finish)
 
 
-def _measure_together(
+def _start_together(
     loss: Tensor | None, grads: list[Tensor], scale: Tensor | None, more: Sequence[Tensor], ranks: int
-) -> Measured:
+) -> Pending:
     device = local(grads[0]).device if grads else torch.device("cpu") if loss is None else loss.device
     square = torch.zeros((), dtype=torch.float64, device=device)
     cut: dict[int, list[Tensor]] = {}
@@ -120,9 +161,13 @@ def _measure_together(
         rest = packed[1:].contiguous()
         torch.distributed.all_reduce(rest)
         packed = torch.cat([packed[:1], rest])
-    own_loss, mean, total, *sums = packed.tolist()
-    norm = math.sqrt(total) if 0.0 <= total < math.inf else total
-    return Measured(None if loss is None else mean, norm, tuple(sums), None if loss is None else own_loss)
+
+    def finish(numbers: list[float]) -> Measured:
+        own_loss, mean, total, *sums = numbers
+        norm = math.sqrt(total) if 0.0 <= total < math.inf else total
+        return Measured(None if loss is None else mean, norm, tuple(sums), None if loss is None else own_loss)
+
+    return Pending(list(packed), finish)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:

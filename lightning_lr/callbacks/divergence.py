@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -22,7 +22,7 @@ from lightning_lr.policies.divergence import DivergencePolicy
 from lightning_lr.policies.divergence_evidence import DRIFT_AGE
 from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
 from lightning_lr.reference import reference_rates
-from lightning_lr.signals import LossMeter, Measured, measure
+from lightning_lr.signals import LossMeter, Measured, Pending, measure, start
 from lightning_lr.snapshot import Source
 
 CLOSE_LOOK = 8
@@ -51,6 +51,26 @@ class DivergenceError(RuntimeError):
     """The run diverged again and again; the model holds the weights of the last healthy snapshot."""
 
 
+class Job(NamedTuple):
+    """One update that is measured but not judged.
+
+    Args:
+        pending: its numbers.
+        rate: as in `Signals`.
+        weight_age: as in `Signals`.
+        drift_age: as in `Signals`.
+        timed: whether the last number decides how often snapshots are taken.
+        signals: the numbers where they are known already (from a checkpoint).
+    """
+
+    pending: Pending
+    rate: float
+    weight_age: int
+    drift_age: int
+    timed: bool
+    signals: Signals | None = None
+
+
 class DivergenceGuard(LRCallback):
     """Judges every update before it is applied, and keeps a run alive that would have died.
 
@@ -76,6 +96,9 @@ class DivergenceGuard(LRCallback):
             uninterrupted one; without, they are smaller, and the resumed weights are the first snapshot.
         incidents_dir: a folder for the batch, the signals and the parameters of every incident; None: none is written.
         rewarm: whether `Warmup` callbacks warm up again after a rewind.
+        lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
+            host meanwhile: an accelerator never waits for it, and what would have been skipped is rewound instead. A
+            checkpoint at a batch's end may then hold one update that is not judged yet.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
         name: see `LRCallback`.
 
@@ -104,6 +127,7 @@ class DivergenceGuard(LRCallback):
         save_snapshots: bool = True,
         incidents_dir: str | Path | None = None,
         rewarm: bool = False,
+        lag: Literal[0, 1] = 0,
         on_give_up: Literal["raise", "stop"] = "raise",
         name: str | None = None,
     ) -> None:
@@ -115,10 +139,12 @@ class DivergenceGuard(LRCallback):
             raise ValueError(f"snapshots must be a whole number >= 2, got {snapshots!r}: one proven, one to become it")
         if memory_limit is not None and not _whole(memory_limit, 1):
             raise ValueError(f"memory_limit must be a whole number of bytes >= 1, or None, got {memory_limit!r}")
+        if lag not in (0, 1):
+            raise ValueError(f"lag must be 0 or 1, got {lag!r}: the updates after which a verdict comes")
         if on_give_up not in ("raise", "stop"):
             raise ValueError(f"on_give_up must be 'raise' or 'stop', got {on_give_up!r}")
         self.snapshot_every, self.snapshots, self.memory_limit = snapshot_every, snapshots, memory_limit
-        self.save_snapshots, self.rewarm, self.on_give_up = save_snapshots, rewarm, on_give_up
+        self.save_snapshots, self.rewarm, self.lag, self.on_give_up = save_snapshots, rewarm, lag, on_give_up
         self.incidents_dir = None if incidents_dir is None else Path(incidents_dir)
         self.reset()
 
@@ -136,6 +162,7 @@ class DivergenceGuard(LRCallback):
         self._dropped: list[bool] = []
         self._caps: list[float] = []
         self._reasons: list[str] = []
+        self._jobs: list[Job | None] = []
         self._meter = LossMeter()
         self._batches: list[Any] = []
         self._window: deque[tuple[Any, ...]] = deque(maxlen=SIGNALS_KEPT)
@@ -164,6 +191,8 @@ class DivergenceGuard(LRCallback):
         held = [module._buffers for module in pl_module.modules()]
         self._buffers = [(buffers, name) for buffers in held for name, b in buffers.items() if b is not None]
         saved, self._saved = self._saved, None
+        if len(self._jobs) != len(optimizers):
+            self._jobs = [None] * len(optimizers)
         if saved is None or len(saved["states"]) != len(optimizers):
             self.states = [self.policy.start() for _ in optimizers]
             self._proven = [0] * len(optimizers)
@@ -203,6 +232,7 @@ class DivergenceGuard(LRCallback):
     # signals ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if not self._meter.losses:
             self._batches = []
             self._dropped = [False] * len(self._dropped)
@@ -220,18 +250,38 @@ class DivergenceGuard(LRCallback):
         while ledger.optimizers[index] is not optimizer:
             index += 1
         loss = self._meter.take()
-        if ledger._trial[index] is not None:
+        if ledger.in_trial(index):
             return
         if self._given_up:
             self._drop(index)
             return
-        measured, signals = self._measure(trainer, index, loss)
+        job = self._start(index, loss)
+        if self.lag:
+            job.pending.send()
+            job, self._jobs[index] = self._jobs[index], job
+        if job is not None:
+            self._judge(trainer, pl_module, index, job)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._judge_late(trainer, pl_module)
+
+    def _judge_late(self, trainer: Any, pl_module: Any) -> None:
+        """Before somebody looks at the weights: judges what `lag` has left open."""
+        for index, job in enumerate(self._jobs):
+            if job is not None and not self._given_up:
+                self._jobs[index] = None
+                self._judge(trainer, pl_module, index, job)
+                self._dropped[index] = False
+
+    def _judge(self, trainer: Any, pl_module: Any, index: int, job: Job) -> None:
+        measured, signals = self._finish(job)
         if self._calibrating(measured):
             return
         if self.states[index].update == 0:
             self.states[index] = self.policy.start(self._planned_rate(trainer, index))
         state, verdict = self.policy.step(self.states[index], signals)
-        if verdict.kind == "skip" and signals.weight_change is None and signals.weight_age > 0:
+        if verdict.kind == "skip" and signals.weight_change is None and signals.weight_age > 0 and not self.lag:
             # is it the batch, or are the weights broken already? Nobody is to see them if they are
             signals = signals._replace(weight_change=self._look_again())
             state, verdict = self.policy.step(self.states[index], signals)
@@ -244,10 +294,10 @@ class DivergenceGuard(LRCallback):
         else:
             self._incident(trainer, pl_module, index, measured, signals, verdict)
         self._clock += 1
-        if ledger.factor(self.name, index, 0) != verdict.factor:
+        if self.ledger.factor(self.name, index, 0) != verdict.factor:
             self._set_factor(index, verdict)
 
-    def _measure(self, trainer: Any, index: int, loss: Tensor | None) -> tuple[Measured, Signals]:
+    def _start(self, index: int, loss: Tensor | None) -> Job:
         generations = self._generations
         age, drift_age = self._clock - generations.newest.clock, self._clock - self._anchor_clock
         due = self._clock >= self._look_due
@@ -263,6 +313,7 @@ class DivergenceGuard(LRCallback):
                 self._step_seconds += now - self._last_time
             self._last_time = now
             if timed:
+                self._decided = True
                 share = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
                 steps = (
                     (self._copy_seconds + self._look_seconds)
@@ -270,14 +321,20 @@ class DivergenceGuard(LRCallback):
                     / COST_SHARE
                 )
                 more = (*more, torch.tensor(steps / share, dtype=torch.float64))
-        scaled = self._scaler is not None and getattr(
-            self.ledger.optimizers[index], "_step_supports_amp_scaling", False
-        )
+        ledger, rate = self.ledger, 0.0
+        scaled = self._scaler is not None and getattr(ledger.optimizers[index], "_step_supports_amp_scaling", False)
         scale = getattr(self._scaler, "_scale", None) if scaled else None
-        measured = measure(loss, self._parameters(index), scale, more, sharded=self._sharded)
+        for group in range(ledger.groups(index)):
+            rate = max(rate, ledger.effective(index, group) / ledger.factor(self.name, index, group))
+        pending = start(loss, self._parameters(index), scale, more, sharded=self._sharded)
+        return Job(pending, rate if rate > 0.0 else 1.0, age, drift_age, timed)
+
+    def _finish(self, job: Job) -> tuple[Measured, Signals]:
+        if job.signals is not None:
+            return Measured(job.signals.loss, job.signals.grad_norm, (), None), job.signals
+        measured = job.pending.read()
         sums = list(measured.more)
-        if timed:
-            self._decided = True
+        if job.timed:
             self._interval = min(max(math.ceil(sums.pop()), LEAST_INTERVAL), MOST_INTERVAL)
         change = drift = None
         if sums:
@@ -290,13 +347,8 @@ class DivergenceGuard(LRCallback):
             if not self._warned:
                 self._warned = True
                 rank_zero_warn(f"{self.name} sees no loss (use self.manual_backward): it judges by gradients alone")
-        ledger, rate = self.ledger, 0.0
-        for group in range(ledger.groups(index)):
-            rate = max(rate, ledger.effective(index, group) / ledger.factor(self.name, index, group))
         finite = math.isfinite(number) and math.isfinite(measured.grad_norm)
-        signals = Signals(
-            number, measured.grad_norm, finite, rate if rate > 0.0 else 1.0, change, age, drift, drift_age
-        )
+        signals = Signals(number, measured.grad_norm, finite, job.rate, change, job.weight_age, drift, job.drift_age)
         return measured, signals
 
     def _time(self) -> float:
@@ -339,7 +391,11 @@ class DivergenceGuard(LRCallback):
             apart = 1 if since < CLOSE_LOOK else LEAST_INTERVAL if since <= DRIFT_AGE else self._interval
             self._look_due = self._clock + min(apart, self._interval)
         if self._clock >= self._copy_due and self._clock - self._anchor_clock >= CLOSE_LOOK:
-            label = tuple(state.update - (i == index) for i, state in enumerate(self.states))
+            if self.lag:
+                # the update just judged is in the weights; of another optimizer there may be one that is not judged
+                label = tuple(s.update + (i != index and self._jobs[i] is not None) for i, s in enumerate(self.states))
+            else:
+                label = tuple(state.update - (i == index) for i, state in enumerate(self.states))
             young = self._clock - self._anchor_clock <= DRIFT_AGE
             began = self._time()
             if self._generations.take(label, self._clock, tuple(self._proven), keep_anchor=young):
@@ -352,13 +408,13 @@ class DivergenceGuard(LRCallback):
     ) -> None:
         names = [] if signals.finite else nonfinite_gradients(pl_module)
         self._drop(index)
-        if verdict.kind == "skip":
+        if verdict.kind == "skip" and not self.lag:
             self.skips += 1
             self.updates_lost += 1
             self._restore_buffers()
             words = "skipped"
         else:
-            lost = self._rewind(index)
+            lost = self._rewind(index, forget=verdict.kind == "skip")
             self.rewinds += 1
             self.updates_lost += lost
             words = f"rewound by {lost} updates, factor {verdict.factor:.4g}"
@@ -376,12 +432,16 @@ class DivergenceGuard(LRCallback):
         if verdict.kind == "give_up":
             self._give_up(trainer, verdict)
 
-    def _rewind(self, index: int) -> int:
-        """Gives the newest healthy generation back; returns the updates that this loses."""
+    def _rewind(self, index: int, *, forget: bool) -> int:
+        """Gives the newest healthy generation back; returns the updates that this loses.
+
+        With `forget` the judge of `index` has not seen to it itself, and is told as the others are.
+        """
+        self._jobs = [None] * len(self._jobs)
         judged = self.states[index].update
         target = self._generations.rewind(tuple(self._proven), self._clock + 1)
         for other, state in enumerate(self.states):
-            if other != index:
+            if other != index or forget:
                 self.states[other] = self.policy.rewound(state, target.label[other])
                 self._proven[other] = self.states[other].memory.proven
         lost = judged - target.label[index]
@@ -451,6 +511,7 @@ class DivergenceGuard(LRCallback):
     # the record ------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._judge_late(trainer, pl_module)
         line = (
             f"{self.name}: {self._clock} updates judged, {self.skips} skipped, {self.rewinds} rewinds, "
             f"{self.updates_lost} updates lost, snapshots took {self._generations.bytes / 2**20:.3g} MiB"
@@ -500,6 +561,7 @@ class DivergenceGuard(LRCallback):
             "proven": list(self._proven),
             "clocks": [self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval],
             "flags": [self._look, self._decided, self._given_up],
+            "jobs": [None if job is None else list(self._finish(job)[1]) for job in self._jobs],
             "counts": [self.skips, self.rewinds, self.updates_lost],
             "generations": self.generations.state_dict() if self.save_snapshots else None,
         }
@@ -513,12 +575,20 @@ class DivergenceGuard(LRCallback):
         self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval = state["clocks"]
         self._look, self._decided, self._given_up = state["flags"]
         self.skips, self.rewinds, self.updates_lost = state["counts"]
+        self._jobs = [
+            None if saved is None else Job(Pending([], _nothing), 1.0, 0, 0, False, Signals(*saved))
+            for saved in state["jobs"]
+        ]
 
     @property
     def _generations(self) -> Generations:
         if self.generations is None:
             raise RuntimeError(f"{self.name} has no snapshots outside of trainer.fit")
         return self.generations
+
+
+def _nothing(_: list[float]) -> Measured:
+    return Measured(None, 0.0, (), None)
 
 
 def _ratio(far: float, size: float) -> float:
