@@ -72,3 +72,11 @@ def test_a_rate_that_rises_by_plan_is_no_alarm(plan: str, tmp_path: Path) -> Non
     guarded, plain = run(guard), run()
     assert (guard.skips, guard.rewinds) == (0, 0)
     assert all(torch.equal(a, b) for a, b in zip(guarded.weights(), plain.weights(), strict=True))
+
+
+def test_a_rate_that_the_finder_tried_out_is_not_held_too_hot(tmp_path: Path) -> None:
+    model = Model(lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3), 16)
+    guard = llr.DivergenceGuard()
+    callbacks = llr.autopilot("train_loss", guard=guard, lr_monitor=None, plateau=None, warmup={"steps": 13})
+    trainer(tmp_path, callbacks=callbacks, max_epochs=16).fit(model, Loader(16, 16))
+    assert (guard.skips, guard.rewinds) == (0, 0)

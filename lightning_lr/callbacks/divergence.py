@@ -14,6 +14,7 @@ from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportU
 from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.generations import Generations
@@ -304,7 +305,7 @@ class DivergenceGuard(LRCallback):
         more: tuple[Tensor, ...] = ()
         if (due or self._look) and age > 0:
             began = self._time()
-            more = generations.change(anchor=due and drift_age <= DRIFT_AGE)
+            more = generations.change(anchor=due and drift_age <= DRIFT_AGE and not self._tried_out())
             self._look_seconds = self._time() - began
         timed = self.snapshot_every == "auto" and not self._decided and self._clock >= TIMED_UPDATES
         if self.snapshot_every == "auto" and not self._decided:
@@ -364,6 +365,11 @@ class DivergenceGuard(LRCallback):
         """The weights' change now; on an incident only, since it is a collective of its own."""
         far, size = measure(None, [], None, self._generations.change(anchor=False)).more
         return _ratio(far, size)
+
+    def _tried_out(self) -> bool:
+        """Did a finder see the loss fall at this rate? Then no start is held too hot on the weights' drift alone."""
+        found = (peer.result for peer in self.run.peers if isinstance(peer, LRFinder) and peer.apply)
+        return self.rewinds == 0 and any(result is not None and result.suggestion is not None for result in found)
 
     def _planned_rate(self, trainer: Any, index: int) -> float:
         """The height to which the schedule and a warm-up may raise the rate without suspicion."""
