@@ -24,14 +24,19 @@ def output(example: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_digits_tells_the_story_of_its_rate(tmp_path: Path) -> None:
-    said = output("digits.py", "--logs", str(tmp_path), "--epochs", "8")
-    assert "step 0: AdamW: first update at" in said
-    assert re.search(r"AdamW: Warmup 0\.03125 -> 1 in 31 changes, steps 1 to 31", said)
-    assert re.search(r"scheduler 0\.003 -> \S+ in 319 changes", said)
-    accuracy = float(re.search(r"held-out accuracy (\S+)", said).group(1))  # type: ignore[union-attr]
-    assert accuracy > 0.93
-    assert f"tensorboard --logdir {tmp_path}" in said
+def test_digits_ends_at_one_accuracy_whatever_the_rate_and_tells_its_story(tmp_path: Path) -> None:
+    accuracies = set()
+    for rate in ("1e-6", "100"):
+        said = output("digits.py", "--logs", str(tmp_path), "--epochs", "8", "--rate", rate)
+        assert re.search(r"step \d+: LRFinder \(update 0\): rate 0\.00", said)
+        assert re.search(r"AdamW: first update at \S+, LRFinder \S+, Warmup", said)
+        assert re.search(r"AdamW: Warmup \S+ -> 1 in \d+ changes", said)
+        accuracy = re.search(r"held-out accuracy (\S+)", said)
+        assert accuracy
+        accuracies.add(accuracy.group(1))
+        assert f"tensorboard --logdir {tmp_path}" in said
+    assert len(accuracies) == 1
+    assert float(accuracies.pop()) > 0.93
     assert list(tmp_path.glob("digits/version_0/events*"))
 
 
