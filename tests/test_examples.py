@@ -27,7 +27,7 @@ def output(example: str, *arguments: str) -> str:
 def test_digits_ends_at_one_accuracy_whatever_the_rate_and_tells_its_story(tmp_path: Path) -> None:
     accuracies = set()
     for rate in ("1e-6", "100"):
-        said = output("digits.py", "--logs", str(tmp_path), "--epochs", "8", "--rate", rate)
+        said = output("digits.py", "--logs", str(tmp_path), "--epochs", "12", "--rate", rate)
         assert re.search(r"step \d+: LRFinder \(update 0\): rate 0\.00", said)
         assert re.search(r"AdamW: first update at \S+, LRFinder \S+, Warmup", said)
         assert re.search(r"AdamW: Warmup \S+ -> 1 in \d+ changes", said)
