@@ -96,8 +96,10 @@ class LRMonitor(LRCallback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer._logger_connector.should_update_logs:
-            trainer.callback_metrics.update({tag: torch.tensor(rate) for tag, rate in self.rates.items()})
+        connector = trainer._logger_connector
+        if connector.should_update_logs:
+            # trainer.callback_metrics is this very dict, but computes all metrics anew each time that it is asked for
+            connector._callback_metrics.update({tag: torch.tensor(rate) for tag, rate in self.rates.items()})
         if self.prog_bar:
             for tag, rate in self.rates.items():
                 pl_module.log(tag, rate, prog_bar=True, logger=False, on_step=True, on_epoch=False)
