@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import lightning_lr as llr
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
+from lightning_lr.callbacks.finder import LRFinder
 from tests.pool import Pool
 from tests.small import Loader, Model, cosine, held_out, trainer
 
@@ -313,6 +314,18 @@ def test_a_rewind_makes_plateau_decay_forget_and_warm_up_start_again(tmp_path: P
     rates = [row[0] for row in model.trace]
     assert guard.rewinds == 1
     assert min(rates[38:45]) < 0.3 * rates[35]
+
+
+def test_after_three_rewinds_without_progress_a_finder_is_asked_for_a_rate(tmp_path: Path) -> None:
+    finder, guard = LRFinder(at=None, progress_bar=False), DivergenceGuard(snapshot_every=10)
+    model = Faulty(lambda m: momentum(m, 500.0))
+    made = fit(model, tmp_path, guard, finder, epochs=24)
+    assert guard.rewinds >= 3
+    assert len(finder.findings) == 1
+    assert finder.result is not None
+    assert finder.result.suggestion is not None
+    assert finder.result.suggestion < 5.0
+    assert made.callback_metrics["val_loss"] < 1.5
 
 
 def test_memory_for_fewer_than_two_copies_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ COST_SHARE = 0.01
 SETTLING = 24
 """Accepted updates after a rewind in which metrics say nothing about the rate."""
 
+ASK_FINDER = 3
+"""Rewinds without lasting progress after which an `LRFinder` beside the guard is asked for a rate."""
+
 SCALE_FLOOR = 1.0
 """A gradient scaler above this scale is still calibrating: its overflows are no incidents."""
 
@@ -455,9 +458,12 @@ class DivergenceGuard(LRCallback):
         self._anchor_clock = self._clock + 1
         self._look_due = self._copy_due = self._clock + 2
         self._look = False
+        in_a_row = self.states[index].memory.rewinds
         for peer in self.run.peers:
             if isinstance(peer, PlateauDecay):
                 peer.forget()
+            elif isinstance(peer, LRFinder) and in_a_row == ASK_FINDER:
+                peer.request(f"{in_a_row} rewinds without lasting progress")
             elif isinstance(peer, Warmup) and self.rewarm:
                 peer.restart()
         return lost

@@ -35,7 +35,8 @@ class LRFinder(LRCallback):
     Args:
         at: the real updates before which it sweeps, from 0; None: only at `epochs`. An update inside of a window of
             accumulation waits for its end.
-        epochs: epochs, from 0, at whose start it sweeps too.
+        epochs: epochs, from 0, at whose start it sweeps too. Beside a `DivergenceGuard` it also sweeps when that asks
+            it to, after three rewinds without lasting progress.
         min_lr: the lowest rate tried, absolute, > 0.
         max_lr: the highest, absolute.
         steps: the most updates of a sweep, >= 20.
