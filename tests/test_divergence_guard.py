@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
@@ -257,8 +257,9 @@ def test_two_optimizers_are_judged_each_and_rewound_together(tmp_path: Path) -> 
 
 
 def test_averaged_weights_are_rewound_too(tmp_path: Path) -> None:
+    averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging", reason="new in Lightning 2.6")
     model, guard = Faulty(faults={40: "weight"}), DivergenceGuard(snapshot_every=10)
-    fit(model, tmp_path, guard, WeightAveraging())
+    fit(model, tmp_path, guard, averaging.WeightAveraging())
     assert guard.rewinds == 1
     assert model.is_finite()
 
