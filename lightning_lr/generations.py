@@ -76,6 +76,8 @@ class Generations:
         Returns:
             Whether it was taken. There is no room while all but the proven one (and the anchor) are candidates still.
         """
+        if self._kept and (self.newest.label, self.newest.clock) == (label, clock):
+            return True  # of an update that was judged, and is judged again since something raised before it was made
         self._drop_outlived(proven, keep_anchor)
         if len(self._kept) >= self.capacity:
             return False
@@ -83,6 +85,11 @@ class Generations:
         snapshot.take()
         self._kept.append(Generation(snapshot, label, clock))
         return True
+
+    def adopt(self) -> None:
+        """Takes parameters that were frozen until now into every copy."""
+        for generation in self._kept:
+            generation.snapshot.adopt()
 
     def rewind(self, proven: tuple[int, ...], clock: int) -> Generation:
         """Gives back the newest proven generation (the oldest, if none is) and drops all that came after it."""

@@ -63,6 +63,7 @@ class Ledger:
         self._trial: list[list[float] | None] = [None] * len(self.optimizers)
         self._inside: list[list[tuple[Any, float, float]] | None] = [None] * len(self.optimizers)
         self._discarded = [False] * len(self.optimizers)
+        self._evaluations = [0] * len(self.optimizers)
         self._handles: list[Any] = []
 
     # what others ask -------------------------------------------------------------------------------------------
@@ -147,9 +148,9 @@ class Ledger:
 
         Updates made with a trial rate are neither counted nor recorded: they are to be taken back.
         """
-        if rates is not None and len(rates) != len(self._lines[optimizer]):
+        if rates is not None and len(rates) != self.groups(optimizer):
             raise ValueError(
-                f"one trial rate for each of the {len(self._lines[optimizer])} param groups is needed, got {len(rates)}"
+                f"one trial rate for each of the {self.groups(optimizer)} param groups is needed, got {len(rates)}"
             )
         self._trial[optimizer] = None if rates is None else [float(r) for r in rates]
         if self._inside[optimizer] is not None:
@@ -157,8 +158,16 @@ class Ledger:
             self._put(optimizer)
 
     def discard_update(self, optimizer: int) -> None:
-        """Says, from within the optimizer's step, that its gradients were dropped: the step is not counted."""
+        """Makes the step under way a true skip: it is not counted, and its gradients become None before they are used.
+
+        Called from within the step, its closure included. What comes until then (clipping, the user's own hooks) still
+        finds the gradients: torch's clipping by value raises an error where there are none.
+        """
         self._discarded[optimizer] = True
+
+    def evaluations(self, optimizer: int) -> int:
+        """How often the step under way has called its closure: LBFGS and SAM do so several times an update."""
+        return self._evaluations[optimizer]
 
     # around the step -------------------------------------------------------------------------------------------
 
@@ -195,10 +204,11 @@ class Ledger:
         if not self._active():
             return None
         self._take_back(index)
-        self._discarded[index] = False
+        self._discarded[index], self._evaluations[index] = False, 0
         self._adopt(index)
         self._listener.before_update(index)
         self._put(index)
+        self._drop_gradients(index)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             return None
@@ -211,9 +221,11 @@ class Ledger:
 
     def _within(self, index: int, closure: Callable[[], Any]) -> Any:
         self._take_back(index)
+        self._evaluations[index] += 1
         loss = closure()
         if loss is None and self._closure_gives_loss and not self._has_gradients(index):
             self._discarded[index] = True  # training_step returned None
+        self._drop_gradients(index)
         if len(self._lines[index]) != len(self.optimizers[index].param_groups):
             self._adopt(index)
             self._listener.before_update(index)
@@ -267,6 +279,13 @@ class Ledger:
             if effective != base and float(settings["lr"]) == effective:
                 _write(settings, found)
 
+    def _drop_gradients(self, index: int) -> None:
+        if self._discarded[index]:
+            # zeros would still move an optimizer that has momentum
+            for group in self.optimizers[index].param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
     def _has_gradients(self, index: int) -> bool:
         return any(p.grad is not None for group in self.optimizers[index].param_groups for p in group["params"])
 
@@ -280,6 +299,9 @@ class Ledger:
             for source, (factor, reason) in self._defaults[index].items():
                 line.set(source, factor, reason)
             lines.append(line)
+            trial = self._trial[index]
+            if trial is not None:
+                trial.append(float(groups[len(trial)]["lr"]))
 
     def _record(self, index: int, group: int, line: Line, now: Used) -> None:
         before, line.used, told, line.told = line.used, now, line.told, True

@@ -170,6 +170,14 @@ class Snapshot:
         self._plain = self.source.plain()
 
     @torch.no_grad()
+    def adopt(self) -> None:
+        """Takes in parameters that an optimizer has only now: frozen until here, they are as they were at `take`."""
+        self.wait()
+        for key, parameter in self.source.parameters().items():
+            if key not in self._host:
+                self._host[key] = local(parameter.detach()).to("cpu", copy=True)
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Gives the source back in place, bit for bit; optimizer state that did not exist is removed again.
 

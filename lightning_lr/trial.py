@@ -93,6 +93,25 @@ class Trial:
         self.leave()
         self._exchange_scaler(False)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The trial's state where the healthy one is in place: tensors, numbers, lists and dicts."""
+        states = [
+            [_cloned(states.get(p, {})) for group in o.param_groups for p in group["params"]]
+            for o, states in zip(self._optimizers, self._states, strict=True)
+        ]
+        tensors = [tensor.detach().clone() for tensor in self._tensors.values()]
+        return {"tensors": tensors, "states": states, "settings": _cloned(self._settings), "scaler": self._scaler_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave, over a healthy state that is in place."""
+        self._copy()
+        for tensor, saved in zip(self._tensors, state["tensors"], strict=True):
+            self._tensors[tensor].copy_(saved)
+        for index, (optimizer, states) in enumerate(zip(self._optimizers, state["states"], strict=True)):
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            self._states[index] = {p: _cloned(saved) for p, saved in zip(held, states, strict=True) if saved}
+        self._settings, self._scaler_state = _cloned(state["settings"]), dict(state["scaler"])
+
     def _copy(self) -> None:
         self._all_metrics = [module for module in self._module.modules() if isinstance(module, Metric)]
         self._buffers = [

@@ -11,7 +11,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tests.pool import Pool
+pytest.register_assert_rewrite("tests.witness")
+
+from tests.pool import Pool  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="all kills, all cells of the table, all fuzzing")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form was asked for."""
+    return request.config.getoption("--long")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+# Lightning has two names: the table of ways to train is run under either
+pl: Any = importlib.import_module(os.environ.get("LIGHTNING_NAMESPACE", "pytorch_lightning"))
 
 
 @functools.cache
@@ -120,7 +124,7 @@ def cosine(module: Any, updates: int = 24, lr: float = 0.1) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def trainer(root: Any, **kwargs: Any) -> pl.Trainer:
+def trainer(root: Any, **kwargs: Any) -> Any:
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

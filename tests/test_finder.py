@@ -470,21 +470,25 @@ def test_a_resumed_run_repeats_no_finished_sweep_and_keeps_the_rate(tmp_path: Pa
         assert all(map(torch.equal, resumed.weights(), model.weights()))
 
 
-def test_killed_in_mid_sweep_and_resumed_it_starts_over_from_healthy_weights(tmp_path: Path) -> None:
-    finder, model = llr.LRFinder(at=4, **SHORT), Model(momentum, 8)
+@pytest.mark.parametrize("configure", [momentum, adamw], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("step", [9, 15, 21, 27])
+def test_killed_in_mid_sweep_and_resumed_it_goes_on_with_the_sweep(configure: Any, step: int, tmp_path: Path) -> None:
+    finder, model = llr.LRFinder(at=4, **SHORT), Model(configure, 8)
     witness = Witness(finder)
     fit(finder, model, tmp_path, others=[witness, checkpoints(tmp_path)], max_epochs=5, enable_checkpointing=True)
-    again, resumed = llr.LRFinder(at=4, **SHORT), Model(momentum, 8)
+    again, resumed = llr.LRFinder(at=4, **SHORT), Model(configure, 8)
     looks = Witness(again)
     run = trainer(
-        tmp_path, callbacks=[looks, again, checkpoints(tmp_path / "b")], max_epochs=8, enable_checkpointing=True
+        tmp_path, callbacks=[looks, again, checkpoints(tmp_path / "b")], max_epochs=5, enable_checkpointing=True
     )
-    run.fit(resumed, Loader(8, 16), held_out(), ckpt_path=str(tmp_path / "step=12.ckpt"))
-    assert same(looks.begun[0]["model"], witness.begun[4]["model"])
-    assert same(looks.begun[0]["optimizers"][0]["state"], witness.begun[4]["optimizers"][0]["state"])
-    assert len(again.findings) == 1
-    assert again.result.update == 4
-    assert again.result.rates[0] == 1e-4
+    run.fit(resumed, Loader(8, 16), held_out(), ckpt_path=str(tmp_path / f"step={step}.ckpt"))
+    assert again.findings == finder.findings
+    for mine, theirs in zip(looks.ended, witness.ended[step:], strict=True):
+        assert same(mine["model"], theirs["model"])
+        assert same(mine["optimizers"][0]["state"], theirs["optimizers"][0]["state"])
+    # the trials' updates included
+    assert resumed.trace == model.trace[step:]
+    assert same(resumed.weights(), model.weights())
 
 
 def test_a_checkpoint_of_a_run_with_a_finder_loads_with_weights_only(tmp_path: Path) -> None:

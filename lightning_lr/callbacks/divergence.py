@@ -50,6 +50,10 @@ SCALE_FLOOR = 1.0
 
 SIGNALS_KEPT = 64
 
+JUDGED = ("states", "_proven", "_caps", "_reasons", "_jobs")
+COUNTED = ("_clock", "_look_due", "_copy_due", "_look", "skips", "rewinds", "updates_lost")
+"""What a verdict changes: lists by optimizer, and numbers."""
+
 
 class DivergenceError(RuntimeError):
     """The run diverged again and again; the model holds the weights of the last healthy snapshot."""
@@ -97,14 +101,16 @@ class DivergenceGuard(LRCallback):
         snapshots: the most copies kept, >= 2.
         memory_limit: host memory for all copies of this rank, in bytes; None: no limit but `snapshots`.
         save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind as the
-            uninterrupted one; without, they are smaller, and the resumed weights are the first snapshot.
+            uninterrupted one; without (and always for sharded weights), they are smaller, and the resumed weights are
+            the first snapshot.
         incidents_dir: a folder for the batch, the signals and the parameters of every incident; None: none is written.
         rewarm: whether `Warmup` callbacks warm up again after a rewind.
         lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
             host meanwhile: an accelerator never waits for it, and what would have been skipped is rewound instead. A
             checkpoint at a batch's end may then hold one update that is not judged yet.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
-        name: see `LRCallback`.
+        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
+            different names.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` below two
@@ -164,9 +170,11 @@ class DivergenceGuard(LRCallback):
         self._look = False
         self._proven: list[int] = []
         self._dropped: list[bool] = []
+        self._trained: list[int] = []
         self._caps: list[float] = []
         self._reasons: list[str] = []
         self._jobs: list[Job | None] = []
+        self._before: dict[str, Any] | None = None
         self._meter = LossMeter()
         self._batches: list[Any] = []
         self._window: deque[tuple[Any, ...]] = deque(maxlen=SIGNALS_KEPT)
@@ -188,9 +196,8 @@ class DivergenceGuard(LRCallback):
         averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
         source = Source([pl_module, *averages], optimizers, self._scaler)
         self.generations = Generations(source, self.snapshots)
-        self._caps = [math.inf] * len(optimizers)
-        self._reasons = ["the rate is capped since a rewind"] * len(optimizers)
         self._dropped = [False] * len(optimizers)
+        self._trained = [len(self._parameters(index)) for index in range(len(optimizers))]
         # by name: a module may put another tensor there
         held = [module._buffers for module in pl_module.modules()]
         self._buffers = [(buffers, name) for buffers in held for name, b in buffers.items() if b is not None]
@@ -200,7 +207,9 @@ class DivergenceGuard(LRCallback):
         if saved is None or len(saved["states"]) != len(optimizers):
             self.states = [self.policy.start() for _ in optimizers]
             self._proven = [0] * len(optimizers)
-        if saved is not None and saved["generations"] is not None:
+            self._caps = [math.inf] * len(optimizers)
+            self._reasons = ["the rate is capped since a rewind"] * len(optimizers)
+        if saved is not None and saved["generations"] is not None and not self._sharded:
             self.generations.load_state_dict(saved["generations"])
         if not len(self.generations):
             label = tuple(state.update for state in self.states)
@@ -254,17 +263,34 @@ class DivergenceGuard(LRCallback):
         while ledger.optimizers[index] is not optimizer:
             index += 1
         loss = self._meter.take()
-        if ledger.in_trial(index):
+        if ledger.in_trial(index) or ledger.evaluations(index) > 1:
+            # what LBFGS or SAM tries out on the way is not where the run stands
             return
         if self._given_up:
             self._drop(index)
             return
+        self._before = {name: list(getattr(self, name)) for name in JUDGED}
+        self._before.update((name, getattr(self, name)) for name in COUNTED)
         job = self._start(index, loss)
         if self.lag:
             job.pending.send()
             job, self._jobs[index] = self._jobs[index], job
         if job is not None:
             self._judge(trainer, pl_module, index, job)
+
+    def after_update(self, optimizer: int) -> None:
+        self._before = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._before = None
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        before, self._before = self._before, None
+        if before is not None and before["rewinds"] == self.rewinds:
+            # something raised between the verdict and the update, and a resumed run makes the batch again
+            self.__dict__.update(before)
+        super().on_exception(trainer, pl_module, exception)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -302,7 +328,10 @@ class DivergenceGuard(LRCallback):
             self._set_factor(index, verdict)
 
     def _start(self, index: int, loss: Tensor | None) -> Job:
-        generations = self._generations
+        generations, parameters = self._generations, self._parameters(index)
+        if len(parameters) > self._trained[index]:
+            generations.adopt()
+        self._trained[index] = len(parameters)
         age, drift_age = self._clock - generations.newest.clock, self._clock - self._anchor_clock
         due = self._clock >= self._look_due
         more: tuple[Tensor, ...] = ()
@@ -330,7 +359,7 @@ class DivergenceGuard(LRCallback):
         scale = getattr(self._scaler, "_scale", None) if scaled else None
         for group in range(ledger.groups(index)):
             rate = max(rate, ledger.effective(index, group) / ledger.factor(self.name, index, group))
-        pending = start(loss, self._parameters(index), scale, more, sharded=self._sharded)
+        pending = start(loss, parameters, scale, more, sharded=self._sharded)
         return Job(pending, rate if rate > 0.0 else 1.0, age, drift_age, timed)
 
     def _finish(self, job: Job) -> tuple[Measured, Signals]:
@@ -386,8 +415,10 @@ class DivergenceGuard(LRCallback):
         )
 
     def _calibrating(self, measured: Measured) -> bool:
-        """Does a gradient scaler see to this overflow?"""
+        """Does a gradient scaler see to this overflow? Not where the loss itself, which it doesn't touch, is none."""
         if self._scaler is None or math.isfinite(measured.grad_norm):
+            return False
+        if measured.loss is not None and not math.isfinite(measured.loss):
             return False
         scale = getattr(self._scaler, "_scale", None)
         return scale is not None and float(scale) > SCALE_FLOOR
@@ -481,9 +512,6 @@ class DivergenceGuard(LRCallback):
         trainer.should_stop = True
 
     def _drop(self, index: int) -> None:
-        """Takes the gradients away: zeros would still move an optimizer that has momentum."""
-        for parameter in self._parameters(index):
-            parameter.grad = None
         self._dropped[index] = True
         self.ledger.discard_update(index)
 
@@ -573,9 +601,12 @@ class DivergenceGuard(LRCallback):
             "proven": list(self._proven),
             "clocks": [self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval],
             "flags": [self._look, self._decided, self._given_up],
+            "caps": list(self._caps),
+            "reasons": list(self._reasons),
             "jobs": [None if job is None else list(self._finish(job)[1]) for job in self._jobs],
             "counts": [self.skips, self.rewinds, self.updates_lost],
-            "generations": self.generations.state_dict() if self.save_snapshots else None,
+            # a checkpoint holds the state of rank zero, and of sharded weights every rank has its own copies
+            "generations": self.generations.state_dict() if self.save_snapshots and not self._sharded else None,
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -584,6 +615,7 @@ class DivergenceGuard(LRCallback):
         self._saved = state
         self.states = [DivergenceState.from_dict(saved) for saved in state["states"]]
         self._proven = list(state["proven"])
+        self._caps, self._reasons = list(state["caps"]), list(state["reasons"])
         self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval = state["clocks"]
         self._look, self._decided, self._given_up = state["flags"]
         self.skips, self.rewinds, self.updates_lost = state["counts"]

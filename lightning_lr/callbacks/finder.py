@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -13,7 +13,9 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.sweep import CURVE, Sweep, references
 from lightning_lr.finding import Finding
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
-from lightning_lr.policies.sweep import BRACKET, SweepPolicy
+from lightning_lr.policies.sweep import SweepPolicy
+
+Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
 
 class LRFinder(LRCallback):
@@ -44,7 +46,8 @@ class LRFinder(LRCallback):
         apply: False: only report.
         optimizer: the index of the optimizer to sweep, where there are several.
         progress_bar: whether to show one, on rank zero, where the trainer has one.
-        name: see `LRCallback`.
+        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
+            different names.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for several optimizers of
@@ -64,7 +67,7 @@ class LRFinder(LRCallback):
         min_lr: float = 1e-8,
         max_lr: float = 10.0,
         steps: int = 60,
-        suggest: str = BRACKET,
+        suggest: Rule = "bracket",
         apply: bool = True,
         optimizer: int | None = None,
         progress_bar: bool = True,
@@ -124,6 +127,8 @@ class LRFinder(LRCallback):
         self._places = AgendaState()
         self._before_sweep = self._places
         self._why = ""
+        self._saved: dict[str, Any] | None = None
+        self._sharded = False
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
@@ -139,6 +144,10 @@ class LRFinder(LRCallback):
             )
         self._index = self.optimizer or 0
         references(self.ledger, trainer, self._index)
+        self._sharded = any(hasattr(parameter, "placements") for parameter in pl_module.parameters())
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            self._begin(trainer, pl_module, saved)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -147,8 +156,7 @@ class LRFinder(LRCallback):
             self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
             if self._why:
                 self._before_sweep = before
-                bar = self._progress_bar(trainer)
-                self._sweep = Sweep(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar)
+                self._begin(trainer, pl_module)
         if self._sweep is not None:
             self._sweep.begin_batch()
 
@@ -175,11 +183,11 @@ class LRFinder(LRCallback):
                 f"{self.name}: the run ended after {len(self._sweep.state.losses)} updates of a sweep that may take "
                 f"{self.policy.steps}; no rate was found and the weights are those from before it"
             )
-            self._close()
+            self._break_off()
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._close()
+        self._break_off()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -191,16 +199,27 @@ class LRFinder(LRCallback):
         if sweep is not None:
             sweep.close()
 
+    def _break_off(self) -> None:
+        """Ends a sweep before its time; a checkpoint that somebody may still save has it."""
+        if self._sweep is not None:
+            self._sweep.rest()
+            self._saved, self._places = self._under_way(), self._before_sweep
+            self._close()
+
+    def _begin(self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None) -> None:
+        bar = self._progress_bar(trainer, 0 if saved is None else len(saved["policy"]["losses"]))
+        self._sweep = Sweep(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, saved)
+
     # shown -----------------------------------------------------------------------------------------------------
 
-    def _progress_bar(self, trainer: Any) -> Any:
+    def _progress_bar(self, trainer: Any, done: int) -> Any:
         if not self.progress_bar or not trainer.is_global_zero:
             return None
         if not getattr(trainer.progress_bar_callback, "is_enabled", False):
             return None
         from tqdm.auto import tqdm
 
-        return tqdm(total=self.policy.steps, desc=self.name, leave=False)
+        return tqdm(total=self.policy.steps, initial=done, desc=self.name, leave=False)
 
     def _announce(self, trainer: Any, finding: Finding) -> None:
         if finding.suggestion is None:
@@ -221,13 +240,28 @@ class LRFinder(LRCallback):
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
-        """What has been found and where. A sweep that is under way is not in it: resumed, it starts over."""
-        state = self._places if self._sweep is None else self._before_sweep
-        return {"agenda": state.to_dict(), "findings": [finding.to_dict() for finding in self.findings]}
+        """What has been found and where, and the sweep that is under way.
+
+        Of sharded weights a checkpoint holds what rank zero says, and so no sweep: resumed, it starts over.
+        """
+        state, sweep = self._places, self._saved
+        if self._sweep is not None:
+            state, sweep = self._before_sweep, self._under_way()
+        return {"agenda": state.to_dict(), "findings": [f.to_dict() for f in self.findings], "sweep": sweep}
+
+    def _under_way(self) -> dict[str, Any] | None:
+        sweep = self._sweep
+        if sweep is None or sweep.over or self._sharded or not sweep.between_batches:
+            return None
+        return {"agenda": self._places.to_dict(), "why": self._why, **sweep.state_dict()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self._places = AgendaState.from_dict(state["agenda"])
         self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
+        self._saved = state["sweep"]
+        if self._saved is not None:
+            self._before_sweep, self._places = self._places, AgendaState.from_dict(self._saved["agenda"])
+            self._why = self._saved["why"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_sweep": None}

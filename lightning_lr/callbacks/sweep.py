@@ -11,7 +11,7 @@ from lightning_lr.callbacks.unlogged import Unlogged
 from lightning_lr.finding import Finding
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
-from lightning_lr.policies.sweep import SweepPolicy
+from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
 from lightning_lr.reference import reference_rates
 from lightning_lr.signals import LossMeter
 from lightning_lr.trial import RandomState, Trial
@@ -34,10 +34,19 @@ class Sweep:
         journal: where the curve goes.
         index: of the optimizer that is swept; others train the trial at their own rates, and count nothing.
         bar: a tqdm progress bar, or None.
+        saved: what `state_dict` gave, of a sweep that goes on.
     """
 
     def __init__(
-        self, policy: SweepPolicy, trainer: Any, module: Any, ledger: Ledger, journal: Journal, index: int, bar: Any
+        self,
+        policy: SweepPolicy,
+        trainer: Any,
+        module: Any,
+        ledger: Ledger,
+        journal: Journal,
+        index: int,
+        bar: Any,
+        saved: dict[str, Any] | None = None,
     ) -> None:
         self.policy, self.journal, self.bar = policy, journal, bar
         self._trainer, self._module, self._ledger, self._index = trainer, module, ledger, index
@@ -48,11 +57,31 @@ class Sweep:
         self._skipped = 0
         self.state, self.now = policy.start()
         self.now = self.now._replace(restore=True)
+        if saved is not None:
+            self.state, self._skipped = SweepState.from_dict(saved["policy"]), saved["skipped"]
+            self.now = Next(self.state.rates[-1], saved["restore"])
+            if not self.now.restore:
+                self._trial.load_state_dict(saved["trial"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Between two batches: all that goes on in the next. The generators' states are not in it, as Lightning's
+        checkpoints have none either."""
+        return {
+            "policy": self.state.to_dict(),
+            "skipped": self._skipped,
+            "restore": self.now.restore,
+            "trial": None if self.now.restore else self._trial.state_dict(),
+        }
 
     @property
     def over(self) -> bool:
         """Whether the policy has seen enough."""
         return self.now.rate is None
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether the healthy state is in place."""
+        return not self._trial.inside
 
     def begin_batch(self) -> None:
         """Puts the trial in place."""
@@ -62,7 +91,8 @@ class Sweep:
 
     def see(self, loss: Tensor) -> None:
         """Takes a loss as it goes into its backward pass."""
-        if self._trial.inside:
+        # of an update that evaluates the loss several times (LBFGS, SAM) the first is the one at the weights
+        if self._trial.inside and self._ledger.evaluations(self._index) <= 1:
             self._meter.add(loss, self._trainer.accumulate_grad_batches, self._scaler)
 
     def updated(self, optimizer: int) -> None:
@@ -91,6 +121,10 @@ class Sweep:
         if self._trainer.is_last_batch:
             self._unlogged.end_epoch(self._trainer)
 
+    def rest(self) -> None:
+        """Puts the healthy state in place, wherever in a batch something raised."""
+        self._trial.end_batch()
+
     def finding(self) -> Finding:
         """What has come out, at the end."""
         assert self.now.suggestion is not None
@@ -99,7 +133,7 @@ class Sweep:
 
     def close(self) -> None:
         """Gives back all that was borrowed, whether the sweep is over or not."""
-        self._trial.end_batch()
+        self.rest()
         set_trial_rates(self._ledger, self._trainer, self._index, None)
         for optimizer in self._ledger.optimizers:
             optimizer.zero_grad(set_to_none=True)

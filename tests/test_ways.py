@@ -1,0 +1,122 @@
+"""Every way to train, with every callback alone and with all: nothing breaks, and every invariant holds."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lightning_lr as llr
+from tests.ways import WAYS, Way
+from tests.witness import Faults, Fit, check, check_same
+
+NEVER = 10**6
+
+Make = Callable[[str], Any]
+
+NEUTRAL: dict[str, Make] = {
+    "LRFinder": lambda monitor: llr.LRFinder(at=NEVER, optimizer=0),
+    "Warmup": lambda monitor: llr.Warmup(1),
+    "PlateauDecay": lambda monitor: llr.PlateauDecay(monitor, patience=NEVER),
+    "DivergenceGuard": lambda monitor: llr.DivergenceGuard(),
+    "LRMonitor": lambda monitor: llr.LRMonitor(),
+}
+"""Callbacks that have nothing to do: with them a run must be the run without, bit for bit."""
+
+ACTIVE: dict[str, Make] = {
+    "LRFinder": lambda monitor: llr.LRFinder(at=10, optimizer=0, steps=30, min_lr=1e-4),
+    "Warmup": lambda monitor: llr.Warmup(6),
+    # nothing is ever good enough
+    "PlateauDecay": lambda monitor: llr.PlateauDecay(
+        monitor, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs"
+    ),
+    "DivergenceGuard": lambda monitor: llr.DivergenceGuard(snapshot_every=5),
+    "LRMonitor": lambda monitor: llr.LRMonitor(),
+}
+"""Callbacks that all have something to do."""
+
+ALL = "all"
+
+
+def made(makers: dict[str, Make], which: str, way: Way) -> list[Any]:
+    monitor = "val_loss" if way.validates else "train_loss_epoch"
+    return [make(monitor) for name, make in makers.items() if which in (ALL, name) and name not in way.without]
+
+
+def cells(config: pytest.Config) -> list[tuple[str, str]]:
+    """Every way with all callbacks, and with each of them; by default with one of them, another for each way."""
+    names = list(NEUTRAL)
+    return [
+        (way, which)
+        for way in WAYS
+        for which in [ALL, *names]
+        if which not in WAYS[way].without
+        and (config.getoption("--long") or which in (ALL, names[zlib.crc32(way.encode()) % len(names)]))
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" in metafunc.fixturenames:
+        found = cells(metafunc.config)
+        metafunc.parametrize("cell", found, ids=[f"{way}-{which}" for way, which in found])
+
+
+_plain: dict[str, Fit] = {}
+
+
+def plain(name: str, root: Path) -> Fit:
+    if name not in _plain:
+        _plain[name] = Fit(WAYS[name], root / "plain")
+    return _plain[name]
+
+
+def test_callbacks_with_nothing_to_do_leave_the_run_as_it_is_bit_for_bit(cell: Any, tmp_path: Path) -> None:
+    name, which = cell
+    run = Fit(WAYS[name], tmp_path / "run", made(NEUTRAL, which, WAYS[name]))
+    check_same(run, plain(name, tmp_path))
+    check(run, plain(name, tmp_path))
+
+
+def test_callbacks_at_work_keep_every_invariant(cell: Any, tmp_path: Path) -> None:
+    name, which = cell
+    way, without = WAYS[name], plain(name, tmp_path)
+    batches = len(without.witness.rests)
+    spoil = way.faults and way.whole and which in (ALL, "DivergenceGuard")
+    # weights break at a batch that makes an update: before it nobody can know
+    steps = [0, *(rest["step"] for rest in without.witness.rests)]
+    updating = [b for b in range(batches) if steps[b + 1] > steps[b]]
+    broken = next((b for b in updating if b >= batches * 7 // 8), -1)
+    faults = Faults({batches * 3 // 4: "nan", broken: "weights"} if spoil else {})
+    ours = made(ACTIVE, which, way)
+    # not within a window of accumulation, whose gradients no checkpoint holds
+    save = next(b for b in updating if b >= batches * 2 // 3) if way.whole and way.resumes else None
+    run = Fit(way, tmp_path / "run", ours, faults, save)
+    check(run, without)
+    if not way.whole:
+        return
+    guard, finder, plateau = run.one(llr.DivergenceGuard), run.one(llr.LRFinder), run.one(llr.PlateauDecay)
+    assert finder is None or len(finder.findings) == 1
+    assert not spoil or (guard.skips + guard.rewinds >= 2 and guard.rewinds >= 1), (guard.skips, guard.rewinds)
+    assert plateau is None or plateau.state.decays >= 1
+    if save is not None:
+        saved = torch.load(tmp_path / "run" / "mid.ckpt", weights_only=True)
+        held = [group["lr"] for state in saved["optimizer_states"] for group in state["param_groups"]]
+        assert held == run.witness.rests[save]["rates"]
+        rest = Fit(way, tmp_path / "rest", made(ACTIVE, which, way), faults, resume=tmp_path / "run" / "mid.ckpt")
+        check_resumed(rest, run)
+
+
+def check_resumed(rest: Fit, whole: Fit) -> None:
+    """Invariant 8: the resumed run is the end of the uninterrupted one."""
+    done = len(whole.witness.rests) - len(rest.witness.rests)
+    assert done > 0
+    for mine, theirs in zip(rest.witness.rests, whole.witness.rests[done:], strict=True):
+        assert {**mine, "random": None} == {**theirs, "random": None}
+    assert rest.trace == whole.trace[-len(rest.trace) :]
+    mine, theirs = rest.end(), whole.end()
+    for what in ("weights", "optimizers", "schedulers", "step"):
+        assert mine[what] == theirs[what], what
