@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lr.snapshot import local
+from lightning_lr.shards import local
 
 BATCH_BYTES = 64 * 2**20
 """A batch is saved only up to this size."""

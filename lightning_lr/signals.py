@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
-from lightning_lr.snapshot import local, pieces
+from lightning_lr.shards import local, pieces
 
 
 class Measured(NamedTuple):

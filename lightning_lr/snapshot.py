@@ -17,26 +17,13 @@ from torch import (
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_lr.shards import local, pieces
+
 RATES = ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 """Settings of a param group that belong to the user, the scheduler or the ledger; so do all in `optimizer.defaults`."""
 
 LEAST_SCALE = 0.01
 """Added to the root mean square of the weights in a relative change: against weights of zero, none is meaningful."""
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, sharing its memory."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def pieces(tensor: Tensor) -> int:
-    """Into how many different pieces a tensor is cut over the ranks; 1 for one that every rank holds whole."""
-    count = 1
-    if hasattr(tensor, "placements"):
-        for dimension, placement in enumerate(tensor.placements):  # pyright: ignore[reportAttributeAccessIssue]
-            if placement.is_shard():
-                count *= tensor.device_mesh.size(dimension)  # pyright: ignore[reportAttributeAccessIssue]
-    return count
 
 
 class Source:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_lr.shards import local, reshard
+
 SCHEDULED = frozenset(
     ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "momentum", "betas", "name")
 )
@@ -53,6 +55,7 @@ class Trial:
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer], scaler: Any = None) -> None:
         self._module, self._optimizers, self._scaler = module, list(optimizers), scaler
         self.inside = False
+        self._sharded = reshard(module)
         self._tensors: dict[Tensor, Tensor] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         self._states: list[dict[Any, Any]] = []
@@ -113,6 +116,8 @@ class Trial:
         self._settings, self._scaler_state = _cloned(state["settings"]), dict(state["scaler"])
 
     def _copy(self) -> None:
+        if self._sharded:
+            reshard(self._module)
         self._all_metrics = [module for module in self._module.modules() if isinstance(module, Metric)]
         self._buffers = [
             (owner, name, buffer)
@@ -123,7 +128,7 @@ class Trial:
         tensors = dict.fromkeys([*self._module.parameters(), *(buffer for _, _, buffer in self._buffers)])
         with torch.no_grad():
             for tensor in tensors:
-                healthy, held = _local(tensor.detach()), self._tensors.get(tensor)
+                healthy, held = local(tensor.detach()), self._tensors.get(tensor)
                 if held is not None and held.shape == healthy.shape and held.dtype == healthy.dtype:
                     held.copy_(healthy)
                 else:
@@ -139,6 +144,8 @@ class Trial:
             self._scaler_state = self._scaler.state_dict()
 
     def _exchange(self) -> None:
+        if self._sharded:
+            reshard(self._module)
         for owner, name, buffer in self._buffers:
             replaced = owner._buffers.get(name)
             if replaced is not buffer:  # by a module that assigns its buffer anew
@@ -147,10 +154,10 @@ class Trial:
                 owner._buffers[name] = buffer
         with torch.no_grad():
             for tensor, other in self._tensors.items():
-                local = _local(tensor.detach())
+                shard = local(tensor.detach())
                 if hasattr(tensor, "to_local"):
-                    held = local.clone()
-                    local.copy_(other)
+                    held = shard.clone()
+                    shard.copy_(other)
                     other.copy_(held)
                 else:
                     self._tensors[tensor], tensor.data = tensor.data, other
@@ -197,12 +204,6 @@ class RandomState:
         np.random.set_state(self._numpy)
         if self._device is not None and self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The rank's own shard of a distributed tensor, sharing its memory; a plain tensor as it is."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
 
 
 def _cloned(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,15 +33,12 @@ def adamw(module: Any) -> torch.optim.Optimizer:
 
 def scheduled(make: Callable[[Any], Any], interval: str = "step", **more: Any) -> Callable[[Any], Any]:
     """`configure_optimizers` with one scheduler over `momentum`."""
+    return functools.partial(_scheduled, make, {"interval": interval, **more})
 
-    def configure(module: Any) -> Any:
-        optimizer = momentum(module)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": make(optimizer), "interval": interval, **more},
-        }
 
-    return configure
+def _scheduled(make: Callable[[Any], Any], how: dict[str, Any], module: Any) -> Any:
+    optimizer = momentum(module)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), **how}}
 
 
 def cosine(optimizer: Any) -> Any:
@@ -247,7 +245,7 @@ class Stream(IterableDataset):  # pyright: ignore[reportMissingTypeArgument]
 
 def loader() -> Any:
     # the share of each rank differs, in size too
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    rank = int(os.environ.get("RANK", 0))
     return Loader(BATCHES, SIZE - rank, offset=4 * rank)
 
 

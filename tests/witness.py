@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,39 @@ from tests.ways import EPOCHS, Way, validation
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "barrier", "all_gather_object")
 
 
+@contextlib.contextmanager
+def overheard(calls: list[str]) -> Iterator[None]:
+    """Notes every collective that this rank asks for (those of DDP's own backward excepted, which torch makes)."""
+    kept = {name: getattr(torch.distributed, name) for name in COLLECTIVES}
+
+    def noting(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return kept[name](*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, noting(name))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(torch.distributed, name, function)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor in one piece; every rank must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore
+
+
 def digest(thing: Any) -> str:
     """A short name for the bits of all tensors and the text of all else."""
     parts, _ = tree_flatten(thing)
     bits = hashlib.sha1()
     for part in parts:
         if isinstance(part, Tensor):
-            part = part.to_local() if hasattr(part, "to_local") else part
-            bits.update(part.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            bits.update(whole(part).detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         else:
             bits.update(repr(part).encode())
     return bits.hexdigest()[:12]
@@ -57,6 +84,7 @@ class Witness(pl.Callback):
         self.unhealthy: list[int] = []
         self.swept: list[tuple[int, str]] = []
         self.collectives: list[str] = []
+        self.attempts = self.validations = 0
         self.handles: list[Any] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -107,13 +135,17 @@ class Witness(pl.Callback):
             "random": generators(),
         }
         self.rests.append(rest)
-        if not all(bool((p.abs() < 1e20).all()) for p in pl_module.parameters()):
+        if not all(bool((whole(p).abs() < 1e20).all()) for p in pl_module.parameters()):
             self.unhealthy.append(trainer.global_step)
         if self.finder is not None and self.finder.settling:
             self.swept.append((len(self.finder.findings), rest["weights"]))
 
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.attempts += 1
+
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if not all(bool((p.abs() < 1e20).all()) for p in pl_module.parameters()):
+        self.validations += 1
+        if not all(bool((whole(p).abs() < 1e20).all()) for p in pl_module.parameters()):
             self.unhealthy.append(trainer.global_step)
 
 
@@ -182,7 +214,7 @@ class Fit:
         settings["enable_checkpointing"] = any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in others)
         self.model = way.model()
         self.trainer = trainer(root, callbacks=[*self.ours, *others], **settings)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), overheard(self.witness.collectives):
             # what Lightning has to say of these runs is not the matter here; what the package says is
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning|torch")
             self.trainer.fit(

@@ -23,6 +23,7 @@ from lightning_lr.policies.divergence import DivergencePolicy
 from lightning_lr.policies.divergence_evidence import DRIFT_AGE
 from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
 from lightning_lr.reference import reference_rates
+from lightning_lr.shards import reshard
 from lightning_lr.signals import LossMeter, Measured, Pending, measure, start
 from lightning_lr.snapshot import Source
 
@@ -191,7 +192,7 @@ class DivergenceGuard(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
-        self._sharded = any(hasattr(p, "placements") for p in pl_module.parameters())
+        self._sharded = reshard(pl_module)
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
         source = Source([pl_module, *averages], optimizers, self._scaler)

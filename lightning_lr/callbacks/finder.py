@@ -14,6 +14,7 @@ from lightning_lr.callbacks.sweep import CURVE, Sweep, references
 from lightning_lr.finding import Finding
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
 from lightning_lr.policies.sweep import SweepPolicy
+from lightning_lr.shards import reshard
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
@@ -144,7 +145,7 @@ class LRFinder(LRCallback):
             )
         self._index = self.optimizer or 0
         references(self.ledger, trainer, self._index)
-        self._sharded = any(hasattr(parameter, "placements") for parameter in pl_module.parameters())
+        self._sharded = reshard(pl_module)
         saved, self._saved = self._saved, None
         if saved is not None:
             self._begin(trainer, pl_module, saved)

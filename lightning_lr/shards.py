@@ -1,0 +1,35 @@
+"""Shards: parameters that are cut over the ranks (DTensors of FSDP2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, sharing its memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def pieces(tensor: Tensor) -> int:
+    """Into how many different pieces a tensor is cut over the ranks; 1 for one that every rank holds whole."""
+    count = 1
+    if hasattr(tensor, "placements"):
+        for dimension, placement in enumerate(tensor.placements):  # pyright: ignore[reportAttributeAccessIssue]
+            if placement.is_shard():
+                count *= tensor.device_mesh.size(dimension)  # pyright: ignore[reportAttributeAccessIssue]
+    return count
+
+
+def reshard(module: nn.Module) -> bool:
+    """Has FSDP2 put the shards in place, and says whether there are any.
+
+    A forward pass without a backward pass (validation) leaves the gathered copies in the module: what is then read from
+    its parameters is not the optimizer's, and what is written to the shards is not what the next forward pass takes.
+    """
+    found = False
+    for part in module.modules():
+        # by name: torch has moved the class
+        if any(kind.__name__ == "FSDPModule" for kind in type(part).__mro__):
+            part.reshard()  # pyright: ignore[reportCallIssue]
+            found = True
+    return found or any(hasattr(parameter, "placements") for parameter in module.parameters())
