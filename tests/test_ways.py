@@ -116,7 +116,7 @@ def check_resumed(rest: Fit, whole: Fit) -> None:
     assert done > 0
     for mine, theirs in zip(rest.witness.rests, whole.witness.rests[done:], strict=True):
         assert {**mine, "random": None} == {**theirs, "random": None}
-    assert rest.trace == whole.trace[-len(rest.trace) :]
+    assert rest.trace == whole.trace[len(whole.trace) - len(rest.trace) :]
     mine, theirs = rest.end(), whole.end()
     for what in ("weights", "optimizers", "schedulers", "step"):
         assert mine[what] == theirs[what], what

@@ -84,7 +84,8 @@ class Witness(pl.Callback):
         self.unhealthy: list[int] = []
         self.swept: list[tuple[int, str]] = []
         self.collectives: list[str] = []
-        self.attempts = self.validations = 0
+        self.attempts = 0
+        self.validations: list[int] = []
         self.handles: list[Any] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -130,7 +131,7 @@ class Witness(pl.Callback):
             "step": trainer.global_step,
             "data": self.data,
             "rates": [float(g["lr"]) for o in trainer.optimizers for g in o.param_groups],
-            "schedulers": [(s.last_epoch, [float(r) for r in s._last_lr]) for s in schedulers],
+            "schedulers": [(getattr(s, "last_epoch", None), [float(r) for r in s._last_lr]) for s in schedulers],
             "weights": digest(list(pl_module.parameters())),
             "random": generators(),
         }
@@ -144,7 +145,7 @@ class Witness(pl.Callback):
         self.attempts += 1
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.validations += 1
+        self.validations.append(len(self.rests))
         if not all(bool((whole(p).abs() < 1e20).all()) for p in pl_module.parameters()):
             self.unhealthy.append(trainer.global_step)
 

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
+from lightning_utilities.core import rank_zero
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_lr.callbacks.run import Run
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+"""In this order: where neither is imported yet, the last has the console messages of both."""
+
 
 def _callback_bases() -> tuple[type, ...]:
     """Lightning lives under two names; a callback has to be an instance of the `Callback` of each one installed."""
-    bases = []
-    for module in ("pytorch_lightning", "lightning.pytorch"):
+    # the import of either takes all console messages over for its own logger: they stay with the one the user has
+    known = any(sys.modules.get(module) for module in NAMESPACES)
+    shared = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
+    bases, broken = [], None
+    for module in NAMESPACES:
         try:
             bases.append(importlib.import_module(module).Callback)
-        except ModuleNotFoundError as error:
-            if error.name not in ("pytorch_lightning", "lightning", "lightning.pytorch"):
-                raise
+        except Exception as error:
+            # one that is left over from an older torch, say, hurts nobody as long as the other works
+            if not isinstance(error, ModuleNotFoundError) or error.name not in (*NAMESPACES, "lightning"):
+                broken = error
+    for name, kept in shared.items() if known else ():
+        setattr(rank_zero, name, kept)
     if not bases:
-        raise ModuleNotFoundError("lightning_lr needs pytorch-lightning or lightning: pip install pytorch-lightning")
+        raise broken or ModuleNotFoundError(
+            "lightning_lr needs pytorch-lightning or lightning: pip install pytorch-lightning"
+        )
     return tuple(bases)
 
 

@@ -25,7 +25,7 @@ class LRMonitor(LRCallback):
         prog_bar: also show the rates in the progress bar.
         layout: write a layout for TensorBoard's custom scalars page: rates, factors and losses together. It replaces
             one that you wrote yourself.
-        name: see `LRCallback`.
+        name: under which its state is kept; by default the class's own.
 
     Raises:
         ValueError: at the start of `fit` when the trainer has no logger, or has a `LearningRateMonitor` too.

@@ -35,7 +35,8 @@ class PlateauDecay(LRCallback):
         max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
         test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
             ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
-        name: see `LRCallback`.
+        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
+            different names.
 
     Raises:
         ValueError: at construction for a value outside its bounds.
@@ -94,6 +95,13 @@ class PlateauDecay(LRCallback):
     def started(self, trainer: Any, pl_module: Any) -> None:
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         loop = trainer.fit_loop.epoch_loop
+        validation = loop.val_loop.batch_progress
+        made, whole = validation.current.completed, validation.current.ready if validation.is_last_batch else None
+        if loop.restarting and self._produced in (None, "validation") and made not in (0, whole):
+            rank_zero_warn(
+                f"the checkpoint was saved in the middle of a validation, of which Lightning makes only the rest on "
+                f"resume, or nothing: {self.name} checks a value of that rest, or none"
+            )
         if (
             self._produced == "validation"
             and getattr(loop, "restarted_on_train_batch_end", False)
@@ -253,10 +261,12 @@ class PlateauDecay(LRCallback):
 
     def own_state(self) -> dict[str, Any]:
         """The policy's state, and values that wait for the next check."""
-        if not self.run.failed:
+        if self.run.failed:
+            # the other ranks may not be here: the values of this one
+            waiting = [None if value is None else float(value) for value in self._updates]
+        else:
             self._check_late()
-        # after an exception the other ranks may not be here
-        waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates and not self.run.failed else []
+            waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates else []
         micro_batches = [float(value) for value in self._micro_batches]
         return {
             "policy": self.state.to_dict(),

@@ -195,5 +195,7 @@ def set_trial_rates(ledger: Ledger, trainer: Any, index: int, rate: float | None
             peaks = references(ledger, trainer, index)
             rates = [rate * peak / max(peaks) for peak in peaks]
         elif rate is not None:
+            # what it would be now, not what it was when the trial's rate was last set
+            ledger.set_trial(None, optimizer=other)
             rates = [ledger.effective(other, group) for group in range(ledger.groups(other))]
         ledger.set_trial(rates, optimizer=other)

@@ -27,7 +27,8 @@ class Warmup(LRCallback):
         fraction: the length as a share of the run, in (0, 1].
         shape: `linear`, `cosine`, `exponential` or `constant`; see `lightning_lr.policies.warmup.SHAPES`.
         start_factor: the factor from which it rises, in [0, 1).
-        name: see `LRCallback`.
+        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
+            different names.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` when the length can't be told
