@@ -18,6 +18,7 @@ from lightning_lr.policies.divergence import (
     SKIP_LIMIT,
     DivergencePolicy,
 )
+from lightning_lr.policies.divergence_evidence import PATIENT
 from lightning_lr.policies.divergence_limits import REVIEW
 from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
 
@@ -150,19 +151,74 @@ def test_a_loss_that_climbs_back_slowly_is_a_slow_divergence(rate_rises: bool) -
     assert verdicts[first].healthy_before < 200 + first - 24
 
 
-@pytest.mark.parametrize("drift", [0.6, 3.0])
-def test_a_net_killed_by_its_first_updates_starts_again_at_a_lower_rate_each_time(drift: float) -> None:
+def moving(losses: Iterable[float], pace: float, first: int = 1) -> list[Signals]:
+    """Updates from the `first` after the start on, of weights that drift from it by `pace` times the root of their
+    number."""
+    drifts = [pace * math.sqrt(first + k) for k in range(600)]
+    return [
+        Signals(loss, 0.5, weight_change=drift, weight_age=first + k, drift=drift, drift_age=first + k)
+        for k, (loss, drift) in enumerate(zip(losses, drifts, strict=False))
+    ]
+
+
+@pytest.mark.parametrize("pace", [0.3, 3.0])
+def test_a_net_killed_by_its_first_updates_starts_again_at_a_lower_rate_each_time(pace: float) -> None:
     """The loss sits flat at chance, nothing is non-finite, nothing spikes."""
     state, factors = POLICY.start(), []
     for _ in range(4):
-        for k in range(1, 6):
-            signals = Signals(2.303, 0.5, weight_change=drift * k, weight_age=k, drift=drift * k, drift_age=k)
+        for signals in moving(40 * [2.303], pace):
             state, verdict = POLICY.step(state, signals)
             if verdict.kind == "rewind":
                 assert verdict.healthy_before == 0
+                assert signals.drift_age == PATIENT
                 factors.append(verdict.factor)
                 break
     assert factors == [0.5**3, 0.5**6, 0.5**9, 0.5**12]
+
+
+def test_a_start_that_explodes_and_overwrites_its_weights_is_backed_off_from_as_a_hot_one() -> None:
+    _, verdicts = judge(moving([2.3, 2.4, 60.0, 90.0], 3.0))
+    assert kinds(verdicts) == "aaar"
+    assert verdicts[-1].factor == 0.5**3
+
+
+def noisy(falls: Iterable[float], noise: float, seed: int) -> list[float]:
+    numbers = random.Random(seed)
+    return [2.3 * math.exp(-fall + (numbers.gauss(0, noise) if k > 2 else 0.0)) for k, fall in enumerate(falls)]
+
+
+LEARNING: dict[str, tuple[list[float], float]] = {
+    "a linear net, batches of 4": ([max(0.0, 0.02 * (k - 20)) for k in range(128)], 0.6),
+    "it rises at first": ([-0.6 * math.sin(math.pi * min(k, 24) / 24) + 0.02 * k for k in range(128)], 0.3),
+    "little to gain, but it falls": ([0.004 * k for k in range(128)], 0.01),
+    "gained, and at rest": ([0.5 * (1 - math.exp(-k / 8)) for k in range(128)], 0.2),
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("pace", [0.2, 0.6, 3.0])
+def test_weights_that_are_overwritten_are_no_fault_in_a_run_that_learns(name: str, pace: float) -> None:
+    falls, noise = LEARNING[name]
+    for seed in range(5):
+        assert "r" not in kinds(judge(moving(noisy(falls, noise, seed), pace))[1])
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "noise"),
+    [(2.3, 2.35, 0.02), (2.3, 2.4, 0.15), (2.3, 9.0, 0.3), (4.0, 3.6, 0.03)],
+    ids=["dead", "dead, batches of 4", "far above its start", "only the logits have shrunk"],
+)
+def test_a_run_that_learns_nothing_is_found_in_time(first: float, later: float, noise: float) -> None:
+    for seed in range(5):
+        numbers = random.Random(seed)
+        losses = [first, 3 * first, 4 * first, *(later * math.exp(numbers.gauss(0, noise)) for _ in range(125))]
+        assert "r" in kinds(judge(moving(losses, 0.4))[1])[:64]
+
+
+def test_losses_below_zero_are_no_scale_for_what_is_learned() -> None:
+    numbers = random.Random(0)
+    losses = [-1.0 - 0.05 * k + numbers.gauss(0, 0.5) for k in range(128)]
+    assert "r" not in kinds(judge(moving(losses, 1.0))[1])
 
 
 def test_a_rate_too_low_looks_flat_too_and_is_left_alone() -> None:
@@ -176,6 +232,20 @@ def test_weights_that_move_far_and_learn_are_left_alone() -> None:
         for k in range(1, 128)
     ]
     assert kinds(judge(quick)[1]) == 127 * "a"
+
+
+def test_a_start_that_fits_two_batches_and_explodes_leaves_no_limit_below_where_it_began() -> None:
+    state, verdicts = judge(moving([1.0, 1e-4, 1e-6, 1e-6, 40.0, 30.0], 30.0))
+    assert kinds(verdicts) == "aaaaar"
+    _, verdicts = judge(moving(60 * [1.0], 0.01), state=state)
+    assert kinds(verdicts) == 60 * "a"
+
+
+def test_no_climb_is_measured_from_the_first_few_losses() -> None:
+    """Eight losses that are low by chance, in noise of which the next reviews know little."""
+    numbers = random.Random(0)
+    losses = [math.exp(numbers.gauss(-0.8 if k < 8 else 0.0, 0.3)) for k in range(100)]
+    assert "r" not in kinds(judge(moving(losses, 0.01))[1])
 
 
 def heavy(seed: int) -> list[Signals]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import lightning_lr as llr
-from tests.small import Loader, Model, trainer
+from tests.small import Loader, Model, digits, trainer
 
 
 class Net(Model):
@@ -80,3 +80,45 @@ def test_a_rate_that_the_finder_tried_out_is_not_held_too_hot(tmp_path: Path) ->
     callbacks = llr.autopilot("train_loss", guard=guard, lr_monitor=None, plateau=None, warmup={"steps": 13})
     trainer(tmp_path, callbacks=callbacks, max_epochs=16).fit(model, Loader(16, 16))
     assert (guard.skips, guard.rewinds) == (0, 0)
+
+
+SMALL = {
+    # hidden units, batch, optimizer, a rate at or below the best of a grid: each was rewound to its ruin once
+    "linear, batches of 4, SGD": (0, 4, lambda ps: torch.optim.SGD(ps, lr=1.0)),
+    "linear, batches of 4, a third of the best rate": (0, 4, lambda ps: torch.optim.SGD(ps, lr=0.32)),
+    "linear, batches of 4, momentum": (0, 4, lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9)),
+    "linear, batches of 32, a tenth of the best rate": (0, 32, lambda ps: torch.optim.AdamW(ps, lr=0.032)),
+    "eight hidden units, SGD": (8, 32, lambda ps: torch.optim.SGD(ps, lr=0.32)),
+    "eight hidden units, AdamW": (8, 32, lambda ps: torch.optim.AdamW(ps, lr=0.01)),
+}
+
+
+class Small(Model):
+    """Trains on batches drawn with replacement, as many as the loader has."""
+
+    def __init__(self, hidden: int, batch: int, optimizer: Any) -> None:
+        super().__init__(lambda module: optimizer(module.parameters()), hidden)
+        self.batch, self.drawn = batch, torch.Generator().manual_seed(3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, labels = digits(768)
+        chosen = torch.randint(0, 768, (self.batch,), generator=self.drawn)
+        return nn.functional.cross_entropy(self(images[chosen]), labels[chosen])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_net_near_its_best_rate_is_left_alone(name: str, tmp_path: Path) -> None:
+    guard, model = llr.DivergenceGuard(snapshot_every=10), Small(*SMALL[name])
+    trainer(tmp_path, callbacks=[guard], max_epochs=1).fit(model, Loader(130, 1))
+    assert (guard.skips, guard.rewinds) == (0, 0)
+
+
+@pytest.mark.parametrize(("hidden", "rate"), [(8, 3.2), (16, 32.0)])
+def test_a_small_net_that_its_rate_kills_learns_after_all(hidden: int, rate: float, tmp_path: Path) -> None:
+    guard = llr.DivergenceGuard(snapshot_every=10)
+    model = Small(hidden, 32, lambda ps: torch.optim.SGD(ps, lr=rate))
+    trainer(tmp_path, callbacks=[guard], max_epochs=1).fit(model, Loader(200, 1))
+    images, labels = (tensor[-256:] for tensor in digits(1024))
+    with torch.no_grad():
+        assert float(nn.functional.cross_entropy(model(images), labels)) < 1.0
+    assert guard.rewinds

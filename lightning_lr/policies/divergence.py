@@ -13,6 +13,7 @@ from lightning_lr.policies.divergence_evidence import (
     in_order,
     known,
     new_territory,
+    overwriting,
     rising,
     strange,
     strange_blocks,
@@ -25,6 +26,7 @@ from lightning_lr.policies.divergence_limits import (
     REVIEW,
     TINY,
     ZERO,
+    beginning,
     early,
     in_loss_unit,
     limits,
@@ -100,7 +102,8 @@ class DivergencePolicy:
     - *Slow divergence*: at three reviews in a row the loss has lost half of what it had gained (a quarter, at a rate
       far above a healthy one): a rewind. A rise that came at once, with weights and rate in order, is the data's: a
       new level.
-    - *Dead run*: weights move away from where they started faster than anything is learned: a rewind to the start.
+    - *Dead run*: weights move far from where they started, and the loss has clearly learned nothing meanwhile and is
+      not falling: a rewind to the start.
 
     After a rewind the *effective rate* is capped, at the last healthy one if a raised rate failed, else by `backoff`
     (once, twice, three times on repetition). The cap grows back after calm reviews to just under the rate that failed;
@@ -182,7 +185,8 @@ class DivergencePolicy:
         memory = state.memory
         if memory.zero <= TINY and loss != 0.0:
             # losses of exactly zero say nothing of the unit: the first other one does
-            memory = memory._replace(zero=max(ZERO * abs(loss), 2 * TINY), blocks=(), initial=None, best=None, climbs=0)
+            zero = max(ZERO * abs(loss), 2 * TINY)
+            memory = memory._replace(zero=zero, blocks=(), initial=None, first=None, best=None, climbs=0)
             state = unlimited(state, memory)
         elif memory.zero == 0.0:
             memory = memory._replace(zero=TINY)
@@ -268,7 +272,7 @@ class DivergencePolicy:
             if count >= SPIKE_LIMIT and not in_order(state, signals):
                 return self._rewind(state, signals, f"{cause}, {count} in a row", threshold)
         memory = state.memory
-        believable = memory.initial is None or x <= memory.initial + EARLY_SPIKE * memory.unit
+        believable = x <= beginning(memory) + EARLY_SPIKE * memory.unit
         if count > SKIP_LIMIT and believable:
             return self.step(_new_level(state, x), signals)
         state = state._replace(update=state.update + 1, spikes=count, nonfinite=0)
@@ -285,7 +289,8 @@ class DivergencePolicy:
         level = centre([x for b in blocks[-3:] for x in b.losses])
         deviations = [x - middle for b in blocks for middle in (centre(b.losses),) for x in b.losses]
         noise = spread(deviations) * 1.25 / math.sqrt(3 * REVIEW)
-        lower = memory.best is None or level < memory.best
+        # a level of fewer losses is low by chance: no climb is measured from it
+        lower = memory.best is None or level < memory.best or len(blocks) <= PROVEN_BLOCKS
         best = level if lower or memory.best is None else memory.best
         memory = memory._replace(
             blocks=blocks,
@@ -339,7 +344,7 @@ class DivergencePolicy:
         rewinds = memory.rewinds + 1
         healthy_rate = memory.best_rate if blocks else 0.0
         gate = math.inf
-        if hot:
+        if hot or (not blocks and overwriting(signals)):
             cap, gate = failed * self.backoff**HOT_BACKOFFS, GENTLE
         elif healthy_rate and new_territory(memory, failed):
             cap = healthy_rate * self.backoff ** min(rewinds - 1, MOST_BACKOFFS)

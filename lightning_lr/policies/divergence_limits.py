@@ -73,13 +73,24 @@ def early(state: DivergenceState) -> DivergenceState:
     memory = state.memory
     if memory.linear:
         memory = memory._replace(unit=max(10.0 * spread(state.losses), abs(centre(state.losses)), TINY))
-    initial = centre(state.losses[:3])
+    initial, first = centre(state.losses[:3]), memory.first
+    if not memory.since_rewind:
+        first = state.losses[0]
+    elif not memory.all_rewinds:
+        # harder data, as far as one can tell; after a failed rate it may as well be the weights
+        first = None
     return state._replace(
         loss_spike=max(state.losses) + EARLY_SPIKE * memory.unit,
         loss_alarm=initial + EARLY_ALARM * memory.unit,
         norm_spike=max(state.norms) + EARLY_NORM,
-        memory=memory._replace(initial=initial),
+        memory=memory._replace(initial=initial, first=first),
     )
+
+
+def beginning(memory: Memory) -> float:
+    """The highest level that the run may have begun at: a rate too high can fit two batches before it explodes."""
+    levels = [level for level in (memory.initial, memory.first) if level is not None]
+    return max(levels, default=math.inf)
 
 
 def restarted(state: DivergenceState) -> DivergenceState:
@@ -87,7 +98,8 @@ def restarted(state: DivergenceState) -> DivergenceState:
     memory = state.memory
     if memory.initial is None:
         return state
-    spike, alarm = memory.initial + EARLY_SPIKE * memory.unit, memory.initial + EARLY_ALARM * memory.unit
+    began = beginning(memory)
+    spike, alarm = began + EARLY_SPIKE * memory.unit, began + EARLY_ALARM * memory.unit
     return state._replace(loss_spike=spike, loss_alarm=alarm)
 
 

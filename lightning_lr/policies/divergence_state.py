@@ -84,6 +84,7 @@ class Memory(NamedTuple):
         zero: is added to a loss before its logarithm is taken; 0.0 before the first accepted update.
         unit: what one natural logarithm is worth in the unit of the losses (1.0 where they are logarithmic).
         initial: the level of the loss before anything was learned; None before the first accepted update.
+        first: the first loss after the start, or after a rewind to it; None once harder data made the level a new one.
         best: the lowest level at a review so far; None before the first.
         best_rate: the largest effective rate in the block before it.
         climbs: reviews in a row whose level lay far above the best.
@@ -106,6 +107,7 @@ class Memory(NamedTuple):
     zero: float = 0.0
     unit: float = 1.0
     initial: float | None = None
+    first: float | None = None
     best: float | None = None
     best_rate: float = 0.0
     climbs: int = 0
