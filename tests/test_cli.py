@@ -64,6 +64,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "backoff": 0.3,
         "max_rewinds": 3,
         "regrow": 100,
+        "loss_falls": False,
         "snapshot_every": 25,
         "snapshots": 2,
         "memory_limit": 10**9,

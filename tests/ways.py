@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from tests.small import Loader, Model, digits, held_out, pl
 
 EPOCHS, BATCHES, SIZE = 4, 18, 8
-RATE = 0.02
+RATE = 0.1
 cb = pl.callbacks
 
 # models ------------------------------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ class Fit:
             "optimizers": [digest(o.state_dict()) for o in self.trainer.optimizers],
             "schedulers": [repr(sorted(c.scheduler.state_dict().items())) for c in self.trainer.lr_scheduler_configs],
             "step": self.trainer.global_step,
-            "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items() if not k.startswith("lr-")},
+            "metrics": {k: repr(float(v)) for k, v in self.trainer.callback_metrics.items() if not k.startswith("lr-")},
             "random": generators(),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -97,6 +98,9 @@ class DivergenceGuard(LRCallback):
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
         regrow: calm updates in which a lowered rate doubles, >= 8.
+        loss_falls: whether the loss of a healthy run falls; None: yes with one optimizer, no with several, whose losses
+            may be set against each other (a GAN). Without it, a climb and a dead run are not seen: what is not finite,
+            and spikes, are.
         snapshot_every: updates between snapshots, >= 1; or `"auto"`: as often as costs at most 1% of the training time,
             between 10 and 500. Only a number gives two runs the same rewinds for certain.
         snapshots: the most copies kept, >= 2.
@@ -132,6 +136,7 @@ class DivergenceGuard(LRCallback):
         backoff: float = 0.5,
         max_rewinds: int = 12,
         regrow: int = 200,
+        loss_falls: bool | None = None,
         snapshot_every: int | Literal["auto"] = "auto",
         snapshots: int = 4,
         memory_limit: int | None = None,
@@ -144,6 +149,9 @@ class DivergenceGuard(LRCallback):
     ) -> None:
         super().__init__(name)
         self.policy = DivergencePolicy(spike_threshold, window, backoff, max_rewinds, regrow)
+        if loss_falls is not None and not isinstance(loss_falls, bool):
+            raise ValueError(f"loss_falls must be True, False, or None to go by the optimizers, got {loss_falls!r}")
+        self.loss_falls = loss_falls
         if snapshot_every != "auto" and not _whole(snapshot_every, 1):
             raise ValueError(f"snapshot_every must be a whole number >= 1 or 'auto', got {snapshot_every!r}")
         if not _whole(snapshots, 2):
@@ -197,6 +205,8 @@ class DivergenceGuard(LRCallback):
         averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
         source = Source([pl_module, *averages], optimizers, self._scaler)
         self.generations = Generations(source, self.snapshots)
+        falls = len(optimizers) == 1 if self.loss_falls is None else self.loss_falls
+        self.policy = replace(self.policy, loss_falls=falls)
         self._dropped = [False] * len(optimizers)
         self._trained = [len(self._parameters(index)) for index in range(len(optimizers))]
         # by name: a module may put another tensor there

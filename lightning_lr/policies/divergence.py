@@ -118,6 +118,8 @@ class DivergencePolicy:
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
         regrow: calm updates in which the cap doubles, >= 8.
+        loss_falls: whether the loss of a healthy run falls. Where several losses are set against each other (a GAN) it
+            need not: neither a climb nor a lack of gain is then held against the rate.
 
     Raises:
         ValueError: for a value outside its bounds.
@@ -140,6 +142,7 @@ class DivergencePolicy:
     backoff: float = 0.5
     max_rewinds: int = 12
     regrow: int = 200
+    loss_falls: bool = True
 
     def __post_init__(self) -> None:
         if not 3.0 <= self.spike_threshold < math.inf:
@@ -198,7 +201,7 @@ class DivergencePolicy:
         x, g = transform(memory, loss), math.log(max(norm, TINY))
         if signals.weight_change is not None and not math.isfinite(signals.weight_change):
             return self._rewind(state, signals, "the weights are not finite")
-        if signals.drift is not None and hot(state, signals, x):
+        if self.loss_falls and signals.drift is not None and hot(state, signals, x):
             cause = "the weights were overwritten faster than anything was learned"
             return self._rewind(state, signals, cause, hot=True)
         if x > state.loss_spike or g > state.norm_spike:
@@ -226,7 +229,7 @@ class DivergencePolicy:
             memory,
         )
         if high >= (HIGH_LIMIT if memory.blocks else EARLY_HIGH_LIMIT) and (
-            not memory.blocks or strange(state, signals)
+            (self.loss_falls and not memory.blocks) or strange(state, signals)
         ):
             return self._rewind(state._replace(update=before), signals, "the loss rose and stayed up")
         if not memory.blocks:
@@ -307,13 +310,13 @@ class DivergencePolicy:
             # as high at weights that are healthy: it was the data, and the rate gets its due again
             memory = memory._replace(cap=memory.cap_before, rewinds=memory.rewinds - 1)
             return _new_level(state._replace(memory=memory), level), ""
-        if memory.climbs >= CLIMBS:
+        if self.loss_falls and memory.climbs >= CLIMBS:
             strange = strange_blocks(memory)
             if memory.pace and not strange and sudden(memory, climb):
                 return _new_level(state, level), ""
             if strange or climb > LOST_ALL * gain:
                 return state, "the loss climbed away from its best"
-        if climb <= max(CALM_SHARE * gain, CALM_NOISE * noise) and state.high == 0:
+        if (not self.loss_falls or climb <= max(CALM_SHARE * gain, CALM_NOISE * noise)) and state.high == 0:
             memory = self._calm(memory)
         return limits(state._replace(memory=memory), self.spike_threshold), ""
 
