@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import lightning_lr as llr
-from tests.small import Loader, pl
+from tests.small import Loader
 from tests.test_ways import check_resumed
 from tests.ways import Manual, Net, Way, scaler
 from tests.witness import Faults, Fit, check, check_same

@@ -180,8 +180,10 @@ def records(root: Path, ranks: int) -> list[Any]:
     return [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
-def test_every_launcher_of_ddp_gives_the_same_run_on_every_rank(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp"])
+def test_every_launcher_of_ddp_gives_the_same_run_on_every_rank(strategy: str, long: bool, tmp_path: Path) -> None:
+    if strategy != "ddp_spawn" and not long:
+        pytest.skip("the long form: pytest --long")
     done = launch(strategy, 2, 1, "nan", root=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = records(tmp_path, 2)
@@ -197,9 +199,11 @@ def test_two_nodes_of_two_processes_started_by_torchrun(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", f"--node-rank={node}"]
-            + ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "tests.launched"]
-            + ["ddp", "2", "2", "nan", str(tmp_path)],
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
+                *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+                *("-m", "tests.launched", "ddp", "2", "2", "nan", str(tmp_path)),
+            ],
             cwd=tmp_path,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -225,8 +229,10 @@ def test_two_nodes_of_two_processes_started_by_torchrun(tmp_path: Path) -> None:
     ],
 )
 def test_a_rank_that_fails_ends_the_run_with_its_error_and_no_rank_hangs(
-    fault: str, words: str, tmp_path: Path
+    fault: str, words: str, long: bool, tmp_path: Path
 ) -> None:
+    if fault.startswith("raise") and not long:
+        pytest.skip("the long form: pytest --long")
     done = launch("ddp", 2, 1, fault, root=tmp_path)
     assert done.returncode != 0
     assert words in done.stderr

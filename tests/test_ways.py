@@ -47,22 +47,25 @@ def made(makers: dict[str, Make], which: str, way: Way) -> list[Any]:
     return [make(monitor) for name, make in makers.items() if which in (ALL, name) and name not in way.without]
 
 
-def cells(config: pytest.Config) -> list[tuple[str, str]]:
-    """Every way with all callbacks, and with each of them; by default with one of them, another for each way."""
+def cells(config: pytest.Config, *, alone: bool) -> list[tuple[str, str]]:
+    """Every way with all callbacks, and with each; by default alone is just one of them, another for each way."""
     names = list(NEUTRAL)
     return [
         (way, which)
         for way in WAYS
         for which in [ALL, *names]
         if which not in WAYS[way].without
-        and (config.getoption("--long") or which in (ALL, names[zlib.crc32(way.encode()) % len(names)]))
+        and (
+            which == ALL
+            or config.getoption("--long")
+            or (alone and which == names[zlib.crc32(way.encode()) % len(names)])
+        )
     ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "cell" in metafunc.fixturenames:
-        found = cells(metafunc.config)
-        metafunc.parametrize("cell", found, ids=[f"{way}-{which}" for way, which in found])
+    found = cells(metafunc.config, alone="at_work" in metafunc.function.__name__)
+    metafunc.parametrize("cell", found, ids=[f"{way}-{which}" for way, which in found])
 
 
 _plain: dict[str, Fit] = {}
