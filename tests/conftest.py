@@ -20,6 +20,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="all kills, all cells of the table, all fuzzing")
 
 
+SHARED = ("pool", "alone", "together", "late", "told", "uninterrupted")
+"""Fixtures that take long to make."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps all that takes the pool, and each file's other tests that share such a fixture, in one worker."""
+    for item in items:
+        needs = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        if needs:
+            item.add_marker(pytest.mark.xdist_group("pool" if "pool" in needs else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether the long form was asked for."""

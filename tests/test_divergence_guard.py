@@ -264,6 +264,16 @@ def test_averaged_weights_are_rewound_too(tmp_path: Path) -> None:
     assert model.is_finite()
 
 
+@pytest.mark.parametrize("apart", [1, 2, 5])
+def test_weights_that_break_again_right_after_a_rewind_come_back_again(apart: int, tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=5)
+    model = Faulty(momentum, {40: "weight", 40 + apart: "weight"})
+    fit(model, tmp_path, guard)
+    assert guard.rewinds == 2
+    assert guard.skips <= 4
+    assert all(model.finite_at_rest)
+
+
 def always(faults: str, start: int = 30) -> dict[int, str]:
     return dict.fromkeys(range(start, 1000), faults)
 

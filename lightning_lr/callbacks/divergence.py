@@ -322,7 +322,9 @@ class DivergenceGuard(LRCallback):
         if self.states[index].update == 0:
             self.states[index] = self.policy.start(self._planned_rate(trainer, index))
         state, verdict = self.policy.step(self.states[index], signals)
-        if verdict.kind == "skip" and signals.weight_change is None and signals.weight_age > 0 and not self.lag:
+        # before the first update the weights are the user's own
+        ours = signals.weight_age > 0 or self.rewinds > 0
+        if verdict.kind == "skip" and signals.weight_change is None and ours and not self.lag:
             # is it the batch, or are the weights broken already? Nobody is to see them if they are
             signals = signals._replace(weight_change=self._look_again())
             state, verdict = self.policy.step(self.states[index], signals)
@@ -481,7 +483,7 @@ class DivergenceGuard(LRCallback):
         self.journal.say(line, **scalars)
         self._write(trainer, index, measured, signals, verdict, names)
         if verdict.kind == "give_up":
-            self._give_up(trainer, verdict)
+            self._give_up(trainer, index, verdict)
 
     def _rewind(self, index: int, *, forget: bool) -> int:
         """Gives the newest healthy generation back; returns the updates that this loses.
@@ -510,11 +512,12 @@ class DivergenceGuard(LRCallback):
                 peer.restart()
         return lost
 
-    def _give_up(self, trainer: Any, verdict: Verdict) -> None:
+    def _give_up(self, trainer: Any, index: int, verdict: Verdict) -> None:
         self._given_up = True
+        in_a_row = self.states[index].memory.rewinds
         line = (
-            f"{self.name} gives up after {self.rewinds} rewinds, {self.policy.max_rewinds} of them without lasting "
-            f"progress: {verdict.cause}. The model holds the last healthy weights"
+            f"{self.name} gives up after {self.rewinds} rewinds, {in_a_row} of them without lasting progress: "
+            f"{verdict.cause}. The model holds the last healthy weights"
         )
         self.journal.say(line)
         if self.on_give_up == "raise":

@@ -252,9 +252,9 @@ class DivergencePolicy:
 
     def _nonfinite(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         count = state.nonfinite + 1
-        if not trusted(state) and foreign(state, signals) and known(state, signals):
+        if not trusted(state, signals) and foreign(state, signals) and known(state, signals):
             return self._rewind(state, signals, "an update was not finite, and the weights have moved too far")
-        if count >= NONFINITE_LIMIT and not trusted(state) and not in_order(state, signals):
+        if count >= NONFINITE_LIMIT and not trusted(state, signals) and not in_order(state, signals):
             return self._rewind(state, signals, f"{count} updates in a row were not finite")
         state = state._replace(update=state.update + 1, nonfinite=count)
         if count > DATA_LIMIT:
@@ -269,7 +269,7 @@ class DivergencePolicy:
         threshold = (
             in_loss_unit(state.memory, state.loss_spike) if high_loss else math.exp(min(state.norm_spike, 700.0))
         )
-        if not trusted(state):
+        if not trusted(state, signals):
             if foreign(state, signals) and (count >= 2 or known(state, signals)):
                 return self._rewind(state, signals, f"{cause}, and the weights have moved too far", threshold)
             if count >= SPIKE_LIMIT and not in_order(state, signals):

@@ -52,10 +52,15 @@ SUDDEN = 0.6
 weights, came with the data."""
 
 
-def trusted(state: DivergenceState) -> bool:
-    """Was no update accepted since the last rewind? The weights are then the healthy ones."""
-    memory = state.memory
-    return memory.rewinds > 0 and memory.since_rewind == 0 and not state.losses
+def trusted(state: DivergenceState, signals: Signals) -> bool:
+    """Was no update accepted since the last rewind? The weights are then the healthy ones, if nobody else broke them."""
+    memory, change = state.memory, signals.weight_change
+    return (
+        memory.rewinds > 0
+        and memory.since_rewind == 0
+        and not state.losses
+        and (change is None or (math.isfinite(change) and change <= STRANGE))
+    )
 
 
 def overwriting(signals: Signals) -> bool:
@@ -92,11 +97,15 @@ def hot(state: DivergenceState, signals: Signals, x: float) -> bool:
 def foreign(state: DivergenceState, signals: Signals) -> bool:
     """Was the weights' change measured, and is it not one that healthy updates make?"""
     change, pace = signals.weight_change, state.memory.pace
-    if change is None or signals.weight_age < 1:
+    if change is None:
         return False
     if not math.isfinite(change):
         return True
-    return change > STRANGE if pace == 0.0 else change / math.sqrt(signals.weight_age) > FOREIGN * pace
+    return (
+        change > STRANGE
+        if pace == 0.0 or signals.weight_age < 1
+        else change / math.sqrt(signals.weight_age) > FOREIGN * pace
+    )
 
 
 def known(state: DivergenceState, signals: Signals) -> bool:
