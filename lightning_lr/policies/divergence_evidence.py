@@ -53,7 +53,7 @@ weights, came with the data."""
 
 
 def trusted(state: DivergenceState, signals: Signals) -> bool:
-    """Was no update accepted since the last rewind? The weights are then the healthy ones, if nobody else broke them."""
+    """Was no update accepted since the last rewind? The weights are then healthy, if nobody else has broken them."""
     memory, change = state.memory, signals.weight_change
     return (
         memory.rewinds > 0
