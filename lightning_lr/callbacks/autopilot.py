@@ -58,6 +58,7 @@ def autopilot(monitor: str = "val_loss", **overrides: Any) -> list[LRCallback]:
         elif isinstance(given, dict):
             replaced = key == "warmup" and given.keys() & {"steps", "epochs", "fraction"}
             callbacks.append(kind(**{**({} if replaced else defaults.get(key, {})), **given}))
+            callbacks[-1].option = key
         elif given not in (None, False):
             raise ValueError(
                 f"{key} must be a dict of arguments, a callback, or None to leave it out, got {given!r}: "

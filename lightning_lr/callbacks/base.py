@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from typing import Any
 
@@ -59,6 +60,10 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         if name is not None and (not isinstance(name, str) or not name or "/" in name):
             raise ValueError(f"name must be a word without '/', got {name!r}: it becomes the tag lr-factor/<name>")
         self.name = name or type(self).__name__
+        self.option: str | None = None
+        """Its argument of `autopilot`, where that made it."""
+        self.arguments: dict[str, Any] = {}
+        """What it was made with, by name."""
         # Lightning asks for it at every hook of every batch
         self._state_key = f"{type(self).__name__}[{self.name}]"
         self._run: Run | None = None
@@ -90,7 +95,35 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         """The journal of the run."""
         return self.run.journal
 
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        given = {k: v for k, v in self.arguments.items() if k not in defaults or v != defaults[k].default}
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
     # for subclasses --------------------------------------------------------------------------------------------
+
+    def keep_arguments(self, scope: dict[str, Any]) -> None:
+        """Remembers what the callback was made with; the first call of its `__init__`, as `keep_arguments(locals())`."""
+        self.arguments = {k: v for k, v in scope.items() if k not in ("self", "__class__", "scope")}
+
+    def written(self, **arguments: Any) -> str:
+        """How the user writes this callback with other arguments: in `autopilot`'s words where that made it.
+
+        Example:
+            >>> from lightning_lr import LRFinder, autopilot
+            >>> LRFinder().written(optimizer=0)
+            'LRFinder(optimizer=0)'
+            >>> autopilot()[0].written(optimizer=0)
+            "autopilot(finder={'optimizer': 0})"
+        """
+        if self.option is not None:
+            return f"autopilot({self.option}={arguments!r})"
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+    @property
+    def left_out(self) -> str:
+        """How the user does without this callback: `leave LRFinder out`, or `write autopilot(finder=None)`."""
+        return f"leave {type(self).__name__} out" if self.option is None else f"write autopilot({self.option}=None)"
 
     @property
     def settling(self) -> bool:

@@ -148,6 +148,7 @@ class DivergenceGuard(LRCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
+        self.keep_arguments(locals())
         self.policy = DivergencePolicy(spike_threshold, window, backoff, max_rewinds, regrow)
         if loss_falls is not None and not isinstance(loss_falls, bool):
             raise ValueError(f"loss_falls must be True, False, or None to go by the optimizers, got {loss_falls!r}")

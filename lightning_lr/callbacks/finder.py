@@ -75,6 +75,7 @@ class LRFinder(LRCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
+        self.keep_arguments(locals())
         self.policy = SweepPolicy(min_lr, max_lr, steps, suggest)
         self.agenda = Agenda(places("at", at), places("epochs", epochs))
         if optimizer is not None and (isinstance(optimizer, bool) or not isinstance(optimizer, int) or optimizer < 0):

@@ -49,6 +49,7 @@ class LRMonitor(LRCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
+        self.keep_arguments(locals())
         self.momentum, self.weight_decay = momentum, weight_decay
         self.prog_bar, self.layout = prog_bar, layout
 

@@ -65,6 +65,7 @@ class PlateauDecay(LRCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
+        self.keep_arguments(locals())
         if not isinstance(monitor, str) or not monitor:
             raise ValueError(f"monitor must be the name of a logged metric, got {monitor!r}")
         self.decay_factor = real_number("factor", factor, "(0, 1)", "to keep the rate, leave PlateauDecay out")

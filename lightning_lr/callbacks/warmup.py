@@ -56,6 +56,7 @@ class Warmup(LRCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
+        self.keep_arguments(locals())
         given = {"steps": steps, "epochs": epochs, "fraction": fraction}
         given = {key: value for key, value in given.items() if value is not None}
         if len(given) != 1:
