@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple
 
+from lightning_lr.saved import fields
+
 Kind = Literal["accept", "skip", "rewind", "give_up"]
 
 
@@ -168,14 +170,10 @@ class DivergenceState(NamedTuple):
         """The state that `to_dict` gave.
 
         Raises:
-            ValueError: for a version that this release doesn't know.
+            SavedStateError: for a version that this release doesn't know.
         """
-        if saved["version"] != 1:
-            raise ValueError(
-                f"version must be 1, got {saved['version']!r}: another release of lightning_lr saved this checkpoint"
-            )
-        memory = dict(saved["memory"])
+        own = fields(saved, 1, cls)
+        memory = dict(own["memory"])
         blocks = tuple(Block(u, tuple(x), tuple(g), rate, change) for u, x, g, rate, change in memory["blocks"])
-        own = {key: value for key, value in saved.items() if key != "version"}
-        own["losses"], own["norms"] = tuple(saved["losses"]), tuple(saved["norms"])
+        own["losses"], own["norms"] = tuple(own["losses"]), tuple(own["norms"])
         return cls(**{**own, "memory": Memory(**{**memory, "blocks": blocks})})
