@@ -285,3 +285,9 @@ class PlateauDecay(LRCallback):
             None if number is None else torch.tensor(number, dtype=torch.float64) for number in state["waiting"]
         ]
         self._micro_batches = [torch.tensor(number) for number in state["micro_batches"]]
+        if self.changed.keys() & {"monitor", "mode", "test", "threshold_mode"} or (
+            self.policy.test == "trend" and "patience" in self.changed
+        ):
+            # the values so far are no measure for the new ones; the decays were made all the same
+            self.state = PlateauState(decays=self.state.decays)
+            self._produced, self._updates, self._micro_batches = None, [], []

@@ -158,6 +158,11 @@ class DivergenceState(NamedTuple):
     high: int = 0
     memory: Memory = Memory()
 
+    def again(self) -> DivergenceState:
+        """The state from which a run that was given up goes on: no rewind and no bad update counts against it."""
+        memory = self.memory._replace(rewinds=0, since_rewind=0)
+        return self._replace(spikes=0, nonfinite=0, high=0, memory=memory)
+
     def to_dict(self) -> dict[str, Any]:
         """A dict of numbers, lists and dicts, for a checkpoint."""
         memory = self.memory._asdict()
