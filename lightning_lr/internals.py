@@ -1,0 +1,240 @@
+"""All that this package takes of Lightning, torch and torchmetrics beyond their public API: here, and nowhere else.
+
+Each name is looked for at the start of every run, so that a release that renames one is told by name, before training,
+and never met as a wrong rate in its middle.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import torchmetrics
+from torch import Tensor, nn
+
+TESTED = "pytorch-lightning and lightning 2.5.0 and 2.6.6 with torch 2.13.0 and torchmetrics 1.9.0"
+"""The releases that the tests run with."""
+
+PACKAGES = ("pytorch-lightning", "lightning", "torch", "torchmetrics")
+
+
+class Internal(NamedTuple):
+    """One name that is not public.
+
+    Args:
+        owner: whose it is, for the error.
+        name: the attribute.
+        holder: gives the object that must have it, for a trainer; None where this run has no such object.
+    """
+
+    owner: str
+    name: str
+    holder: Callable[[Any], Any]
+
+
+def _epoch_loop(trainer: Any) -> Any:
+    return trainer.fit_loop.epoch_loop
+
+
+@functools.cache
+def _metric(kind: type = torchmetrics.MeanMetric) -> Any:
+    return kind()
+
+
+def _result(trainer: Any) -> Any:
+    """A metric of Lightning's own, as `self.log` makes them."""
+    module = importlib.import_module(type(_epoch_loop(trainer)._results).__module__)
+    return _logged(module._ResultMetric, module._Metadata)
+
+
+@functools.cache
+def _logged(result: Any, metadata: Any) -> Any:
+    return result(metadata("training_step", "loss"), is_tensor=True)
+
+
+@functools.cache
+def _scaler_step(_: Any) -> Any:
+    """The names that a gradient scaler gives, or asks of, an optimizer that unscales its gradients itself."""
+    code = torch.amp.GradScaler.step.__code__
+    return SimpleNamespace(**{name: True for name in (*code.co_names, *code.co_consts) if isinstance(name, str)})
+
+
+def _of_kind(*kinds: str) -> Callable[[Any], Any]:
+    def first(trainer: Any) -> Any:
+        return next((c for c in trainer.callbacks if is_kind(c, *kinds)), None)
+
+    return first
+
+
+INTERNALS = (
+    Internal("Trainer", "_results", lambda trainer: trainer),
+    Internal("Trainer", "_logger_connector", lambda trainer: trainer),
+    Internal("Trainer._logger_connector", "should_update_logs", lambda trainer: trainer._logger_connector),
+    Internal("Trainer._logger_connector", "_callback_metrics", lambda trainer: trainer._logger_connector),
+    Internal("Trainer.fit_loop.epoch_loop", "_batches_that_stepped", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop", "_results", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop", "val_loop", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop", "restarting", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop", "restarted_on_train_batch_end", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop", "batch_progress", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop.val_loop", "batch_progress", lambda trainer: _epoch_loop(trainer).val_loop),
+    Internal("_ResultCollection", "_get_cache", lambda trainer: _epoch_loop(trainer)._results),
+    Internal("_ResultMetric", "has_reset", _result),
+    Internal("_ResultMetric", "is_tensor", _result),
+    Internal("_ResultMetric", "meta", _result),
+    *(
+        Internal("_ResultMetric.meta", name, lambda trainer: _result(trainer).meta)
+        for name in ("name", "on_step", "on_epoch", "add_dataloader_idx", "dataloader_idx")
+    ),
+    Internal("StochasticWeightAveraging", "_average_model", _of_kind("StochasticWeightAveraging")),
+    Internal("WeightAveraging", "_average_model", _of_kind("WeightAveraging")),
+    Internal("EarlyStopping", "_should_skip_check", _of_kind("EarlyStopping")),
+    Internal("ModelCheckpoint", "_should_skip_saving_checkpoint", _of_kind("ModelCheckpoint")),
+    *(
+        Internal("torchmetrics.Metric", name, lambda _: _metric())
+        for name in ("_defaults", "_update_count", "_computed", "_forward_cache")
+    ),
+    *(
+        Internal("torch.amp.GradScaler", name, lambda trainer: scaler(trainer))
+        for name in ("_scale", "_growth_tracker")
+    ),
+    *(
+        Internal("torch.amp.GradScaler.step's optimizer", name, _scaler_step)
+        for name in ("found_inf", "_step_supports_amp_scaling")
+    ),
+    *(Internal("torch", name, lambda _: torch) for name in ("_foreach_copy_", "_foreach_norm", "_foreach_sub")),
+    Internal("torch.nn.Module", "_buffers", lambda trainer: trainer.lightning_module),
+)
+
+
+def check(trainer: Any) -> None:
+    """Looks for every one of them in what is installed.
+
+    Raises:
+        RuntimeError: when some are missing, with their names and the releases that have them.
+    """
+    missing = []
+    for internal in INTERNALS:
+        try:
+            holder = internal.holder(trainer)
+        except AttributeError:
+            continue  # what it hangs on is missing itself, and is named
+        if holder is not None and not hasattr(holder, internal.name):
+            missing.append(f"{internal.owner}.{internal.name}")
+    if missing:
+        raise RuntimeError(
+            f"lightning_lr needs {', '.join(missing)}, which is not in what is installed ({_installed()}): "
+            f"it is known to work with {TESTED}"
+        )
+
+
+def _installed() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def is_kind(thing: Any, *kinds: str) -> bool:
+    """Whether one of its classes has such a name: Lightning has two namespaces, and torch moves classes."""
+    return any(kind.__name__ in kinds for kind in type(thing).__mro__)
+
+
+# Lightning ---------------------------------------------------------------------------------------------------------
+
+
+def loggers_step(trainer: Any) -> int:
+    """The present place on the axis that Lightning's own `self.log` writes to."""
+    return _epoch_loop(trainer)._batches_that_stepped
+
+
+def logs_now(trainer: Any) -> bool:
+    """Whether this batch is one of those at which Lightning writes to its loggers."""
+    return trainer._logger_connector.should_update_logs
+
+
+def show_metrics(trainer: Any, values: dict[str, Tensor]) -> None:
+    """Puts values into `trainer.callback_metrics`, which would compute all metrics anew if it were asked for itself."""
+    trainer._logger_connector._callback_metrics.update(values)
+
+
+def results(trainer: Any) -> dict[str, Any] | None:
+    """What the running loop's `self.log` has gathered, by key; None between loops."""
+    return trainer._results
+
+
+def training_results(trainer: Any) -> dict[str, Any]:
+    """What the training epoch's `self.log` has gathered, by key."""
+    return _epoch_loop(trainer)._results
+
+
+def logged_value(gathered: Any, result: Any, *, on_step: bool) -> Tensor | None:
+    """One gathered value: of the latest batch, or of the epoch that is just over; None where there is none."""
+    return result._forward_cache if on_step else gathered._get_cache(result, False)
+
+
+def restarted_at_batch_end(trainer: Any) -> bool:
+    """Whether the run was resumed from a checkpoint that was saved at a training batch's end."""
+    return _epoch_loop(trainer).restarted_on_train_batch_end
+
+
+def averaged_models(callbacks: Iterable[Any]) -> list[nn.Module]:
+    """The models that callbacks keep beside the trained one: averages of its weights."""
+    found = (getattr(c, "_average_model", None) for c in callbacks if is_kind(c, "StochasticWeightAveraging", "WeightAveraging"))
+    return [model for model in found if model is not None]
+
+
+# torch -------------------------------------------------------------------------------------------------------------
+
+foreach_copy: Any = getattr(torch, "_foreach_copy_", None)
+foreach_norm: Any = getattr(torch, "_foreach_norm", None)
+foreach_sub: Any = getattr(torch, "_foreach_sub", None)
+
+
+def scaler(trainer: Any) -> Any:
+    """The gradient scaler in use, or None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def scale(gradient_scaler: Any) -> Tensor | None:
+    """What a scaler multiplies losses by; Tensor, shape (); None without a scaler, and before its first loss."""
+    return None if gradient_scaler is None else gradient_scaler._scale
+
+
+def scaler_tensors(gradient_scaler: Any) -> Iterator[tuple[str, Tensor]]:
+    """A scaler's state on its device, by name."""
+    for name in ("_scale", "_growth_tracker") if gradient_scaler is not None else ():
+        value = getattr(gradient_scaler, name)
+        if isinstance(value, Tensor):
+            yield name, value
+
+
+def unscales_itself(optimizer: Any) -> bool:
+    """Whether a gradient scaler leaves the gradients scaled, for the optimizer's own kernel (a fused one)."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def skipped_on_device(optimizer: Any) -> bool:
+    """Whether a fused optimizer, under a gradient scaler, has just passed over the update on its device."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and float(found_inf) != 0.0
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """A module's own buffers by name, live: a module may put another tensor there."""
+    return module._buffers
+
+
+# torchmetrics ------------------------------------------------------------------------------------------------------
+
+
+def metric_states(metric: torchmetrics.Metric) -> dict[str, Any]:
+    """A metric's states, by name, live."""
+    return {name: getattr(metric, name) for name in metric._defaults}
