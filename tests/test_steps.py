@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import lightning_lr as llr
 from lightning_lr.change import Listener, Part
+from lightning_lr.held import rounded
 from lightning_lr.ledger import Ledger
+from tests.small import Loader, Model, trainer
 
 # one step within another ---------------------------------------------------------------------------------------------
 
@@ -210,3 +215,210 @@ def test_a_step_that_raises_midway_and_is_made_again_by_the_user_counts_once(hoo
     assert optimizer.param_groups[0]["lr"] == 0.5
     optimizer.step()
     assert (ledger.updates(0), optimizer.param_groups[0]["lr"]) == (2, 0.5)
+
+
+# tensor rates --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def reads(of: Callable[[], list[Tensor]]) -> Iterator[list[str]]:
+    """Notes each time that the host asks for what one of the tensors holds."""
+    names, seen = ("__float__", "item", "tolist", "__bool__", "__int__", "__format__"), []
+    kept = {name: getattr(Tensor, name) for name in names}
+    depth = [0]
+
+    def noting(name: str) -> Any:
+        def call(self: Tensor, *args: Any) -> Any:
+            if not depth[0] and any(self is tensor for tensor in of()):
+                seen.append(name)
+            depth[0] += 1
+            try:
+                return kept[name](self, *args)
+            finally:
+                depth[0] -= 1
+
+        return call
+
+    for name in names:
+        setattr(Tensor, name, noting(name))
+    try:
+        yield seen
+    finally:
+        for name, function in kept.items():
+            setattr(Tensor, name, function)
+
+
+def two_groups(module: Any, schedule: Any = None) -> Any:
+    parts = [{"params": module.backbone.parameters()}, {"params": module.head.parameters()}]
+    optimizer = torch.optim.Adam(parts, lr=torch.tensor(1e-3))
+    return optimizer if schedule is None else ([optimizer], [{"scheduler": schedule(optimizer), "interval": "step"}])
+
+
+FIVE: dict[str, Callable[[], list[Any]]] = {
+    "warm-up": lambda: [llr.Warmup(20)],
+    "guard": lambda: [llr.DivergenceGuard()],
+    "all": lambda: [llr.Warmup(20), llr.PlateauDecay("train_loss_step", min_lr=1e-6), llr.DivergenceGuard()],
+}
+
+
+class Stepwise(Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_train_start(self) -> None:
+        pass
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("callbacks", FIVE)
+def test_a_tensor_rate_is_read_only_after_the_schedule_has_written_it(
+    callbacks: str, scheduled: bool, tmp_path: Any
+) -> None:
+    def count(made: list[Any]) -> int:
+        schedule = (lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.99)) if scheduled else None
+        model = Stepwise(functools.partial(two_groups, schedule=schedule), hidden=16)
+        run = trainer(tmp_path, callbacks=made, max_epochs=4)
+        with reads(lambda: [g["lr"] for o in run.optimizers for g in o.param_groups]) as seen:
+            run.fit(model, Loader(6))
+        return len(seen)
+
+    more = count(FIVE[callbacks]()) - count([])
+    updates = 4 * 6
+    assert more <= (2 * updates if scheduled else 0) + 8  # at the start
+    assert more > 0
+
+
+def test_the_rate_of_a_shared_tensor_is_read_once_for_all_groups() -> None:
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.SGD([{"params": [w]} for w in weights], lr=rate)
+    ledger = Ledger([optimizer], Listener())
+    ledger.attach()
+    with reads(lambda: [rate]) as seen:
+        for update in range(6):
+            ledger.set_factor("Test", 1.0 / (update + 1), "a test")
+            optimizer.step()
+            if update == 3:
+                rate.mul_(0.5)
+    assert len(seen) == 2
+    assert rate.item() == float(torch.tensor(0.1)) * 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_believed_of_a_tensor_rate_is_what_it_holds(dtype: torch.dtype) -> None:
+    rate = torch.zeros((), dtype=dtype)
+    for value in (0.1, 1e-3, 1 / 3, 7.0, 5e-324, 1e-8, 0.0):
+        rate.fill_(value)
+        assert rounded(value, rate) == rate.item()
+
+
+def test_an_optimizer_that_changes_its_own_tensor_rate_within_the_step_keeps_it() -> None:
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            self.param_groups[0]["lr"].fill_(0.7)
+            return super().step(closure)
+
+    optimizer = Own([nn.Parameter(torch.zeros(1))], lr=torch.tensor(0.1))
+    ledger = Ledger([optimizer], Listener())
+    ledger.attach()
+    ledger.set_factor("Test", 0.5, "a test")
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(0.7)
+    assert ledger.base(0, 0) == pytest.approx(0.7)
+
+
+# raw steps, of which Lightning says nothing ---------------------------------------------------------------------------
+
+
+class Raw(Model):
+    """Steps the bare optimizer by hand; the batches of `bad` have no finite loss.
+
+    Args:
+        closure: whether the step gets a closure.
+        own: whether the backward pass is the user's own too, so that nobody sees the loss.
+        optimizers: of the same weights, stepped one after the other.
+    """
+
+    def __init__(self, bad: tuple[int, ...] = (), *, closure: bool = False, own: bool = False) -> None:
+        super().__init__(lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
+        self.automatic_optimization = False
+        self.bad, self.closure, self.own = bad, closure, own
+        self.batch, self.rests = 0, []
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        broken = float("nan") if self.batch in self.bad else 1.0
+        self.batch += 1
+
+        def backward() -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1]) * broken
+            loss.backward() if self.own else self.manual_backward(loss)
+            return loss
+
+        if self.closure:
+            optimizer.step(backward)
+        else:
+            backward()
+            optimizer.step()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.rests.append(self.head.weight.detach().clone())
+
+
+UNSEEN = "DivergenceGuard sees no loss"
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_raw_step_is_judged_and_a_bad_one_is_truly_skipped(closure: bool, own: bool, tmp_path: Any) -> None:
+    model, guard = Raw((7, 12), closure=closure, own=own), llr.DivergenceGuard(snapshot_every=5)
+    told = pytest.warns(UserWarning, match=UNSEEN) if own else contextlib.nullcontext()
+    with told:
+        trainer(tmp_path, callbacks=[guard], max_epochs=3).fit(model, Loader(6))
+    assert (guard.skips, guard.rewinds, guard.ledger.updates(0)) == (2, 0, 16)
+    for update in (7, 12):
+        assert model.rests[update].equal(model.rests[update - 1])
+        assert not model.rests[update + 1].equal(model.rests[update])
+    assert model.rests[-1].isfinite().all()
+    assert guard._meter.losses == []
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("closure", [False, True])
+def test_the_guard_leaves_no_trace_in_a_healthy_run_of_raw_steps(closure: bool, lag: Any, tmp_path: Any) -> None:
+    runs = []
+    for callbacks in ([], [llr.DivergenceGuard(lag=lag, snapshot_every=5)]):
+        runs.append(Raw(closure=closure))
+        trainer(tmp_path, callbacks=callbacks, max_epochs=3).fit(runs[-1], Loader(6))
+    assert all(ours.equal(theirs) for ours, theirs in zip(runs[1].rests, runs[0].rests, strict=True))
+
+
+class Mixed(Raw):
+    """Every batch one step by Lightning's optimizer, then a raw one of the same weights."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for raw in (False, True):
+            optimizer = self.optimizers(use_pl_optimizer=not raw)
+            optimizer.zero_grad()
+            broken = float("nan") if (self.batch, raw) in self.bad else 1.0
+            self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]) * broken)
+            before = self.head.weight.detach().clone()
+            optimizer.step()
+            self.moved.append(not self.head.weight.equal(before))
+        self.batch += 1
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_of_two_steps_in_a_batch_each_is_judged_once_and_only_the_bad_one_is_skipped(raw: bool, tmp_path: Any) -> None:
+    model, guard = Mixed(((7, raw),)), llr.DivergenceGuard(snapshot_every=5)  # type: ignore[arg-type]
+    model.moved = []
+    trainer(tmp_path, callbacks=[guard], max_epochs=3).fit(model, Loader(6))
+    assert [at for at, moved in enumerate(model.moved) if not moved] == [2 * 7 + raw]
+    assert guard._clock == 36
+    assert guard.ledger.updates(0) == 35

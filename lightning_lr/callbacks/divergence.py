@@ -180,6 +180,7 @@ class DivergenceGuard(LRCallback):
         self._look = False
         self._proven: list[int] = []
         self._dropped: list[bool] = []
+        self._seen: list[bool] = []
         self._trained: list[int] = []
         self._caps: list[float] = []
         self._reasons: list[str] = []
@@ -208,7 +209,7 @@ class DivergenceGuard(LRCallback):
         self.generations = Generations(source, self.snapshots)
         falls = len(optimizers) == 1 if self.loss_falls is None else self.loss_falls
         self.policy = replace(self.policy, loss_falls=falls)
-        self._dropped = [False] * len(optimizers)
+        self._dropped, self._seen = [False] * len(optimizers), [False] * len(optimizers)
         self._trained = [len(self._parameters(index)) for index in range(len(optimizers))]
         # by name: a module may put another tensor there
         held = [module._buffers for module in pl_module.modules()]
@@ -258,6 +259,7 @@ class DivergenceGuard(LRCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._seen = [False] * len(self._seen)
         if not self._meter.losses:
             self._batches = []
             self._dropped = [False] * len(self._dropped)
@@ -270,10 +272,25 @@ class DivergenceGuard(LRCallback):
         self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        for index, known in enumerate(self.ledger.optimizers):
+            if known is optimizer:
+                self._dropped[index], self._seen[index] = False, True
+                self._see(trainer, pl_module, index)
+
+    def gradients_ready(self, optimizer: int) -> None:
+        if self._seen[optimizer]:
+            self._seen[optimizer] = False
+            if self._dropped[optimizer]:
+                # under a gradient scaler the step begins only now
+                self.ledger.discard_update(optimizer)
+        else:
+            # a step by the bare optimizer, which Lightning doesn't tell of
+            self._see(self.run.trainer, self.run.trainer.lightning_module, optimizer)
+        self._dropped[optimizer] = False
+
+    def _see(self, trainer: Any, pl_module: Any, index: int) -> None:
+        """The gradients of an update are there, and not used yet."""
         ledger = self.ledger
-        index = 0
-        while ledger.optimizers[index] is not optimizer:
-            index += 1
         loss = self._meter.take()
         if ledger.in_trial(index) or ledger.evaluations(index) > 1:
             # what LBFGS or SAM tries out on the way is not where the run stands
@@ -529,11 +546,6 @@ class DivergenceGuard(LRCallback):
     def _drop(self, index: int) -> None:
         self._dropped[index] = True
         self.ledger.discard_update(index)
-
-    def before_update(self, optimizer: int) -> None:
-        if self._dropped[optimizer]:
-            # under a gradient scaler the step begins only now
-            self.ledger.discard_update(optimizer)
 
     @torch.no_grad()
     def _keep_buffers(self) -> None:

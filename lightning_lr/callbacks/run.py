@@ -77,6 +77,8 @@ class Run(Listener):
         """Puts the ledger on the trainer's optimizers, or on the new ones when they were replaced."""
         optimizers = self.trainer.strategy.optimizers
         known = self.ledger.optimizers
+        # a step that raised within a training step whose author went on
+        self.ledger.take_back()
         if self._attached and len(known) == len(optimizers) and all(map(operator.is_, known, optimizers)):
             return
         if self._attached:
@@ -143,6 +145,10 @@ class Run(Listener):
             self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
         for peer in self.peers:
             peer.before_update(optimizer)
+
+    def gradients_ready(self, optimizer: int) -> None:
+        for peer in self.peers:
+            peer.gradients_ready(optimizer)
 
     def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
         update = self.ledger.updates(optimizer)
