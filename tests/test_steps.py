@@ -217,6 +217,48 @@ def test_a_step_that_raises_midway_and_is_made_again_by_the_user_counts_once(hoo
     assert (ledger.updates(0), optimizer.param_groups[0]["lr"]) == (2, 0.5)
 
 
+class Failing(torch.optim.SGD):
+    """Its fourth step raises, after its parent's has moved the weights."""
+
+    made = 0
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        self.made += 1
+        if self.made == 4:
+            raise MemoryError
+        return loss
+
+
+class Swallows(Model):
+    def __init__(self) -> None:
+        super().__init__(lambda m: Failing(m.parameters(), lr=0.1))
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        with contextlib.suppress(MemoryError):
+            optimizer.step()
+
+    def on_train_start(self) -> None:
+        pass
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.trace.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+
+
+def test_a_step_that_raised_and_was_let_pass_is_forgotten_at_the_next_batch(tmp_path: Any) -> None:
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    model, warmup = Swallows(), llr.Warmup(12)
+    trainer(tmp_path, callbacks=[warmup], max_epochs=2).fit(model, Loader(6))
+    assert warmup.ledger.updates(0) == 11
+    # the module's hook comes after the callbacks'
+    assert model.trace == [[0.1]] * 12
+    assert model.at_rest[4:] == [[0.1]] * 8
+
+
 # tensor rates --------------------------------------------------------------------------------------------------------
 
 
