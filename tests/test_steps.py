@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import lightning_lr as llr
 from lightning_lr.change import Listener, Part
 from lightning_lr.held import rounded
 from lightning_lr.ledger import Ledger
-from tests.small import Loader, Model, trainer
+from tests.small import Loader, Model, pl, trainer
 
 # one step within another ---------------------------------------------------------------------------------------------
 
@@ -464,3 +465,46 @@ def test_of_two_steps_in_a_batch_each_is_judged_once_and_only_the_bad_one_is_ski
     assert [at for at, moved in enumerate(model.moved) if not moved] == [2 * 7 + raw]
     assert guard._clock == 36
     assert guard.ledger.updates(0) == 35
+
+
+# no optimizer at all -------------------------------------------------------------------------------------------------
+
+
+class Unoptimised(Model):
+    """Lightning runs it with a mock of an optimizer, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None)
+
+    def on_train_start(self) -> None:
+        pass
+
+
+EACH: dict[str, Callable[[], list[Any]]] = {
+    "Warmup": lambda: [llr.Warmup(fraction=0.1)],
+    "PlateauDecay": lambda: [llr.PlateauDecay("nobody logs it")],
+    "DivergenceGuard": lambda: [llr.DivergenceGuard()],
+    "LRFinder": lambda: [llr.LRFinder(steps=20)],
+    "the finder of the second": lambda: [llr.LRFinder(steps=20, optimizer=1)],
+    "LRMonitor": lambda: [llr.LRMonitor(momentum=True)],
+    "all": lambda: llr.autopilot(),
+}
+
+
+@pytest.mark.parametrize("each", EACH)
+def test_without_an_optimizer_the_callbacks_say_so_once_and_do_nothing(each: str, tmp_path: Any) -> None:
+    callbacks = EACH[each]()
+    logger = pl.loggers.CSVLogger(tmp_path) if each in ("LRMonitor", "all") else False
+    run = trainer(tmp_path, callbacks=callbacks, logger=logger, max_epochs=3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run.fit(Unoptimised(), Loader(12))
+        run.save_checkpoint(tmp_path / "idle.ckpt")
+        run.fit_loop.max_epochs = 5
+        run.fit(Unoptimised(), Loader(12), ckpt_path=tmp_path / "idle.ckpt")
+    ours = [str(w.message) for w in told if "lightning_lr" in str(w.message)]
+    assert len(ours) == 2, ours  # one for each fit
+    assert "no optimizer" in ours[0]
+    others = [str(w.message) for w in told if any(kind.name in str(w.message) for kind in callbacks)]
+    assert others == []
+    assert run.current_epoch == 5

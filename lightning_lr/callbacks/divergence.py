@@ -202,6 +202,8 @@ class DivergenceGuard(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
+        if not optimizers:
+            return
         self._sharded = reshard(pl_module)
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
@@ -248,10 +250,9 @@ class DivergenceGuard(LRCallback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        source = self._generations.source
-        if any(a is not b for a, b in zip(source.optimizers, self.ledger.optimizers, strict=False)) or len(
-            source.optimizers
-        ) != len(self.ledger.optimizers):
+        known = [] if self.generations is None else self.generations.source.optimizers
+        now = self.ledger.optimizers
+        if len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True)):
             # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
             self.started(trainer, pl_module)
 
@@ -269,7 +270,8 @@ class DivergenceGuard(LRCallback):
             self._batches.append(batch)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
+        if self.ledger.optimizers:
+            self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         for index, known in enumerate(self.ledger.optimizers):
@@ -578,6 +580,9 @@ class DivergenceGuard(LRCallback):
     # the record ------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.generations is None:
+            super().on_train_end(trainer, pl_module)
+            return
         self._judge_late(trainer, pl_module)
         line = (
             f"{self.name}: {self._clock} updates judged, {self.skips} skipped, {self.rewinds} rewinds, "

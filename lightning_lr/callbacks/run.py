@@ -75,7 +75,7 @@ class Run(Listener):
 
     def attach(self) -> None:
         """Puts the ledger on the trainer's optimizers, or on the new ones when they were replaced."""
-        optimizers = self.trainer.strategy.optimizers
+        optimizers = _real(self.trainer.strategy.optimizers)
         known = self.ledger.optimizers
         # a step that raised within a training step whose author went on
         self.ledger.take_back()
@@ -84,6 +84,10 @@ class Run(Listener):
         if self._attached:
             self._saved = self.ledger.state_dict()
             self.ledger.detach()
+        if not optimizers:
+            rank_zero_warn(
+                "configure_optimizers gave no optimizer, so lightning_lr has no rate to change and does nothing"
+            )
         self._attached = True
         leader = self.peers[0]
         self.ledger = Ledger(
@@ -164,3 +168,8 @@ class Run(Listener):
     def names_at(self, place: tuple[int, int]) -> GroupName:
         """The names of the param group at (optimizer, group)."""
         return self.names[place[0]][place[1]]
+
+
+def _real(optimizers: Sequence[Any]) -> list[Any]:
+    """The optimizers, or none: where `configure_optimizers` returns None, Lightning makes one without param groups."""
+    return [] if all(getattr(o, "param_groups", None) == [] for o in optimizers) else list(optimizers)
