@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.held import HeldRates, rounded
 from lightning_lr.line import Line, Used
-from lightning_lr.steps import hooked_steps
+from lightning_lr.steps import hooked_steps, untraced
 
 ROUNDING = 1e-9
 """Rates that differ by less than this ratio are one rate: a factor that holds a rate still against a falling base."""
@@ -206,8 +206,7 @@ class Ledger:
             self._depth[index] = 0
             self._take_back(index)
 
-    # compiled, a hook would be traced into the step's graph, and all that listens with it
-    @torch.compiler.disable
+    @untraced
     def _before_step(self, index: int, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._active() or self._enter(index, optimizer) > 1:
             return None
@@ -229,7 +228,7 @@ class Ledger:
             return args, {**kwargs, "closure": wrapped}
         return (args[0], wrapped, *args[2:]), kwargs
 
-    @torch.compiler.disable
+    @untraced
     def _within(self, index: int, closure: Callable[[], Any]) -> Any:
         self._take_back(index)
         self._evaluations[index] += 1
@@ -244,7 +243,7 @@ class Ledger:
         self._put(index)
         return loss
 
-    @torch.compiler.disable
+    @untraced
     def _after_step(self, index: int, optimizer: Optimizer, *_: Any) -> None:
         if self._leave(index, optimizer) > 0:
             return

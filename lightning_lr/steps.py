@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
+import torch
 from torch.optim import Optimizer
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 HOOKED = Optimizer.profile_hook_step(lambda *_: None).__code__
 """The code that torch puts around every `step` in order to call its hooks."""
@@ -22,6 +26,11 @@ def hooked_steps(*optimizers: Any) -> int:
             count += 1
         frame = frame.f_back
     return count
+
+
+def untraced(function: F) -> F:
+    """Keeps a function, with all that it calls, out of the graph of a step that is compiled."""
+    return cast(F, torch.compiler.disable(function))
 
 
 def compiled(optimizer: Any) -> bool:

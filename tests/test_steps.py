@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import lightning_lr as llr
 from lightning_lr.change import Listener, Part
@@ -508,3 +510,76 @@ def test_without_an_optimizer_the_callbacks_say_so_once_and_do_nothing(each: str
     others = [str(w.message) for w in told if any(kind.name in str(w.message) for kind in callbacks)]
     assert others == []
     assert run.current_epoch == 5
+
+
+# compiled steps ------------------------------------------------------------------------------------------------------
+
+
+class Compiled(Stepwise):
+    """Compiles the optimizer's step, its rate a number or a tensor."""
+
+    def __init__(self, rate: Any) -> None:
+        super().__init__(lambda m: torch.optim.SGD(m.parameters(), lr=rate, momentum=0.9), hidden=16)
+
+    def on_train_start(self) -> None:
+        optimizer = self.trainer.optimizers[0]
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+
+
+def compiled_run(root: Any, callbacks: list[Any], rate: Any) -> tuple[dict[str, int], list[Tensor]]:
+    torch._dynamo.reset()
+    counters.clear()
+    model = Compiled(rate)
+    trainer(root, callbacks=callbacks, max_epochs=4).fit(model, Loader(6))
+    return dict(counters["frames"]), model.weights()
+
+
+def test_a_compiled_step_has_the_factor_and_compiles_none_of_what_listens_to_it(tmp_path: Any) -> None:
+    def both() -> list[Any]:
+        return [llr.Warmup(20), llr.DivergenceGuard(snapshot_every=5)]
+
+    plain, plain_weights = compiled_run(tmp_path, [], torch.tensor(0.1))
+    frames = {}
+    for name, made in (("warm-up", [llr.Warmup(20)]), ("both", both())):
+        frames[name], weights = compiled_run(tmp_path, made, torch.tensor(0.1))
+    assert frames["warm-up"] == frames["both"]
+    assert frames["both"]["total"] < plain["total"]
+    model = Stepwise(lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1), momentum=0.9), hidden=16)
+    trainer(tmp_path, callbacks=both(), max_epochs=4).fit(model, Loader(6))
+    assert all(ours.equal(theirs) for ours, theirs in zip(weights, model.weights(), strict=True))
+    assert not any(ours.equal(theirs) for ours, theirs in zip(weights, plain_weights, strict=True))
+
+
+def test_a_tensor_rate_that_changes_compiles_nothing_anew(tmp_path: Any) -> None:
+    still, _ = compiled_run(tmp_path, [llr.DivergenceGuard(snapshot_every=5)], torch.tensor(0.1))
+    moving, _ = compiled_run(tmp_path, [llr.Warmup(20)], torch.tensor(0.1))
+    assert moving == still
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_a_compiled_step_with_a_number_for_a_rate_is_told_of_once_when_that_changes(steps: int, tmp_path: Any) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        compiled_run(tmp_path, [llr.Warmup(steps)], 0.1)
+    ours = [str(w.message) for w in told if "is compiled" in str(w.message)]
+    assert len(ours) == (steps > 1)
+    if ours:
+        assert "lr=torch.tensor(0.1)" in ours[0]
+
+
+def test_a_step_within_a_compiled_step_counts_once() -> None:
+    torch._dynamo.reset()
+    kinds = family()
+    kinds["Parent"]([nn.Parameter(torch.zeros(1))], lr=1.0)
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = kinds["Once"]([weight], lr=torch.tensor(1.0))
+    optimizer.step = torch.compile(optimizer.step, backend="eager")
+    ledger = Ledger([optimizer], Listener())
+    ledger.attach()
+    for update in range(4):
+        ledger.set_factor("Test", 1.0 / (update + 2), "a test")
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        assert optimizer.param_groups[0]["lr"].item() == 1.0
+    assert ledger.updates(0) == 4
+    assert weight.item() == pytest.approx(-(1 / 2 + 1 / 3 + 1 / 4 + 1 / 5))
