@@ -515,6 +515,10 @@ def test_without_an_optimizer_the_callbacks_say_so_once_and_do_nothing(each: str
 # compiled steps ------------------------------------------------------------------------------------------------------
 
 
+COMPILING = pytest.mark.filterwarnings("ignore")
+"""What torch warns itself of while it compiles, and would take for a failure where warnings are errors."""
+
+
 class Compiled(Stepwise):
     """Compiles the optimizer's step, its rate a number or a tensor."""
 
@@ -534,6 +538,7 @@ def compiled_run(root: Any, callbacks: list[Any], rate: Any) -> tuple[dict[str, 
     return dict(counters["frames"]), model.weights()
 
 
+@COMPILING
 def test_a_compiled_step_has_the_factor_and_compiles_none_of_what_listens_to_it(tmp_path: Any) -> None:
     def both() -> list[Any]:
         return [llr.Warmup(20), llr.DivergenceGuard(snapshot_every=5)]
@@ -546,10 +551,12 @@ def test_a_compiled_step_has_the_factor_and_compiles_none_of_what_listens_to_it(
     assert frames["both"]["total"] < plain["total"]
     model = Stepwise(lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1), momentum=0.9), hidden=16)
     trainer(tmp_path, callbacks=both(), max_epochs=4).fit(model, Loader(6))
-    assert all(ours.equal(theirs) for ours, theirs in zip(weights, model.weights(), strict=True))
-    assert not any(ours.equal(theirs) for ours, theirs in zip(weights, plain_weights, strict=True))
+    # torch has other kernels for a step that it compiles
+    assert all(ours.allclose(theirs, 1e-3, 1e-4) for ours, theirs in zip(weights, model.weights(), strict=True))
+    assert not any(ours.allclose(theirs, 1e-3, 1e-4) for ours, theirs in zip(weights, plain_weights, strict=True))
 
 
+@COMPILING
 def test_a_tensor_rate_that_changes_compiles_nothing_anew(tmp_path: Any) -> None:
     still, _ = compiled_run(tmp_path, [llr.DivergenceGuard(snapshot_every=5)], torch.tensor(0.1))
     moving, _ = compiled_run(tmp_path, [llr.Warmup(20)], torch.tensor(0.1))
@@ -567,6 +574,7 @@ def test_a_compiled_step_with_a_number_for_a_rate_is_told_of_once_when_that_chan
         assert "lr=torch.tensor(0.1)" in ours[0]
 
 
+@COMPILING
 def test_a_step_within_a_compiled_step_counts_once() -> None:
     torch._dynamo.reset()
     kinds = family()

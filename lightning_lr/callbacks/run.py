@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lr.change import Listener, Part
+from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName, group_names
+from lightning_lr.steps import compiled
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.base import LRCallback
@@ -65,7 +67,7 @@ class Run(Listener):
             )
         self._saved: dict[str, Any] | None = None
         self.names: list[list[GroupName]] = []
-        self._attached = self._warned = False
+        self._attached = self._warned = self._compiles = False
         self.failed = False
         self._updated = False
         self._batches = 0
@@ -156,7 +158,19 @@ class Run(Listener):
 
     def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
         update = self.ledger.updates(optimizer)
+        if old is not None and not self._compiles and any(part.source != SCHEDULER for part in parts):
+            self._say_that_it_compiles(optimizer, group)
         self.journal.rate(update, self.names[optimizer][group], (optimizer, group), old, new, parts)
+
+    def _say_that_it_compiles(self, optimizer: int, group: int) -> None:
+        stepper = self.ledger.optimizers[optimizer]
+        if compiled(stepper) and not isinstance(stepper.param_groups[group]["lr"], Tensor):
+            self._compiles = True
+            rank_zero_warn(
+                f"the step of {type(stepper).__name__} is compiled, and a rate that is a number may make it compile "
+                f"anew for each value, until torch runs it uncompiled: give the optimizer "
+                f"lr=torch.tensor({self.ledger.base(optimizer, group):.4g}), which is changed in place"
+            )
 
     def after_update(self, optimizer: int) -> None:
         self._updated = True
