@@ -45,6 +45,12 @@ class Listener:
     def before_update(self, optimizer: int) -> None:
         """The optimizer is about to step: the last call at which a factor can be set for this update."""
 
+    def gradients_ready(self, optimizer: int) -> None:
+        """The gradients of this update are there: the last call at which it can be dropped, or its rate changed.
+
+        Of a step with a closure: after each time that this was called.
+        """
+
     def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
         """A group was updated at another rate, or with other factors, than at the update before.
 

@@ -11,7 +11,9 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_lr.change import SCHEDULER, Listener, Part
+from lightning_lr.held import HeldRates, rounded
 from lightning_lr.line import Line, Used
+from lightning_lr.steps import hooked_steps, untraced
 
 ROUNDING = 1e-9
 """Rates that differ by less than this ratio are one rate: a factor that holds a rate still against a falling base."""
@@ -22,7 +24,8 @@ class Ledger:
 
     Between steps, and in the user's code within a step's closure, the param groups hold exactly what the user's
     scheduler wrote: recursive schedulers, closed-form ones and checkpoints never see a factor. A tensor rate is filled
-    in place, never replaced; reading one that lives on an accelerator costs a host sync per update.
+    in place, never replaced, and read only after somebody else has written it. Of steps within steps (one that calls
+    its parent's) only the outermost is an update.
 
     Args:
         optimizers: the optimizers, in the trainer's order.
@@ -64,6 +67,8 @@ class Ledger:
         self._inside: list[list[tuple[Any, float, float]] | None] = [None] * len(self.optimizers)
         self._discarded = [False] * len(self.optimizers)
         self._evaluations = [0] * len(self.optimizers)
+        self._held = [HeldRates() for _ in self.optimizers]
+        self._depth = [0] * len(self.optimizers)
         self._handles: list[Any] = []
 
     # what others ask -------------------------------------------------------------------------------------------
@@ -87,7 +92,7 @@ class Ledger:
         inside = self._inside[optimizer]
         if inside is not None and group < len(inside):
             return inside[group][1]
-        return float(self.optimizers[optimizer].param_groups[group]["lr"])
+        return self._held[optimizer].one(self.optimizers[optimizer].param_groups, group)
 
     def factor(self, source: str, optimizer: int, group: int) -> float:
         """The source's present factor for the group, a ratio; 1 when it has set none."""
@@ -198,18 +203,22 @@ class Ledger:
     def take_back(self) -> None:
         """Gives every param group the scheduler's rate again, after an exception inside a step too."""
         for index in range(len(self.optimizers)):
+            self._depth[index] = 0
             self._take_back(index)
 
-    def _before_step(self, index: int, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
-        if not self._active():
+    @untraced
+    def _before_step(self, index: int, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not self._active() or self._enter(index, optimizer) > 1:
             return None
         self._take_back(index)
         self._discarded[index], self._evaluations[index] = False, 0
         self._adopt(index)
         self._listener.before_update(index)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._listener.gradients_ready(index)
         self._put(index)
         self._drop_gradients(index)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             return None
         # some optimizers read the rate before they call the closure, most after it; the user's code within the closure
@@ -219,20 +228,25 @@ class Ledger:
             return args, {**kwargs, "closure": wrapped}
         return (args[0], wrapped, *args[2:]), kwargs
 
+    @untraced
     def _within(self, index: int, closure: Callable[[], Any]) -> Any:
         self._take_back(index)
         self._evaluations[index] += 1
         loss = closure()
         if loss is None and self._closure_gives_loss and not self._has_gradients(index):
             self._discarded[index] = True  # training_step returned None
-        self._drop_gradients(index)
         if len(self._lines[index]) != len(self.optimizers[index].param_groups):
             self._adopt(index)
             self._listener.before_update(index)
+        self._listener.gradients_ready(index)
+        self._drop_gradients(index)
         self._put(index)
         return loss
 
-    def _after_step(self, index: int, *_: Any) -> None:
+    @untraced
+    def _after_step(self, index: int, optimizer: Optimizer, *_: Any) -> None:
+        if self._leave(index, optimizer) > 0:
+            return
         written = self._inside[index]
         if written is None:
             return
@@ -253,9 +267,26 @@ class Ledger:
                 self._record(index, group, line, Used(base, line.shares, effective))
         self._listener.after_update(index)
 
+    def _enter(self, index: int, optimizer: Optimizer) -> int:
+        """Counts a step that begins: 1 is the outermost."""
+        depth = self._depth[index] + 1
+        if depth > 1:
+            # of a step that raised torch tells nothing: the stack knows which ones are still under way
+            depth = hooked_steps(self.optimizers[index], optimizer) or depth
+        self._depth[index] = depth
+        return depth
+
+    def _leave(self, index: int, optimizer: Optimizer) -> int:
+        """Counts a step that ends: 0 was the outermost."""
+        depth = self._depth[index]
+        if depth > 1:
+            depth = hooked_steps(self.optimizers[index], optimizer) or depth
+        self._depth[index] = max(0, depth - 1)
+        return self._depth[index]
+
     def _put(self, index: int) -> None:
         trial, groups = self._trial[index], self.optimizers[index].param_groups
-        bases = [float(settings["lr"]) for settings in groups]
+        bases = self._held[index].read(groups)
         if trial is None:
             wanted = [base * line.product for base, line in zip(bases, self._lines[index], strict=True)]
         else:
@@ -265,19 +296,22 @@ class Ledger:
             found = settings["lr"]
             if effective != base:
                 _own(settings, groups, len(set(wanted)) > 1)
-                _write(settings, effective)
-                effective = float(settings["lr"])
+                effective = _write(settings, effective)
             written.append((base if isinstance(found, torch.Tensor) else found, base, effective))
+        self._held[index].wrote(groups, [effective for _, _, effective in written])
         self._inside[index] = written
 
     def _take_back(self, index: int) -> None:
         written, self._inside[index] = self._inside[index], None
         if written is None:
             return
-        for (found, base, effective), settings in zip(written, self.optimizers[index].param_groups, strict=False):
+        groups = self.optimizers[index].param_groups
+        now = self._held[index].read(groups)
+        for group, ((found, base, effective), settings) in enumerate(zip(written, groups, strict=False)):
             # a rate that the optimizer itself changed is its own: leave it
-            if effective != base and float(settings["lr"]) == effective:
-                _write(settings, found)
+            if effective != base and now[group] == effective:
+                now[group] = _write(settings, found)
+        self._held[index].wrote(groups, now)
 
     def _drop_gradients(self, index: int) -> None:
         if self._discarded[index]:
@@ -301,7 +335,7 @@ class Ledger:
             lines.append(line)
             trial = self._trial[index]
             if trial is not None:
-                trial.append(float(groups[len(trial)]["lr"]))
+                trial.append(self._held[index].one(groups, len(trial)))
 
     def _record(self, index: int, group: int, line: Line, now: Used) -> None:
         before, line.used, told, line.told = line.used, now, line.told, True
@@ -353,8 +387,11 @@ def _own(settings: dict[str, Any], groups: list[dict[str, Any]], differ: bool) -
         settings["lr"] = rate.clone()
 
 
-def _write(settings: dict[str, Any], rate: Any) -> None:
-    if isinstance(settings["lr"], torch.Tensor):
-        settings["lr"].fill_(rate)
-    else:
-        settings["lr"] = rate
+def _write(settings: dict[str, Any], rate: Any) -> float:
+    """Writes the rate, and says what the group holds then."""
+    held = settings["lr"]
+    if isinstance(held, torch.Tensor):
+        held.fill_(rate)
+        return rounded(rate, held)
+    settings["lr"] = rate
+    return float(rate)

@@ -16,7 +16,7 @@ class GroupName:
 
     Args:
         optimizer: the optimizer's, such as `AdamW`, `Adam-1`, or its scheduler's `name`.
-        group: the group's `name`, or `pg1`, `pg2`, ...
+        group: the group's `name` (numbered where it is not the only one), or `pg1`, `pg2`, ...
         tag: the scalar's, such as `lr-AdamW`, `lr-AdamW/pg1`.
     """
 
@@ -30,7 +30,7 @@ def group_names(optimizers: Sequence[Optimizer], scheduler_configs: Sequence[Any
 
     Optimizers that have a scheduler are named first, in the schedulers' order, then the others; a second optimizer of
     a type gets `-1`, a third `-2`. A scheduler's `name` replaces the optimizer's. Groups are told apart by their
-    `name`, or else as `pg1`, `pg2`, when there are several.
+    `name`, or else as `pg1`, `pg2`, when there are several; of those with one `name` the second gets `-1`, and so on.
 
     Args:
         optimizers: in the trainer's order.
@@ -38,9 +38,6 @@ def group_names(optimizers: Sequence[Optimizer], scheduler_configs: Sequence[Any
 
     Returns:
         One list for each optimizer, one entry for each param group.
-
-    Raises:
-        ValueError: when two groups of one optimizer have the same `name`.
     """
     tags: dict[int, str] = {}
     seen: defaultdict[type, int] = defaultdict(int)
@@ -59,13 +56,15 @@ def group_names(optimizers: Sequence[Optimizer], scheduler_configs: Sequence[Any
 
 def _names(optimizer: Optimizer, tag: str) -> list[GroupName]:
     groups = optimizer.param_groups
-    labels = [group.get("name", f"pg{i}") for i, group in enumerate(groups, start=1)]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(
-            f"param groups of one optimizer need different names, but {type(optimizer).__name__} has several called "
-            f"{', '.join(twice)}: change their 'name'"
-        )
+    # in their order, so that a group that comes later renames none
+    labels: list[str] = []
+    for i, group in enumerate(groups, start=1):
+        label = name = str(group.get("name", f"pg{i}"))
+        number = 0
+        while label in labels:
+            number += 1
+            label = f"{name}-{number}"
+        labels.append(label)
     several = len(groups) > 1
     return [
         GroupName(tag.removeprefix("lr-"), label, f"{tag}/{label}" if several or "name" in group else tag)

@@ -251,14 +251,23 @@ def test_the_tags_and_first_values_are_those_of_lightnings_own_monitor(
         assert after[tag][0] == before[tag][0]
 
 
-def test_groups_of_one_name_are_refused(tmp_path: Path) -> None:
-    def configure(model: Any) -> Any:
-        return torch.optim.SGD(
-            [{"params": [model.head.weight], "name": "w"}, {"params": [model.head.bias], "name": "w"}], lr=0.1
-        )
+def test_groups_of_one_name_are_told_apart_by_numbers(tmp_path: Path) -> None:
+    class Grows(Model):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.trainer.optimizers[0].add_param_group({"params": [self.backbone.bias], "name": "w"})
 
-    with pytest.raises(ValueError, match="SGD has several called w"):
-        trainer(tmp_path, callbacks=[llr.Warmup(2)]).fit(Model(configure), Loader(2))
+    def configure(model: Any) -> Any:
+        parts = [model.head.weight, model.head.bias, model.backbone.weight]
+        named = [{"params": [p], "name": name} for p, name in zip(parts, ("w", "w", "w-1"), strict=True)]
+        return torch.optim.SGD(named, lr=0.1)
+
+    monitor = llr.LRMonitor()
+    trainer(tmp_path, callbacks=[llr.Warmup(2), monitor], logger=loggers(tmp_path)).fit(Grows(configure, 4), Loader(2))
+    tags = ["lr-SGD/w", "lr-SGD/w-1", "lr-SGD/w-1-1", "lr-SGD/w-2"]
+    assert list(monitor.rates) == tags
+    read = Read(tmp_path)
+    assert [read.scalars[tag][0] for tag in tags] == [(0, pytest.approx(0.05))] * 3 + [(2, pytest.approx(0.05))]
 
 
 def test_groups_that_warm_up_at_different_times_have_their_own_factor_curves(tmp_path: Path) -> None:

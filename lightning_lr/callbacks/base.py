@@ -146,6 +146,9 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
     def before_update(self, optimizer: int) -> None:
         """Called within the optimizer's step before the rate is written; see `Listener.before_update`."""
 
+    def gradients_ready(self, optimizer: int) -> None:
+        """Called within the optimizer's step when its gradients are there; see `Listener.gradients_ready`."""
+
     def after_update(self, optimizer: int) -> None:
         """Called within the optimizer's step after a real update; see `Listener.after_update`."""
 

@@ -180,6 +180,7 @@ class DivergenceGuard(LRCallback):
         self._look = False
         self._proven: list[int] = []
         self._dropped: list[bool] = []
+        self._seen: list[bool] = []
         self._trained: list[int] = []
         self._caps: list[float] = []
         self._reasons: list[str] = []
@@ -201,6 +202,8 @@ class DivergenceGuard(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
+        if not optimizers:
+            return
         self._sharded = reshard(pl_module)
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
@@ -208,7 +211,7 @@ class DivergenceGuard(LRCallback):
         self.generations = Generations(source, self.snapshots)
         falls = len(optimizers) == 1 if self.loss_falls is None else self.loss_falls
         self.policy = replace(self.policy, loss_falls=falls)
-        self._dropped = [False] * len(optimizers)
+        self._dropped, self._seen = [False] * len(optimizers), [False] * len(optimizers)
         self._trained = [len(self._parameters(index)) for index in range(len(optimizers))]
         # by name: a module may put another tensor there
         held = [module._buffers for module in pl_module.modules()]
@@ -247,10 +250,9 @@ class DivergenceGuard(LRCallback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        source = self._generations.source
-        if any(a is not b for a, b in zip(source.optimizers, self.ledger.optimizers, strict=False)) or len(
-            source.optimizers
-        ) != len(self.ledger.optimizers):
+        known = [] if self.generations is None else self.generations.source.optimizers
+        now = self.ledger.optimizers
+        if len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True)):
             # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
             self.started(trainer, pl_module)
 
@@ -258,6 +260,7 @@ class DivergenceGuard(LRCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._seen = [False] * len(self._seen)
         if not self._meter.losses:
             self._batches = []
             self._dropped = [False] * len(self._dropped)
@@ -267,13 +270,29 @@ class DivergenceGuard(LRCallback):
             self._batches.append(batch)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
+        if self.ledger.optimizers:
+            self._meter.add(loss, trainer.accumulate_grad_batches, self._scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        for index, known in enumerate(self.ledger.optimizers):
+            if known is optimizer:
+                self._dropped[index], self._seen[index] = False, True
+                self._see(trainer, pl_module, index)
+
+    def gradients_ready(self, optimizer: int) -> None:
+        if self._seen[optimizer]:
+            self._seen[optimizer] = False
+            if self._dropped[optimizer]:
+                # under a gradient scaler the step begins only now
+                self.ledger.discard_update(optimizer)
+        else:
+            # a step by the bare optimizer, which Lightning doesn't tell of
+            self._see(self.run.trainer, self.run.trainer.lightning_module, optimizer)
+        self._dropped[optimizer] = False
+
+    def _see(self, trainer: Any, pl_module: Any, index: int) -> None:
+        """The gradients of an update are there, and not used yet."""
         ledger = self.ledger
-        index = 0
-        while ledger.optimizers[index] is not optimizer:
-            index += 1
         loss = self._meter.take()
         if ledger.in_trial(index) or ledger.evaluations(index) > 1:
             # what LBFGS or SAM tries out on the way is not where the run stands
@@ -530,11 +549,6 @@ class DivergenceGuard(LRCallback):
         self._dropped[index] = True
         self.ledger.discard_update(index)
 
-    def before_update(self, optimizer: int) -> None:
-        if self._dropped[optimizer]:
-            # under a gradient scaler the step begins only now
-            self.ledger.discard_update(optimizer)
-
     @torch.no_grad()
     def _keep_buffers(self) -> None:
         """Before the forward pass, which moves running statistics, on a batch that may turn out to be bad."""
@@ -566,6 +580,9 @@ class DivergenceGuard(LRCallback):
     # the record ------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.generations is None:
+            super().on_train_end(trainer, pl_module)
+            return
         self._judge_late(trainer, pl_module)
         line = (
             f"{self.name}: {self._clock} updates judged, {self.skips} skipped, {self.rewinds} rewinds, "

@@ -138,6 +138,8 @@ class LRFinder(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
+        if not optimizers:
+            return
         if self.optimizer is None and len(optimizers) > 1:
             names = ", ".join(f"{i}: {type(o).__name__}" for i, o in enumerate(optimizers))
             raise ValueError(
@@ -157,7 +159,7 @@ class LRFinder(LRCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._sweep is None and batch_idx % trainer.accumulate_grad_batches == 0:
+        if self._sweep is None and self.ledger.optimizers and batch_idx % trainer.accumulate_grad_batches == 0:
             before, update = self._places, self.ledger.updates(self._index)
             self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
             if self._why:

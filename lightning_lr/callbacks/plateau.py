@@ -132,7 +132,8 @@ class PlateauDecay(LRCallback):
         super().on_train_epoch_start(trainer, pl_module)
         self._check_late()
         self._asked = False
-        if self._produced is None and self._epoch_over and (self._validated or not trainer.enable_validation):
+        due = self._epoch_over and (self._validated or not trainer.enable_validation)
+        if self._produced is None and due and self.ledger.optimizers:
             raise MetricError(
                 f"{self.name} monitors {self.monitor!r}, which nobody has logged; logged were: "
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'no metrics at all'}. "
@@ -164,7 +165,7 @@ class PlateauDecay(LRCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._check_late()
-        if self._produced is None:
+        if self._produced is None and self.ledger.optimizers:
             rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
         super().on_train_end(trainer, pl_module)
 

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lr.change import Listener, Part
+from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName, group_names
 from lightning_lr.saved import fields
+from lightning_lr.steps import compiled
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.base import LRCallback
@@ -66,7 +68,7 @@ class Run(Listener):
             )
         self._saved: dict[str, Any] | None = None
         self.names: list[list[GroupName]] = []
-        self._attached = self._warned = False
+        self._attached = self._warned = self._compiles = False
         self.failed = False
         self._updated = False
         self._batches = 0
@@ -76,14 +78,20 @@ class Run(Listener):
 
     def attach(self) -> None:
         """Puts the ledger on the trainer's optimizers, or on the new ones when they were replaced."""
-        optimizers = self.trainer.strategy.optimizers
+        optimizers = _real(self.trainer.strategy.optimizers)
         known = self.ledger.optimizers
+        # a step that raised within a training step whose author went on
+        self.ledger.take_back()
         if self._attached and len(known) == len(optimizers) and all(map(operator.is_, known, optimizers)):
             return
         resumed = not self._attached
         if self._attached:
             self._saved = self.ledger.state_dict()
             self.ledger.detach()
+        if not optimizers:
+            rank_zero_warn(
+                "configure_optimizers gave no optimizer, so lightning_lr has no rate to change and does nothing"
+            )
         self._attached = True
         leader = self.peers[0]
         self.ledger = Ledger(
@@ -163,9 +171,25 @@ class Run(Listener):
         for peer in self.peers:
             peer.before_update(optimizer)
 
+    def gradients_ready(self, optimizer: int) -> None:
+        for peer in self.peers:
+            peer.gradients_ready(optimizer)
+
     def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
         update = self.ledger.updates(optimizer)
+        if old is not None and not self._compiles and any(part.source != SCHEDULER for part in parts):
+            self._say_that_it_compiles(optimizer, group)
         self.journal.rate(update, self.names[optimizer][group], (optimizer, group), old, new, parts)
+
+    def _say_that_it_compiles(self, optimizer: int, group: int) -> None:
+        stepper = self.ledger.optimizers[optimizer]
+        if compiled(stepper) and not isinstance(stepper.param_groups[group]["lr"], Tensor):
+            self._compiles = True
+            rank_zero_warn(
+                f"the step of {type(stepper).__name__} is compiled, and a rate that is a number may make it compile "
+                f"anew for each value, until torch runs it uncompiled: give the optimizer "
+                f"lr=torch.tensor({self.ledger.base(optimizer, group):.4g}), which is changed in place"
+            )
 
     def after_update(self, optimizer: int) -> None:
         self._updated = True
@@ -182,3 +206,8 @@ class Run(Listener):
 def _count(groups: list[int]) -> str:
     optimizers = f"{len(groups)} optimizer{'s' * (len(groups) != 1)}"
     return f"{optimizers} with {' and '.join(map(str, groups))} param group{'s' * (groups != [1])}"
+
+
+def _real(optimizers: Sequence[Any]) -> list[Any]:
+    """The optimizers, or none: where `configure_optimizers` returns None, Lightning makes one without param groups."""
+    return [] if all(getattr(o, "param_groups", None) == [] for o in optimizers) else list(optimizers)

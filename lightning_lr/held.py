@@ -1,0 +1,89 @@
+"""Held rates: what param groups hold under "lr", a number or a tensor, read no more often than it changes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Known(NamedTuple):
+    """What a tensor held when torch had counted so many writes to it."""
+
+    tensor: Tensor
+    writes: int | None
+    value: float
+
+
+class HeldRates:
+    """The rates of one optimizer's param groups as numbers.
+
+    The host waits for a tensor that it reads from an accelerator. Torch counts the writes to a tensor, so one with the
+    same count is not read again; writes that it doesn't count (through `.data`, from another process) go unseen.
+
+    Example:
+        >>> groups = [{"lr": 0.5}, {"lr": torch.tensor(0.25)}]
+        >>> HeldRates().read(groups)
+        [0.5, 0.25]
+    """
+
+    def __init__(self) -> None:
+        self._known: list[Known | None] = []
+
+    def one(self, groups: Sequence[dict[str, Any]], index: int) -> float:
+        """The rate of one group; where it has to be read, the others are read along."""
+        rate = groups[index]["lr"]
+        if not isinstance(rate, Tensor):
+            return float(rate)
+        known = self._still_known(rate, index)
+        return self.read(groups)[index] if known is None else known.value
+
+    def read(self, groups: Sequence[dict[str, Any]]) -> list[float]:
+        """The rates of all groups; at most one host sync."""
+        rates = [group["lr"] for group in groups]
+        known = [self._still_known(r, i) if isinstance(r, Tensor) else None for i, r in enumerate(rates)]
+        unread = {id(r): r for r, k in zip(rates, known, strict=True) if k is None and isinstance(r, Tensor)}
+        if unread:
+            numbers = dict(zip(unread, _numbers(list(unread.values())), strict=True))
+            known = [
+                Known(r, _writes(r), numbers[id(r)]) if k is None and isinstance(r, Tensor) else k
+                for r, k in zip(rates, known, strict=True)
+            ]
+        self._known = known
+        return [float(r) if k is None else k.value for r, k in zip(rates, known, strict=True)]
+
+    def wrote(self, groups: Sequence[dict[str, Any]], values: Sequence[float]) -> None:
+        """Tells what the groups hold now, after somebody who knows it has written it."""
+        self._known = [
+            Known(group["lr"], _writes(group["lr"]), value) if isinstance(group["lr"], Tensor) else None
+            for group, value in zip(groups, values, strict=True)
+        ]
+
+    def _still_known(self, tensor: Tensor, index: int) -> Known | None:
+        known = self._known[index] if index < len(self._known) else None
+        if known is None or known.tensor is not tensor or known.writes is None or known.writes != tensor._version:
+            return None
+        return known
+
+
+def rounded(value: float, tensor: Tensor) -> float:
+    """What the tensor holds when it is filled with the value, without a look at it."""
+    if tensor.dtype == torch.float64:
+        return value
+    if tensor.dtype == torch.float32:
+        return ctypes.c_float(value).value
+    return float(torch.tensor(value, dtype=tensor.dtype))
+
+
+def _writes(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _numbers(tensors: list[Tensor]) -> list[float]:
+    device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
+    if device is None or len(tensors) == 1:
+        return [tensor.item() for tensor in tensors]
+    return torch.stack([tensor.detach().reshape(()).to(device) for tensor in tensors]).tolist()
