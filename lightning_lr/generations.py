@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_lr.memory import bytes_of
-from lightning_lr.snapshot import Snapshot, Source
+from lightning_lr.snapshot import Snapshot
+from lightning_lr.source import Source
 
 
 class Generation:

@@ -28,7 +28,7 @@ from lightning_lr.policies.divergence_state import DivergenceState, Signals, Ver
 from lightning_lr.reference import reference_rates
 from lightning_lr.shards import local, reshard
 from lightning_lr.signals import LossMeter, Measured, Pending, measure, start
-from lightning_lr.snapshot import Source
+from lightning_lr.source import Source
 
 CLOSE_LOOK = 8
 """Updates after a start or a rewind at each of which the drift is measured: a rate too high kills within them."""
