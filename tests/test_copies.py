@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelPruning
+from pytorch_lightning.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
@@ -167,6 +167,62 @@ def test_a_resumed_run_holds_to_the_new_settings(tmp_path: Path) -> None:
     assert seen.began[0] == 3
     with pytest.raises(ValueError, match="memory_limit must hold two copies"):
         resumed(memory_limit=5 * size(Net()))
+
+
+@pytest.mark.parametrize("at", [7, 21, 35, 49])
+def test_resumed_under_a_memory_limit_the_run_ends_as_the_uninterrupted_one(at: int, tmp_path: Path) -> None:
+    def run(*more: Any, **settings: Any) -> Any:
+        model = Net(breaks={30: "weight", 52: "weight"})
+        # room for two copies with Adam's state, and for more as long as they are smaller
+        guard = DivergenceGuard(snapshot_every=4, memory_limit=7 * size(model))
+        fit(model, tmp_path, guard, *more, **settings)
+        return guard.rewinds, guard.updates_lost, guard.states, [w.tolist() for w in model.weights()]
+
+    keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=7, save_top_k=-1)
+    end = run(keep, enable_checkpointing=True)
+    assert end[0] == 2
+    assert run(ckpt_path=str(tmp_path / "kept" / f"step={at}.ckpt")) == end
+
+
+class Uneven(pl.LightningModule):
+    """Of its weights rank 0 has more than rank 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10))
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return adam(self)
+
+
+def fit_uneven(root: str, limit: int) -> Any:
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    guard = DivergenceGuard(snapshot_every=3, memory_limit=limit)
+    seen = Bytes(guard)
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Uneven(), Path(root), guard, seen, devices=2, strategy=strategy, use_distributed_sampler=False)
+    assert guard.generations is not None
+    told = [str(w.message) for w in caught if "two of them are more" in str(w.message)]
+    return [g.label for g in guard.generations._kept], len(told), seen.most
+
+
+@pytest.mark.parametrize("limit", [2600, 3800, 6000, 12000])
+def test_ranks_with_unequal_shares_decide_alike_under_memory_limit(limit: int, pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_uneven, str(tmp_path), limit)
+    assert first[0] == second[0]
+    assert 0 < second[2] < first[2] <= limit
 
 
 # other models and optimizers ---------------------------------------------------------------------------------------
@@ -583,6 +639,14 @@ def test_the_change_is_summed_over_devices() -> None:
         snapshot._host = {f"parameter/0/{i}": torch.zeros(3) for i in range(2)}
         far, size = snapshot.change()
         assert far.device == size.device == torch.device("cuda:0")
+
+
+def test_the_change_is_summed_without_float64_where_the_device_has_none() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = nn.ParameterList([nn.Parameter(torch.zeros(3, device="mps"))])
+        snapshot = Snapshot(Source([net], []))
+        snapshot._host = {"parameter/0/0": torch.zeros(3)}
+        assert [number.dtype for number in snapshot.change()] == [torch.float32, torch.float32]
 
 
 def test_a_copy_waits_for_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
