@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lr.callbacks.divergence import DivergenceGuard
 from lightning_lr.callbacks.warmup import Warmup
-from lightning_lr.snapshot import Snapshot, Source
+from lightning_lr.snapshot import Snapshot
+from lightning_lr.source import Source
 
 try:
     from pytorch_lightning.callbacks.spike import SpikeDetection

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from lightning_lr.snapshot import Snapshot, Source
+from lightning_lr.memory import bytes_of
+from lightning_lr.snapshot import Snapshot
+from lightning_lr.source import Source
 
 
 class Generation:
@@ -16,10 +19,11 @@ class Generation:
         snapshot: the copy.
         label: the clock of each judge when it was taken.
         clock: updates that had been judged then, or at the rewind that brought it back.
+        size: the host memory that it takes, in bytes; where ranks have different shares, the largest.
     """
 
-    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int) -> None:
-        self.snapshot, self.label, self.clock = snapshot, label, clock
+    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, size: int) -> None:
+        self.snapshot, self.label, self.clock, self.size = snapshot, label, clock, size
 
     def healthy(self, proven: tuple[int, ...]) -> bool:
         """Was it taken before everything that is not proven yet?"""
@@ -34,17 +38,28 @@ class Generations:
     Args:
         source: what is copied.
         capacity: the most snapshots kept, >= 2.
+        limit: the most host memory for all of them together, in bytes; None: no limit.
+        largest: the largest of the numbers that the ranks give, on every rank: where their shares differ, ranks must
+            not decide by their own.
 
     Raises:
         ValueError: for a capacity below 2: the only healthy copy would have to be overwritten by an unproven one.
     """
 
-    def __init__(self, source: Source, capacity: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        capacity: int,
+        limit: int | None = None,
+        largest: Callable[[int], int] = int,
+    ) -> None:
         if capacity < 2:
             raise ValueError(
                 f"capacity must be >= 2, got {capacity}: one healthy snapshot, and one that is to become it"
             )
-        self.source, self.capacity = source, capacity
+        self.source, self.capacity, self.limit, self._largest = source, capacity, limit, largest
+        self.room = capacity
+        """How many copies there is room for: as many as `limit` has at their present size."""
         self._kept: list[Generation] = []
         self._free: list[Snapshot] = []
 
@@ -61,8 +76,16 @@ class Generations:
 
     @property
     def bytes(self) -> int:
-        """The host memory that all copies take by now."""
+        """The host memory that all copies take by now, on this rank."""
         return sum(generation.snapshot.bytes for generation in self._kept) + sum(s.bytes for s in self._free)
+
+    def measure(self) -> int:
+        """The bytes that a copy takes now (where ranks have different shares, the largest); sets `room` by them."""
+        if self.limit is None:
+            return self.source.bytes
+        size = self._largest(self.source.bytes)
+        self.room = min(self.capacity, self.limit // max(size, 1))
+        return size
 
     def take(self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], *, keep_anchor: bool) -> bool:
         """Takes a snapshot if there is room for one.
@@ -74,22 +97,44 @@ class Generations:
             keep_anchor: whether the oldest must stay although a newer one is proven.
 
         Returns:
-            Whether it was taken. There is no room while all but the proven one (and the anchor) are candidates still.
+            Whether it was taken. There is no room while all but the proven one (and the anchor) are candidates still,
+            and none ever where `room` is below 2.
         """
         if self._kept and (self.newest.label, self.newest.clock) == (label, clock):
             return True  # of an update that was judged, and is judged again since something raised before it was made
         self._drop_outlived(proven, keep_anchor)
-        if len(self._kept) >= self.capacity:
+        if self._kept and len(self._kept) >= self.room:
+            return False
+        size = self.measure()
+        self._drop_outlived(proven, keep_anchor)
+        if not self._make_room(size):
             return False
         snapshot = self._free.pop() if self._free else Snapshot(self.source)
         snapshot.take()
-        self._kept.append(Generation(snapshot, label, clock))
+        self._kept.append(Generation(snapshot, label, clock, size))
         return True
 
-    def adopt(self) -> None:
-        """Takes parameters that were frozen until now into every copy."""
+    def adopt(self, proven: tuple[int, ...]) -> bool:
+        """Takes parameters that were frozen until now into every copy, as far as there is room for them.
+
+        Returns:
+            Whether any copy could take them.
+        """
+        size = self.measure()
+        for generation in self._kept:
+            generation.size = max(generation.size, size)
+        self.trim(proven)
+        if self.limit is not None and sum(generation.size for generation in self._kept) > self.limit:
+            return False
         for generation in self._kept:
             generation.snapshot.adopt()
+        return True
+
+    def trim(self, proven: tuple[int, ...]) -> None:
+        """Drops copies until as few are left as is allowed; never the newest proven one, nor the last."""
+        while len(self._kept) > 1 and (len(self._kept) > self.capacity or not self._make_room(0)):
+            last = self._newest_healthy(proven)
+            self._kept.pop(0 if last > 0 else -1)
 
     def rewind(self, proven: tuple[int, ...], clock: int) -> Generation:
         """Gives back the newest proven generation (the oldest, if none is) and drops all that came after it."""
@@ -109,22 +154,50 @@ class Generations:
             return newest
         return (*newest, *(newest if self.anchor is self.newest else self.anchor.snapshot.change()))
 
+    def _make_room(self, size: int) -> bool:
+        """Is there room for one more of so many bytes? What is free is used for it, or dropped."""
+        if self.limit is None:
+            return True
+        left = self.limit - size - sum(generation.size for generation in self._kept)
+        while self._free and sum(s.bytes for s in self._free[: -1 if size else None]) > max(left, 0):
+            self._free.pop(0)
+        return left >= 0
+
+    def _newest_healthy(self, proven: tuple[int, ...]) -> int:
+        return max((i for i, g in enumerate(self._kept) if g.healthy(proven)), default=0)
+
     def _drop_outlived(self, proven: tuple[int, ...], keep_anchor: bool) -> None:
-        last = max((i for i, g in enumerate(self._kept) if g.healthy(proven)), default=0)
+        last = self._newest_healthy(proven)
         # a ring too small for both gives up the anchor, never the proven one
-        keep_anchor = keep_anchor and self.capacity > 2
+        keep_anchor = keep_anchor and self.room > 2
         first = 1 if keep_anchor and last > 0 else 0
         self._free += [generation.snapshot for generation in self._kept[first:last]]
         del self._kept[first:last]
 
     def state_dict(self) -> dict[str, Any]:
         """All copies with their labels, for a checkpoint."""
-        return {"kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept]}
+        return {
+            "layout": self.source.layout(),
+            "kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept],
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
-        self._kept = []
-        for label, clock, saved in state["kept"]:
-            snapshot = Snapshot(self.source)
-            snapshot.load_state_dict(saved)
-            self._kept.append(Generation(snapshot, tuple(label), clock))
+    def load_state_dict(self, state: dict[str, Any], proven: tuple[int, ...]) -> bool:
+        """Takes up what `state_dict` gave, as many of the copies as are allowed.
+
+        Returns:
+            Whether they fit; copies of another model, or of other optimizers, are left alone.
+        """
+        snapshots = [Snapshot(self.source) for _ in state["kept"]]
+        if state.get("layout") != self.source.layout() or not all(
+            snapshot.fits(saved) for snapshot, (_, _, saved) in zip(snapshots, state["kept"], strict=True)
+        ):
+            return False
+        self._kept = [
+            Generation(snapshot, tuple(label), clock, bytes_of(saved))
+            for snapshot, (label, clock, saved) in zip(snapshots, state["kept"], strict=True)
+        ]
+        self.trim(proven)
+        for snapshot, (_, _, saved) in zip(snapshots, state["kept"], strict=True):
+            if any(generation.snapshot is snapshot for generation in self._kept):
+                snapshot.load_state_dict(saved)
+        return True

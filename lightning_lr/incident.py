@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lr.memory import bytes_of
 from lightning_lr.shards import local
 
 BATCH_BYTES = 64 * 2**20
 """A batch is saved only up to this size."""
+
+FIRST_KEPT, LATEST_KEPT = 10, 90
+"""Folders of a run that stay on each rank: the first show how it began, the latest how it stands. With batches of the
+largest size they take 6.4 GB."""
 
 
 def nonfinite_gradients(module: nn.Module) -> list[str]:
@@ -44,8 +50,22 @@ def write_incident(
         rows.writerow(["update", "loss", "grad_norm", "verdict"])
         rows.writerows(window)
     tensors = _tensors_only(batches)
-    if 0 < _bytes(tensors) <= BATCH_BYTES:
+    if 0 < bytes_of(tensors) <= BATCH_BYTES:
         torch.save(tensors, folder / "batch.pt")
+
+
+def keep_few(folders: list[Path]) -> bool:
+    """Removes all folders but the first and the latest, oldest first, from the list and the disk.
+
+    Returns:
+        Whether any was removed.
+    """
+    gone = folders[FIRST_KEPT:-LATEST_KEPT]
+    for folder in gone:
+        folders.remove(folder)
+        # somebody may have tidied up already
+        shutil.rmtree(folder, ignore_errors=True)
+    return bool(gone)
 
 
 def _tensors_only(value: Any) -> Any:
@@ -56,11 +76,3 @@ def _tensors_only(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_tensors_only(item) for item in value]
     return None
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(_bytes(item) for item in value.values())
-    return sum(_bytes(item) for item in value) if isinstance(value, list) else 0

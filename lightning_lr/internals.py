@@ -187,7 +187,11 @@ def restarted_at_batch_end(trainer: Any) -> bool:
 
 def averaged_models(callbacks: Iterable[Any]) -> list[nn.Module]:
     """The models that callbacks keep beside the trained one: averages of its weights."""
-    found = (getattr(c, "_average_model", None) for c in callbacks if is_kind(c, "StochasticWeightAveraging", "WeightAveraging"))
+    found = (
+        getattr(c, "_average_model", None)
+        for c in callbacks
+        if is_kind(c, "StochasticWeightAveraging", "WeightAveraging")
+    )
     return [model for model in found if model is not None]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,105 +14,21 @@ from torch import (
     _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
     _foreach_sub,  # pyright: ignore[reportPrivateImportUsage]
-    nn,
 )
-from torch.optim import Optimizer
-from torchmetrics import Metric
 
+from lightning_lr.memory import bytes_of, nested, slots
 from lightning_lr.shards import local, pieces
-
-RATES = ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-"""Settings of a param group that belong to the user, the scheduler or the ledger; so do all in `optimizer.defaults`."""
+from lightning_lr.source import Source
 
 LEAST_SCALE = 0.01
 """Added to the root mean square of the weights in a relative change: against weights of zero, none is meaningful."""
 
 
-class Source:
-    """Finds all that a snapshot holds, anew at each call: optimizers make state late, and models gain parameters.
-
-    Parameters that no optimizer has and that need no gradient are left out: nobody changes them.
-
-    Args:
-        modules: the model, and copies of it that are kept along (averaged weights).
-        optimizers: whose state is copied; the settings of their groups are not, except for those that an optimizer
-            keeps there as its own memory.
-        scaler: a gradient scaler, or None.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], scaler: Any = None) -> None:
-        self.modules, self.optimizers, self.scaler = list(modules), list(optimizers), scaler
-
-    def parameters(self) -> dict[str, Tensor]:
-        """The model's trained parameters, by key."""
-        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        return {
-            f"parameter/0/{name}": p
-            for name, p in self.modules[0].named_parameters()
-            if p.requires_grad or id(p) in held
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All live tensors, by key."""
-        found: dict[str, Tensor] = dict(self.parameters())
-        for index, module in enumerate(self.modules):
-            if index:
-                found.update((f"parameter/{index}/{name}", p) for name, p in module.named_parameters())
-            found.update((f"buffer/{index}/{name}", b) for name, b in module.named_buffers())
-        for key, _, value in self._optimizer_state():
-            if isinstance(value, Tensor):
-                found[key] = value
-        for name in ("_scale", "_growth_tracker"):
-            value = getattr(self.scaler, name, None)
-            if isinstance(value, Tensor):
-                found[f"scaler/{name}"] = value
-        return found
-
-    def plain(self) -> dict[str, Any]:
-        """All live values that are no tensors, copied, by key."""
-        found = {k: deepcopy(v) for k, _, v in self._optimizer_state() if not isinstance(v, Tensor)}
-        for index, optimizer in enumerate(self.optimizers):
-            for number, group in enumerate(optimizer.param_groups):
-                for name, value in group.items():
-                    if name not in RATES and name not in optimizer.defaults and isinstance(value, (int, float)):
-                        found[f"group/{index}/{number}/{name}"] = value
-        for name, metric in self.metrics():
-            states = {key: _cloned(getattr(metric, key)) for key in metric._defaults}
-            found[f"metric/{name}"] = [metric._update_count, states]
-        return found
-
-    def metrics(self) -> Iterator[tuple[str, Metric]]:
-        """The torchmetrics inside the model."""
-        return ((name, m) for name, m in self.modules[0].named_modules() if isinstance(m, Metric))
-
-    def place(self, key: str) -> tuple[dict[str, Any], str]:
-        """The dict and the name under which an optimizer keeps the value of an `optimizer/...` key."""
-        _, index, number, name = key.split("/", 3)
-        parameters = [p for group in self.optimizers[int(index)].param_groups for p in group["params"]]
-        return self.optimizers[int(index)].state[parameters[int(number)]], name
-
-    def forget(self, known: Iterable[str]) -> None:
-        """Removes optimizer state whose key isn't among the known ones: it did not exist then."""
-        known = set(known)
-        gone = [(key, p) for key, p, _ in self._optimizer_state() if key not in known]
-        for key, p in gone:
-            state = self.optimizers[int(key.split("/", 2)[1])].state
-            del state[p][key.split("/", 3)[3]]
-            if not state[p]:
-                del state[p]
-
-    def _optimizer_state(self) -> Iterator[tuple[str, Tensor, Any]]:
-        for index, optimizer in enumerate(self.optimizers):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, p in enumerate(parameters):
-                for name, value in optimizer.state.get(p, {}).items():
-                    yield f"optimizer/{index}/{number}/{name}", p, value
-
-
 class Snapshot:
     """One copy of a source. Its memory is made at the first `take` and used again at the next.
 
-    It copies each rank's own shard. From an accelerator it copies without waiting, into pinned memory.
+    It copies each rank's own shard. From an accelerator it copies without waiting, into pinned memory. It knows tensors
+    again whose names have changed meanwhile (pruning, parametrisations).
 
     Args:
         source: what is copied, and given back.
@@ -130,70 +48,80 @@ class Snapshot:
         self.source = source
         self._host: dict[str, Tensor] = {}
         self._plain: dict[str, Any] = {}
-        self._event: Any = None
+        self._events: list[Any] = []
+        self._origins: dict[str, dict[str, Callable[[], Tensor | None]]] = {}
+        self._apart: dict[str, torch.device] = {}
 
     @property
     def bytes(self) -> int:
-        """The host memory that the tensors take."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._host.values())
+        """The host memory that it takes."""
+        return bytes_of(self._host) + bytes_of(self._plain)
 
     @torch.no_grad()
     def take(self) -> None:
         """Copies the source as it is now."""
-        live = {key: local(tensor.detach()) for key, tensor in self.source.tensors().items()}
+        tensors = self.source.tensors()
+        live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()
-        host = {}
+        # what can't be used again goes first: never is there more than what is held at the end
+        self._plain = {}
+        self._host = {key: kept for key, kept in self._host.items() if key in live and _alike(kept, live[key])}
         for key, tensor in live.items():
-            kept = self._host.get(key)
-            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-                kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            host[key] = kept
-        self._host = host
+            if key not in self._host:
+                self._host[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         if live:
-            _foreach_copy_(list(host.values()), list(live.values()), non_blocking=True)
-        if any(tensor.is_cuda for tensor in live.values()):
-            self._event = torch.cuda.Event()
-            self._event.record()
-        self._plain = self.source.plain()
+            _foreach_copy_([self._host[key] for key in live], list(live.values()), non_blocking=True)
+        self._events = _record({tensor.device for tensor in live.values() if tensor.is_cuda})
+        self._plain = {key: _copied(value) for key, value in self.source.plain().items()}
+        self._remember(tensors)
 
     @torch.no_grad()
     def adopt(self) -> None:
         """Takes in parameters that an optimizer has only now: frozen until here, they are as they were at `take`."""
         self.wait()
-        for key, parameter in self.source.parameters().items():
+        parameters = self.source.parameters()
+        self._rename("named", parameters)
+        for key, parameter in parameters.items():
             if key not in self._host:
                 self._host[key] = local(parameter.detach()).to("cpu", copy=True)
+                self._origins.setdefault("named", {})[key] = _origin(key, parameter)
+
+    def lacking(self) -> list[str]:
+        """The names of the trained parameters that it can't give back: none of their size was copied."""
+        parameters = self.source.parameters()
+        self._rename("named", parameters)
+        return [
+            key.split("/", 2)[2]
+            for key, p in parameters.items()
+            if key not in self._host or self._host[key].shape != local(p.detach()).shape
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Gives the source back in place, bit for bit; optimizer state that did not exist is removed again.
 
-        A metric that was reset since (a new epoch) is reset instead: what it held belongs to another epoch.
+        A parameter that it has no copy of stays as it is (see `lacking`). A metric that was reset since (a new epoch)
+        is reset instead: what it held belongs to another epoch.
         """
         self.wait()
+        self._rename_all()
         self.source.forget([*self._host, *self._plain])
-        live = self.source.tensors()
-        there = [key for key in self._host if key in live]
+        live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
+        there = {key for key, kept in self._host.items() if key in live and kept.shape == live[key].shape}
         if there:
-            _foreach_copy_([local(live[key].detach()) for key in there], [self._host[key] for key in there])
-        for key, tensor in self._host.items():
-            if key not in live and key.startswith("optimizer/"):
-                state, name = self.source.place(key)
-                state[name] = tensor.clone()
-        for key, value in self._plain.items():
-            if key.startswith("optimizer/"):
-                state, name = self.source.place(key)
-                state[name] = deepcopy(value)
-            elif key.startswith("group/"):
-                _, index, number, name = key.split("/", 3)
-                self.source.optimizers[int(index)].param_groups[int(number)][name] = value
+            _foreach_copy_([live[key] for key in there], [self._host[key] for key in there])
+        values: dict[str, Callable[[Tensor | None], Any]] = {}
+        for key, value in {**self._host, **self._plain}.items():
+            if key.startswith(("optimizer/", "group/")) and key not in there:
+                values[key] = partial(self._made, key, value)
+        self.source.set(values)
         for name, metric in self.source.metrics():
-            count, states = self._plain.get(f"metric/{name}", (0, {}))
-            if metric._update_count < count or not states:
+            count, held = self._plain.get(f"metric/{name}", (0, {}))
+            if metric._update_count < count or not held:
                 metric.reset()
                 continue
-            for key, value in states.items():
-                setattr(metric, key, _cloned(value))
+            for key, value in held.items():
+                setattr(metric, key, _copied(value))
             metric._update_count, metric._computed = count, None
 
     @torch.no_grad()
@@ -201,45 +129,175 @@ class Snapshot:
         """How far the parameters have moved since `take`: this rank's share, to be added over the ranks.
 
         A parameter that `n` ranks hold alike counts by `1 / n` on each, so that the sum over all ranks is that of the
-        whole model.
+        whole model. One that has no copy doesn't count.
 
         Returns:
-            The squared distance, and the squared norm of the copy (with `LEAST_SCALE`); Tensors, shape (), float64.
+            The squared distance, and the squared norm of the copy (with `LEAST_SCALE`), both 0 if nothing counts;
+            Tensors, shape (), float64 (float32 on a device that has no float64).
         """
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         self.wait()
-        moved: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for key, parameter in self.source.parameters().items():
-            kept = self._host.get(key)
-            if kept is not None:
-                now = local(parameter.detach())
-                moved.setdefault(pieces(parameter), []).append((now, kept.to(now.device, non_blocking=True)))
-        far, size = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for count, pairs in moved.items():
+        parameters = self.source.parameters()
+        self._rename("named", parameters)
+        moved: dict[tuple[int, torch.device, bool], list[tuple[Tensor, Tensor]]] = {}
+        for key, parameter in parameters.items():
+            kept, now = self._host.get(key), local(parameter.detach())
+            if kept is not None and kept.shape == now.shape:
+                alike = pieces(parameter), now.device, now.dtype in (torch.float16, torch.bfloat16)
+                moved.setdefault(alike, []).append((now, kept.to(now.device, non_blocking=True)))
+        device = next((device for _, device, _ in moved), torch.device("cpu"))
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        far, size = torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=wide, device=device)
+        for (count, _, half), pairs in moved.items():
             now, kept = [a for a, _ in pairs], [b for _, b in pairs]
             least = LEAST_SCALE**2 * sum(b.numel() for b in kept)
-            distances = torch.stack([d.double() for d in _foreach_norm(_foreach_sub(now, kept))])
-            norms = torch.stack([d.double() for d in _foreach_norm(kept)])
-            far = far.to(distances.device) + distances.square().sum() * (count / ranks)
-            size = size.to(norms.device) + (norms.square().sum() + least) * (count / ranks)
+            distances = torch.stack([d.to(device, wide) for d in _norms(_foreach_sub(now, kept), half)])
+            norms = torch.stack([d.to(device, wide) for d in _norms(kept, half)])
+            far = far + distances.square().sum() * (count / ranks)
+            size = size + (norms.square().sum() + least) * (count / ranks)
         return far, size
 
     def wait(self) -> None:
         """Waits until the host memory holds what the last `take` copied."""
-        if self._event is not None:
-            self._event.synchronize()
-            self._event = None
+        for event in self._events:
+            event.synchronize()
+        self._events = []
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the copy, for a checkpoint: tensors, numbers, lists and dicts."""
+        """A copy of the copy, for a checkpoint, by the names of now: tensors, numbers, lists and dicts."""
         self.wait()
+        self._rename_all()
         return {"tensors": {k: v.clone() for k, v in self._host.items()}, "plain": deepcopy(self._plain)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
+        self.wait()
         self._host = {key: tensor.clone() for key, tensor in state["tensors"].items()}
         self._plain = deepcopy(state["plain"])
+        self._remember({key: tensor for key, tensor in self.source.named().items() if key in self._host}, placed=False)
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether the source has all that `state_dict` gave, in the same sizes, and no trained parameter besides."""
+        saved, copied = state["tensors"], self.source.tensors()
+        live = {**self.source.named(), **copied}
+        return all(
+            local(live[key].detach()).shape == tensor.shape if key in live else not key.startswith("parameter/")
+            for key, tensor in saved.items()
+        ) and all(key in saved for key in copied if key.startswith("parameter/"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # references to live tensors can't be pickled: elsewhere, names have to do
+        return {**self.__dict__, "_origins": {}}
+
+    def _remember(self, tensors: dict[str, Tensor], *, placed: bool = True) -> None:
+        """Notes which tensor each key stands for, and which optimizer state lives apart from its parameter."""
+        self._origins = {"named": {k: _origin(k, t) for k, t in tensors.items() if k.startswith(("param", "buffer"))}}
+        homes: dict[str, torch.device] = {}
+        for place, held in slots(self.source.optimizers).items():
+            self._origins[place] = {key: _origin(key, p) for key, p in held.items()}
+            homes.update((key, p.device) for key, p in held.items())
+        self._apart = {
+            key: tensor.device
+            for key, tensor in tensors.items()
+            if placed
+            and key.startswith(("optimizer/", "group/"))
+            and tensor.device != homes.get(_owner(key)[0], torch.device("cpu"))
+        }
+
+    def _rename_all(self) -> None:
+        self._rename("named", self.source.named())
+        for place, held in slots(self.source.optimizers).items():
+            self._rename(place, held)
+
+    def _rename(self, kind: str, live: dict[str, Tensor]) -> None:
+        """Gives what was copied from a tensor the key that this very tensor has now."""
+        origins = self._origins.get(kind, {})
+        keys = {id(tensor): key for key, tensor in live.items()}
+        moved = {}
+        for key, origin in origins.items():
+            tensor = origin()
+            now = key if tensor is None else keys.get(id(tensor), key)
+            if now != key:
+                moved[key] = now
+        if not moved:
+            return
+        # what stood under such a key, and isn't known again itself, is of something that is gone
+        gone = set(moved.values()) - set(moved)
+
+        def renamed(held: dict[str, Any]) -> dict[str, Any]:
+            found = {}
+            for key, value in held.items():
+                owner, rest = (key, "") if kind == "named" else _owner(key)
+                if owner not in gone:
+                    found[moved.get(owner, owner) + rest] = value
+            return found
+
+        self._host, self._plain, self._apart = renamed(self._host), renamed(self._plain), renamed(self._apart)
+        self._origins[kind] = renamed(origins)
+
+    def _made(self, key: str, kept: Any, parameter: Tensor | None) -> Any:
+        """What an optimizer remembered, anew; a tensor on the device where it lived."""
+        if not isinstance(kept, Tensor):
+            return deepcopy(kept)
+        if key in self._apart:
+            return kept.to(self._apart[key], copy=True)
+        if parameter is None or self._counts_on_host(key, kept, parameter):
+            return kept.clone()
+        mine = local(parameter.detach())
+        if hasattr(parameter, "to_local") and kept.shape == mine.shape:
+            made = torch.zeros_like(parameter.detach(), dtype=kept.dtype)
+            local(made).copy_(kept)
+            return made
+        return kept.to(mine.device, copy=True)
+
+    def _counts_on_host(self, key: str, kept: Tensor, parameter: Tensor) -> bool:
+        """torch's own rule for `step`, which optimizers keep on the host unless they are fused or capturable."""
+        if not key.endswith("/step") or kept.device.type != "cpu":
+            return False
+        group = next(
+            group
+            for optimizer in nested(self.source.optimizers).values()
+            for group in optimizer.param_groups
+            if any(p is parameter for p in group["params"])
+        )
+        return not (group.get("fused") or group.get("capturable"))
 
 
-def _cloned(value: Any) -> Any:
-    return [item.clone() for item in value] if isinstance(value, list) else value.clone()
+def _origin(key: str, tensor: Tensor) -> Callable[[], Tensor | None]:
+    """Gives the tensor back; a buffer only while somebody else has it, too: modules may assign another at each step."""
+    # a parameter can't be had so: torch refuses to convert (`swap_tensors`) one that is referred to weakly
+    return weakref.ref(tensor) if key.startswith("buffer/") else lambda: tensor
+
+
+def _owner(key: str) -> tuple[str, str]:
+    """`optimizer/0/3`, and the rest of the key."""
+    owner = "/".join(key.split("/", 3)[:3])
+    return owner, key[len(owner) :]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _record(devices: set[torch.device]) -> list[Any]:
+    """An event for each device: one waits for one device's copies alone."""
+    events = []
+    for device in devices:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        events.append(event)
+    return events
+
+
+def _norms(tensors: list[Tensor] | tuple[Tensor, ...], half: bool) -> Sequence[Tensor]:
+    # in half precision a norm would end at 65,504
+    return _foreach_norm(tensors, 2, torch.float32) if half else _foreach_norm(tensors)
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy; of tensors without their graph."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if type(value) is list else deepcopy(value)

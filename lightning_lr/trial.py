@@ -13,25 +13,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_lr.memory import SETTINGS, nested
 from lightning_lr.shards import local, reshard
-
-SCHEDULED = frozenset(
-    ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "momentum", "betas", "name")
-)
-"""Entries of a param group that belong to the user and the schedulers; the others are the optimizer's own state."""
 
 
 class Trial:
     """A second state of model and optimizers, beside the healthy one; only one of the two is in place at a time.
 
     The healthy tensors are never written: entering a trial puts other storage under the same parameters, leaving it
-    puts their own back, bit for bit. Of sharded parameters (DTensor), whose storage others hold on to, the values are
-    exchanged instead. Both cost memory for one copy of weights, buffers and optimizer state on each rank, of its own
-    shard.
+    puts their own back, bit for bit. Of parameters whose storage others hold on to (DTensors, views of a bucket), the
+    values are exchanged instead. Both cost memory for one copy of weights, buffers and optimizer state on each rank, of
+    its own shard.
 
     Args:
         module: its parameters, buffers and torchmetrics are covered.
-        optimizers: their state, and what they keep in their param groups (`SCHEDULED` excepted).
+        optimizers: their state and what they keep in their param groups, and those of optimizers within them.
         scaler: a gradient scaler, or None.
 
     Example:
@@ -53,7 +49,9 @@ class Trial:
     """
 
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer], scaler: Any = None) -> None:
-        self._module, self._optimizers, self._scaler = module, list(optimizers), scaler
+        self._module, self._given, self._scaler = module, list(optimizers), scaler
+        self._optimizers: list[Optimizer] = []
+        self._viewed = False
         self.inside = False
         self._sharded = reshard(module)
         self._tensors: dict[Tensor, Tensor] = {}
@@ -99,11 +97,16 @@ class Trial:
     def state_dict(self) -> dict[str, Any]:
         """The trial's state where the healthy one is in place: tensors, numbers, lists and dicts."""
         states = [
-            [_cloned(states.get(p, {})) for group in o.param_groups for p in group["params"]]
+            [_cloned(states.get(p) or {}) for group in o.param_groups for p in group["params"]]
             for o, states in zip(self._optimizers, self._states, strict=True)
         ]
-        tensors = [tensor.detach().clone() for tensor in self._tensors.values()]
-        return {"tensors": tensors, "states": states, "settings": _cloned(self._settings), "scaler": self._scaler_state}
+        return {
+            "tensors": [tensor.detach().clone() for tensor in self._tensors.values()],
+            "states": states,
+            "own": [{k: _cloned(v) for k, v in held.items() if isinstance(k, str)} for held in self._states],
+            "settings": _cloned(self._settings),
+            "scaler": self._scaler_state,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave, over a healthy state that is in place."""
@@ -113,6 +116,7 @@ class Trial:
         for index, (optimizer, states) in enumerate(zip(self._optimizers, state["states"], strict=True)):
             held = (p for group in optimizer.param_groups for p in group["params"])
             self._states[index] = {p: _cloned(saved) for p, saved in zip(held, states, strict=True) if saved}
+            self._states[index].update(_cloned(state["own"][index]))
         self._settings, self._scaler_state = _cloned(state["settings"]), dict(state["scaler"])
 
     def _copy(self) -> None:
@@ -135,9 +139,12 @@ class Trial:
                     self._tensors[tensor] = healthy.clone()
             for gone in self._tensors.keys() - tensors.keys():
                 del self._tensors[gone]
+        # now, since an optimizer may make the one within it late
+        self._optimizers = list(nested(self._given).values())
+        self._viewed = any(getattr(o, "parameters_as_bucket_view", False) for o in self._optimizers)
         self._states = [{p: _cloned(state) for p, state in o.state.items()} for o in self._optimizers]
         self._settings = [
-            [_cloned({k: v for k, v in group.items() if k not in SCHEDULED}) for group in o.param_groups]
+            [_cloned({k: v for k, v in group.items() if k not in SETTINGS}) for group in o.param_groups]
             for o in self._optimizers
         ]
         if self._scaler is not None:
@@ -155,7 +162,7 @@ class Trial:
         with torch.no_grad():
             for tensor, other in self._tensors.items():
                 shard = local(tensor.detach())
-                if hasattr(tensor, "to_local"):
+                if self._viewed or hasattr(tensor, "to_local"):
                     held = shard.clone()
                     shard.copy_(other)
                     other.copy_(held)
@@ -167,8 +174,16 @@ class Trial:
             optimizer.state.update(self._states[index])
             self._states[index] = held
             for group, settings in zip(optimizer.param_groups, self._settings[index], strict=False):
-                for key, value in settings.items():
-                    settings[key], group[key] = group[key], value
+                self._exchange_settings(group, settings)
+
+    def _exchange_settings(self, group: dict[str, Any], settings: dict[str, Any]) -> None:
+        """What the optimizer has begun to keep within the trial (a count of its updates) goes with it."""
+        held = {k: v for k, v in group.items() if k not in SETTINGS and (k in settings or self.inside)}
+        for key in held.keys() - settings.keys():
+            del group[key]
+        group.update(settings)
+        settings.clear()
+        settings.update(held)
 
     def _keep_metrics(self) -> None:
         """Sets the healthy states of all torchmetrics aside; the trial goes on with copies that nobody keeps."""

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from lightning_lr.generations import Generations
-from lightning_lr.snapshot import Source
+from lightning_lr.source import Source
 from tests.killed import (
     BATCHES,
     EPOCHS,

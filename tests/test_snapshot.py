@@ -10,7 +10,8 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_lr.generations import Generations
-from lightning_lr.snapshot import Snapshot, Source
+from lightning_lr.snapshot import Snapshot
+from lightning_lr.source import Source
 from tests.pool import Pool
 
 OPTIMIZERS: dict[str, Any] = {

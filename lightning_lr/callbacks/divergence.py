@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,14 +20,15 @@ from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.generations import Generations
-from lightning_lr.incident import nonfinite_gradients, write_incident
+from lightning_lr.incident import FIRST_KEPT, LATEST_KEPT, keep_few, nonfinite_gradients, write_incident
+from lightning_lr.memory import parted
 from lightning_lr.policies.divergence import DivergencePolicy
 from lightning_lr.policies.divergence_evidence import DRIFT_AGE
 from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
 from lightning_lr.reference import reference_rates
-from lightning_lr.shards import reshard
+from lightning_lr.shards import local, reshard
 from lightning_lr.signals import LossMeter, Measured, Pending, measure, start
-from lightning_lr.snapshot import Source
+from lightning_lr.source import Source
 
 CLOSE_LOOK = 8
 """Updates after a start or a rewind at each of which the drift is measured: a rate too high kills within them."""
@@ -104,11 +106,13 @@ class DivergenceGuard(LRCallback):
         snapshot_every: updates between snapshots, >= 1; or `"auto"`: as often as costs at most 1% of the training time,
             between 10 and 500. Only a number gives two runs the same rewinds for certain.
         snapshots: the most copies kept, >= 2.
-        memory_limit: host memory for all copies of this rank, in bytes; None: no limit but `snapshots`.
+        memory_limit: the most host memory for all copies of this rank together, in bytes; None: no limit but
+            `snapshots`. Copies grow with the optimizer's state: Adam's are three times the weights.
         save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind as the
-            uninterrupted one; without (and always for sharded weights), they are smaller, and the resumed weights are
-            the first snapshot.
-        incidents_dir: a folder for the batch, the signals and the parameters of every incident; None: none is written.
+            uninterrupted one; without (and always where each rank has a part of the weights or of the optimizer's
+            state), they are smaller, and the resumed weights are the first snapshot.
+        incidents_dir: a folder for the batch, the signals and the parameters of every incident, of which each rank
+            keeps the first 10 and the latest 90; None: none is written.
         rewarm: whether `Warmup` callbacks warm up again after a rewind.
         lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
             host meanwhile: an accelerator never waits for it, and what would have been skipped is rewound instead. A
@@ -188,6 +192,8 @@ class DivergenceGuard(LRCallback):
         self._before: dict[str, Any] | None = None
         self._meter = LossMeter()
         self._batches: list[Any] = []
+        self._folders: list[Path] = []
+        self._short = self._tidied = False
         self._window: deque[tuple[Any, ...]] = deque(maxlen=SIGNALS_KEPT)
         self._copy_seconds, self._look_seconds, self._step_seconds, self._last_time = 0.0, 0.0, 0.0, 0.0
         self._given_up = self._warned = self._decided = False
@@ -204,11 +210,21 @@ class DivergenceGuard(LRCallback):
         optimizers = self.ledger.optimizers
         if not optimizers:
             return
+        count = len(optimizers) if self._saved is None else len(self._saved["states"])
+        if count != len(optimizers):
+            rank_zero_warn(
+                f"{self.name}: the checkpoint is of a run with {count} optimizer{'s' * (count > 1)}, and this one has "
+                f"{len(optimizers)}: it starts afresh, and the resumed weights are the first copy"
+            )
+            self.reset()
         self._sharded = reshard(pl_module)
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
         source = Source([pl_module, *averages], optimizers, self._scaler)
-        self.generations = Generations(source, self.snapshots)
+        self._parted = self._sharded or parted(optimizers, trainer.world_size)
+        self.generations = Generations(
+            source, self.snapshots, self.memory_limit, partial(_largest, pl_module.device) if self._parted else int
+        )
         falls = len(optimizers) == 1 if self.loss_falls is None else self.loss_falls
         self.policy = replace(self.policy, loss_falls=falls)
         self._dropped, self._seen = [False] * len(optimizers), [False] * len(optimizers)
@@ -219,13 +235,26 @@ class DivergenceGuard(LRCallback):
         saved, self._saved = self._saved, None
         if len(self._jobs) != len(optimizers):
             self._jobs = [None] * len(optimizers)
-        if saved is None or len(saved["states"]) != len(optimizers):
+        if saved is None:
             self.states = [self.policy.start() for _ in optimizers]
             self._proven = [0] * len(optimizers)
             self._caps = [math.inf] * len(optimizers)
             self._reasons = ["the rate is capped since a rewind"] * len(optimizers)
-        if saved is not None and saved["generations"] is not None and not self._sharded:
-            self.generations.load_state_dict(saved["generations"])
+        if saved is not None and self.incidents_dir is not None:
+            names = saved.get("folders", ())
+            self._folders = [self.incidents_dir / f"{name}-{trainer.global_rank}" for name in names]
+        one = self.generations.measure()
+        if self.memory_limit is not None and self.generations.room < 2:
+            raise ValueError(
+                f"memory_limit must hold two copies of {one} bytes each, got {self.memory_limit}: "
+                f"write {self.written(memory_limit=2 * one)}, or {self.left_out}"
+            )
+        copies = None if saved is None or self._parted else saved["generations"]
+        if copies is not None and not self.generations.load_state_dict(copies, tuple(self._proven)):
+            rank_zero_warn(
+                f"{self.name}: the checkpoint's copies are of another model or of other optimizers, and are dropped: "
+                f"the resumed weights are the first copy"
+            )
         if not len(self.generations):
             label = tuple(state.update for state in self.states)
             self.generations.take(label, self._clock, label, keep_anchor=False)
@@ -233,18 +262,9 @@ class DivergenceGuard(LRCallback):
                 # the resumed weights are all there is to go back to
                 self._proven = list(label)
                 self._anchor_clock = self._clock
-        one = self.generations.newest.snapshot.bytes
-        if self.memory_limit is not None:
-            fits = self.memory_limit // max(one, 1)
-            if fits < 2:
-                raise ValueError(
-                    f"memory_limit must hold two copies of {one} bytes each, got {self.memory_limit}: "
-                    f"raise it to {2 * one}, or leave DivergenceGuard out"
-                )
-            self.generations.capacity = min(self.snapshots, fits)
         rank_zero_info(
             f"{self.name}: a snapshot takes {one / 2**20:.3g} MiB of host memory on each rank now, and up to "
-            f"{self.generations.capacity} are kept; optimizer state that comes later adds to it"
+            f"{self.generations.room} are kept; optimizer state that comes later adds to it"
         )
         self._last_time = time.perf_counter()
 
@@ -362,8 +382,8 @@ class DivergenceGuard(LRCallback):
 
     def _start(self, index: int, loss: Tensor | None) -> Job:
         generations, parameters = self._generations, self._parameters(index)
-        if len(parameters) > self._trained[index]:
-            generations.adopt()
+        if len(parameters) > self._trained[index] and not generations.adopt(tuple(self._proven)):
+            self._tell_short()
         self._trained[index] = len(parameters)
         age, drift_age = self._clock - generations.newest.clock, self._clock - self._anchor_clock
         due = self._clock >= self._look_due
@@ -426,7 +446,7 @@ class DivergenceGuard(LRCallback):
     def _parameters(self, index: int) -> list[Tensor]:
         return [p for group in self.ledger.optimizers[index].param_groups for p in group["params"]]
 
-    def _look_again(self) -> float:
+    def _look_again(self) -> float | None:
         """The weights' change now; on an incident only, since it is a collective of its own."""
         far, size = measure(None, [], None, self._generations.change(anchor=False)).more
         return _ratio(far, size)
@@ -475,6 +495,21 @@ class DivergenceGuard(LRCallback):
                 # the first copies make their memory: only the latest one's time counts
                 self._copy_seconds = self._time() - began
                 self._copy_due = self._clock + self._interval
+            if self._generations.room < 2:
+                self._copy_due = self._clock + self._interval
+                self._tell_short()
+
+    def _tell_short(self) -> None:
+        """Two copies are more than `memory_limit` by now."""
+        if not self._short:
+            self._short = True
+            one = self._generations.measure()
+            rank_zero_warn(
+                f"{self.name}: a copy takes {one} bytes of host memory by now, and two of them are more than "
+                f"memory_limit={self.memory_limit}: it takes no more copies, and a rewind goes back to one that it has "
+                f"(the newest is {self._clock - self._generations.newest.clock} updates old), so that it may lose "
+                f"much. For two copies write {self.written(memory_limit=2 * one)}"
+            )
 
     def _incident(
         self, trainer: Any, pl_module: Any, index: int, measured: Measured, signals: Signals, verdict: Verdict
@@ -495,7 +530,7 @@ class DivergenceGuard(LRCallback):
             f"{self.name}: update {self.states[index].update} {words}: {verdict.cause} ({_numbers(signals, verdict)})"
         )
         if names:
-            line += f"; not finite: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            line += f"; not finite: {_few(names)}"
         rank_zero_info(line)
         scalars = {"lr-incident/loss": signals.loss, "lr-incident/grad_norm": signals.grad_norm}
         if verdict.threshold is not None:
@@ -513,6 +548,11 @@ class DivergenceGuard(LRCallback):
         self._jobs = [None] * len(self._jobs)
         judged = self.states[index].update
         target = self._generations.rewind(tuple(self._proven), self._clock + 1)
+        if lacking := target.snapshot.lacking():
+            rank_zero_warn(
+                f"{self.name} rewinds, but holds no copy of {_few(lacking)}: they came into the model, or were changed "
+                f"in size, after it was taken, and stay as they are"
+            )
         for other, state in enumerate(self.states):
             if other != index or forget:
                 self.states[other] = self.policy.rewound(state, target.label[other])
@@ -537,13 +577,24 @@ class DivergenceGuard(LRCallback):
         in_a_row = self.states[index].memory.rewinds
         line = (
             f"{self.name} gives up after {self.rewinds} rewinds, {in_a_row} of them without lasting progress: "
-            f"{verdict.cause}. The model holds the last healthy weights"
+            f"{verdict.cause}. {self._left(trainer)}"
         )
         self.journal.say(line)
         if self.on_give_up == "raise":
             raise DivergenceError(line)
         rank_zero_info(line)
         trainer.should_stop = True
+
+    def _left(self, trainer: Any) -> str:
+        """What weights the model holds at the end, in words."""
+        source = self._generations.source
+        broken = [k.split("/", 2)[2] for k, p in source.parameters().items() if not bool(local(p).isfinite().all())]
+        # another rank's part may be broken
+        count = torch.tensor(float(len(broken)), device=trainer.strategy.root_device)
+        if measure(None, [], None, [count]).more[0] == 0.0:
+            return "The model holds the last healthy weights"
+        where = _few(broken) if broken else "some of another rank's"
+        return f"The model does not hold healthy weights, since there is no healthy copy of all; not finite: {where}"
 
     def _drop(self, index: int) -> None:
         self._dropped[index] = True
@@ -552,6 +603,8 @@ class DivergenceGuard(LRCallback):
     @torch.no_grad()
     def _keep_buffers(self) -> None:
         """Before the forward pass, which moves running statistics, on a batch that may turn out to be bad."""
+        # a module may have given one up (a parametrisation that was removed)
+        self._buffers = [(buffers, name) for buffers, name in self._buffers if buffers.get(name) is not None]
         live = [buffers[name] for buffers, name in self._buffers]
         kept = self._buffers_before
         if len(kept) != len(live) or any(a.shape != b.shape for a, b in zip(kept, live, strict=True)):
@@ -621,6 +674,13 @@ class DivergenceGuard(LRCallback):
         }
         folder = self.incidents_dir / f"step-{self.journal.step:08d}-rank-{trainer.global_rank}"
         write_incident(folder, facts, self._window, self._batches)
+        self._folders += [folder] * (folder not in self._folders)
+        if keep_few(self._folders) and not self._tidied:
+            self._tidied = True
+            rank_zero_warn(
+                f"{self.name}: incidents_dir has more than {FIRST_KEPT + LATEST_KEPT} incidents of this run: of each "
+                f"rank's, the first {FIRST_KEPT} and the latest {LATEST_KEPT} stay, and those between are removed"
+            )
 
     # state -----------------------------------------------------------------------------------------------------
 
@@ -637,8 +697,9 @@ class DivergenceGuard(LRCallback):
             "reasons": list(self._reasons),
             "jobs": [None if job is None else list(self._finish(job)[1]) for job in self._jobs],
             "counts": [self.skips, self.rewinds, self.updates_lost],
-            # a checkpoint holds the state of rank zero, and of sharded weights every rank has its own copies
-            "generations": self.generations.state_dict() if self.save_snapshots and not self._sharded else None,
+            "folders": [folder.name.rpartition("-")[0] for folder in self._folders],
+            # a checkpoint holds the state of rank zero, and of what is parted every rank has its own copies
+            "generations": self.generations.state_dict() if self.save_snapshots and not self._parted else None,
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -656,6 +717,10 @@ class DivergenceGuard(LRCallback):
                 f"the checkpoint on, at the rate that the last rewind left"
             )
             self.states = [state.again() for state in self.states]
+        if not isinstance(self.snapshot_every, str):
+            self._interval = self.snapshot_every
+            self._look_due = min(self._look_due, self._clock + self._interval)
+            self._copy_due = min(self._copy_due, self._clock + self._interval)
         self.skips, self.rewinds, self.updates_lost = state["counts"]
         self._jobs = [
             None if saved is None else Job(Pending([], _nothing), 1.0, 0, 0, False, Signals(*saved))
@@ -673,8 +738,23 @@ def _nothing(_: list[float]) -> Measured:
     return Measured(None, 0.0, (), None)
 
 
-def _ratio(far: float, size: float) -> float:
+def _ratio(far: float, size: float) -> float | None:
+    if size == 0.0:
+        # no parameter has a copy
+        return None
     return math.sqrt(far / size) if far >= 0.0 else math.nan
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _largest(device: torch.device, number: int) -> int:
+    """The largest of the numbers that the ranks have, on every rank."""
+    mine = torch.tensor(number, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
+    return int(mine)
 
 
 def _whole(value: Any, least: int) -> bool:

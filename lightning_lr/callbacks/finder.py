@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.sweep import CURVE, Sweep, references
 from lightning_lr.finding import Finding
+from lightning_lr.memory import parted
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
 from lightning_lr.policies.sweep import SweepPolicy
 from lightning_lr.shards import reshard
@@ -134,7 +135,7 @@ class LRFinder(LRCallback):
         self._before_sweep = self._places
         self._why = ""
         self._saved: dict[str, Any] | None = None
-        self._sharded = False
+        self._parted = False
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
@@ -152,7 +153,7 @@ class LRFinder(LRCallback):
             )
         self._index = self.optimizer or 0
         references(self.ledger, trainer, self._index)
-        self._sharded = reshard(pl_module)
+        self._parted = reshard(pl_module) or parted(self.ledger.optimizers, trainer.world_size)
         saved, self._saved = self._saved, None
         if saved is not None:
             self._begin(trainer, pl_module, saved)
@@ -250,7 +251,8 @@ class LRFinder(LRCallback):
     def own_state(self) -> dict[str, Any]:
         """What has been found and where, and the sweep that is under way.
 
-        Of sharded weights a checkpoint holds what rank zero says, and so no sweep: resumed, it starts over.
+        Of what ranks have parts of (weights, optimizer state) a checkpoint holds what rank zero says, and so no sweep:
+        resumed, it starts over.
         """
         state, sweep = self._places, self._saved
         if self._sweep is not None:
@@ -259,7 +261,7 @@ class LRFinder(LRCallback):
 
     def _under_way(self) -> dict[str, Any] | None:
         sweep = self._sweep
-        if sweep is None or sweep.over or self._sharded or not sweep.between_batches:
+        if sweep is None or sweep.over or self._parted or not sweep.between_batches:
             return None
         return {"agenda": self._places.to_dict(), "why": self._why, **sweep.state_dict()}
 

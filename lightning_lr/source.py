@@ -1,0 +1,121 @@
+"""Source: all that an optimizer's update changes, found anew at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from lightning_lr.memory import bytes_of, entries, nested, slots, states
+from lightning_lr.shards import local
+
+
+class Source:
+    """Finds all that a snapshot holds, anew at each call: optimizers make state late, and models gain parameters.
+
+    Parameters that no optimizer has and that need no gradient are left out: nobody changes them.
+
+    Args:
+        modules: the model, and copies of it that are kept along (averaged weights).
+        optimizers: whose memory is copied, and that of optimizers within them; the settings of their groups are not.
+        scaler: a gradient scaler, or None.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], scaler: Any = None) -> None:
+        self.modules, self.optimizers, self.scaler = list(modules), list(optimizers), scaler
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's trained parameters, by key."""
+        held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        return {
+            f"parameter/0/{name}": p
+            for name, p in self.modules[0].named_parameters()
+            if p.requires_grad or id(p) in held
+        }
+
+    def named(self) -> dict[str, Tensor]:
+        """All parameters, trained or not, and all buffers, by key."""
+        found: dict[str, Tensor] = {}
+        for index, module in enumerate(self.modules):
+            found.update((f"parameter/{index}/{name}", p) for name, p in module.named_parameters())
+            found.update((f"buffer/{index}/{name}", b) for name, b in module.named_buffers())
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All live tensors that are copied, by key."""
+        trained = self.parameters()
+        found = {k: t for k, t in self.named().items() if k in trained or not k.startswith("parameter/0/")}
+        found.update((key, value) for key, _, _, value in self._memory() if isinstance(value, Tensor))
+        for name in ("_scale", "_growth_tracker"):
+            value = getattr(self.scaler, name, None)
+            if isinstance(value, Tensor):
+                found[f"scaler/{name}"] = value
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """All live values that are no tensors, by key; not copied."""
+        found = {key: value for key, _, _, value in self._memory() if not isinstance(value, Tensor)}
+        for name, metric in self.metrics():
+            found[f"metric/{name}"] = [metric._update_count, {key: getattr(metric, key) for key in metric._defaults}]
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """The memory that a copy of this rank's share takes now."""
+        return bytes_of([local(tensor) for tensor in self.tensors().values()]) + bytes_of(self.plain())
+
+    def metrics(self) -> Iterator[tuple[str, Metric]]:
+        """The torchmetrics inside the model."""
+        return ((name, m) for name, m in self.modules[0].named_modules() if isinstance(m, Metric))
+
+    def layout(self) -> dict[str, Any]:
+        """Kinds of the optimizers, and the parameters' names by group: in a run with others, no copy fits."""
+        names = {id(p): name for name, p in self.modules[0].named_parameters()}
+        return {
+            place: [type(o).__name__, [[names.get(id(p), "") for p in group["params"]] for group in o.param_groups]]
+            for place, o in nested(self.optimizers).items()
+        }
+
+    def set(self, values: dict[str, Callable[[Tensor | None], Any]]) -> None:
+        """Puts values where optimizers keep them; a key that has no place any more is left out.
+
+        Args:
+            values: by `optimizer/...` and `group/...` keys; called with the parameter whose state it is, or None.
+        """
+        optimizers, held = nested(self.optimizers), slots(self.optimizers)
+        for key, value in values.items():
+            kind, at, number, name = key.split("/", 3)
+            if kind == "group":
+                groups = optimizers[at].param_groups if at in optimizers else []
+                if int(number) < len(groups):
+                    groups[int(number)][name] = value(None)
+            elif number == "own":
+                if at in optimizers:
+                    optimizers[at].state[name] = value(None)  # pyright: ignore[reportArgumentType]
+            elif (parameter := held.get(at, {}).get(f"{kind}/{at}/{number}")) is not None:
+                optimizers[at].state[parameter][name] = value(parameter)
+
+    def forget(self, known: Iterable[str]) -> None:
+        """Removes what optimizers did not remember then: state of an unknown key, and a count that an optimizer without
+        any state has begun in its groups."""
+        known = set(known)
+        begun = {key.split("/", 2)[1] for key in known if key.startswith("optimizer/")}
+        emptied = []
+        for key, holder, name, value in list(self._memory()):
+            if key in known:
+                continue
+            if key.startswith("optimizer/"):
+                del holder[name]
+                emptied.append(id(holder))
+            elif type(value) is int and key.split("/", 2)[1] not in begun:
+                del holder[name]
+        for optimizer in nested(self.optimizers).values():
+            for p in [p for p, own in optimizer.state.items() if id(own) in emptied and not own]:
+                del optimizer.state[p]
+
+    def _memory(self) -> Iterator[tuple[str, dict[Any, Any], str, Any]]:
+        yield from states(self.optimizers)
+        yield from entries(self.optimizers)

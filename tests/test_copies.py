@@ -1,0 +1,711 @@
+"""Copies in real fits: what they may take, what they hold, and what becomes of them in another run."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, ModelPruning
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize, prune
+
+import lightning_lr as llr
+from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
+from lightning_lr.snapshot import Snapshot
+from lightning_lr.source import Source
+from lightning_lr.trial import Trial
+from tests.pool import Pool
+from tests.small import Loader, Model, digits, trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`, callbacks", "ignore:You're resuming from a checkpoint that ended"
+)
+
+NAN = math.nan
+
+
+def adam(module: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=3e-3)
+
+
+class Net(Model):
+    """A small net, into whose weights or data something breaks at the batches named."""
+
+    def __init__(self, configure: Callable[[Any], Any] = adam, breaks: dict[int, str] | None = None) -> None:
+        super().__init__(configure, hidden=16)
+        self.breaks = breaks or {}
+        self.finite: list[bool] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        what = self.breaks.get(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        if what == "weight" and self.global_rank == self.trainer.world_size - 1:
+            with torch.no_grad():
+                for p in self.backbone.parameters():
+                    p.view(-1)[0] = NAN
+        return super().training_step([batch[0] * NAN if what == "nan" else batch[0], batch[1]], batch_idx)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.finite.append(all(bool(p.isfinite().all()) for p in self.parameters()))
+
+
+class Batches(Loader):
+    """As many as wanted, drawn with replacement."""
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        images, labels = digits()
+        self.at = self.at % self.batches if self._resumed else 0
+        self._resumed = False
+        while self.at < self.batches:
+            drawn = torch.Generator().manual_seed(1000 * self.epoch + self.at)
+            chosen = torch.randint(len(labels), (self.batch_size,), generator=drawn)
+            self.at += 1
+            yield [images[chosen], labels[chosen]]
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+class Bytes(pl.Callback):
+    """The most that the guard's copies took, after any batch; and what it began with."""
+
+    def __init__(self, guard: DivergenceGuard) -> None:
+        self.guard, self.most = guard, 0
+        self.began: tuple[int, int] = (0, 0)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        assert self.guard.generations is not None
+        self.began = len(self.guard.generations), self.guard._interval
+        self.most = self.guard.generations.bytes
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert self.guard.generations is not None
+        self.most = max(self.most, self.guard.generations.bytes)
+
+
+def fit(model: Any, root: Path, *callbacks: Any, batches: int = 60, **more: Any) -> Any:
+    path = more.pop("ckpt_path", None)
+    made = trainer(root, callbacks=list(callbacks), **{"max_epochs": 1, **more})
+    made.fit(model, Batches(batches), ckpt_path=path)
+    return made
+
+
+# memory_limit ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies_of_weights", [2, 3, 5, 6, 8, 9])
+def test_copies_never_take_more_than_memory_limit(copies_of_weights: int, tmp_path: Path) -> None:
+    model = Net(breaks={50: "weight"})
+    limit = copies_of_weights * size(model) + 200
+    guard = DivergenceGuard(memory_limit=limit, snapshot_every=4)
+    seen = Bytes(guard)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, tmp_path, guard, seen)
+    told = [str(w.message) for w in caught if "memory_limit" in str(w.message)]
+    assert 0 < seen.most <= limit
+    assert guard.rewinds == 1
+    assert model.finite[-1]
+    # Adam's copies are three times the weights
+    assert len(told) == (copies_of_weights < 6)
+    assert all("two of them are more than memory_limit" in line and "memory_limit=" in line for line in told)
+
+
+def test_what_is_told_of_memory_limit_is_enough(tmp_path: Path) -> None:
+    model = Net()
+    with pytest.warns(UserWarning, match="two of them are more than memory_limit") as caught:
+        fit(model, tmp_path, DivergenceGuard(memory_limit=3 * size(model), snapshot_every=4))
+    (line,) = [str(w.message) for w in caught if "memory_limit" in str(w.message)]
+    enough = int(line.rsplit("memory_limit=", 1)[1].split(")")[0])
+    fit(Net(), tmp_path, DivergenceGuard(memory_limit=enough, snapshot_every=4))
+
+
+def test_weights_unfrozen_late_stay_within_memory_limit(tmp_path: Path) -> None:
+    class Unfreezes(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 30:
+                self.backbone.requires_grad_(True)
+                self.optimizers().optimizer.add_param_group({"params": list(self.backbone.parameters())})
+
+    model = Unfreezes(lambda m: torch.optim.SGD(m.head.parameters(), lr=0.1))
+    model.backbone.requires_grad_(False)
+    limit = 2 * size(model) + 200
+    guard = DivergenceGuard(memory_limit=limit, snapshot_every=2)
+    seen = Bytes(guard)
+    fit(model, tmp_path, guard, seen)
+    assert size(model) < seen.most <= limit
+
+
+def test_a_resumed_run_holds_to_the_new_settings(tmp_path: Path) -> None:
+    first = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=10, snapshots=6), batches=100)
+    first.save_checkpoint(tmp_path / "kept.ckpt")
+
+    def resumed(**settings: Any) -> Bytes:
+        guard = DivergenceGuard(**settings)
+        seen, model = Bytes(guard), Net(breaks={130: "weight"})
+        fit(model, tmp_path, guard, seen, batches=100, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
+        assert guard.rewinds == 1
+        assert model.finite[-1]
+        return seen
+
+    seen = resumed(snapshot_every=200, snapshots=2)
+    assert seen.began == (2, 200)
+    limit = 7 * size(Net())
+    seen = resumed(snapshot_every=3, memory_limit=limit)
+    assert seen.began == (2, 3)
+    assert seen.most <= limit
+    seen = resumed(snapshot_every="auto", snapshots=3)
+    assert seen.began[0] == 3
+    with pytest.raises(ValueError, match="memory_limit must hold two copies"):
+        resumed(memory_limit=5 * size(Net()))
+
+
+@pytest.mark.parametrize("at", [7, 21, 35, 49])
+def test_resumed_under_a_memory_limit_the_run_ends_as_the_uninterrupted_one(at: int, tmp_path: Path) -> None:
+    def run(*more: Any, **settings: Any) -> Any:
+        model = Net(breaks={30: "weight", 52: "weight"})
+        # room for two copies with Adam's state, and for more as long as they are smaller
+        guard = DivergenceGuard(snapshot_every=4, memory_limit=7 * size(model))
+        fit(model, tmp_path, guard, *more, **settings)
+        return guard.rewinds, guard.updates_lost, guard.states, [w.tolist() for w in model.weights()]
+
+    keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=7, save_top_k=-1)
+    end = run(keep, enable_checkpointing=True)
+    assert end[0] == 2
+    assert run(ckpt_path=str(tmp_path / "kept" / f"step={at}.ckpt")) == end
+
+
+class Uneven(pl.LightningModule):
+    """Of its weights rank 0 has more than rank 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10))
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return adam(self)
+
+
+def fit_uneven(root: str, limit: int) -> Any:
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    guard = DivergenceGuard(snapshot_every=3, memory_limit=limit)
+    seen = Bytes(guard)
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Uneven(), Path(root), guard, seen, devices=2, strategy=strategy, use_distributed_sampler=False)
+    assert guard.generations is not None
+    told = [str(w.message) for w in caught if "two of them are more" in str(w.message)]
+    return [g.label for g in guard.generations._kept], len(told), seen.most
+
+
+@pytest.mark.parametrize("limit", [2600, 3800, 6000, 12000])
+def test_ranks_with_unequal_shares_decide_alike_under_memory_limit(limit: int, pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_uneven, str(tmp_path), limit)
+    assert first[0] == second[0]
+    assert 0 < second[2] < first[2] <= limit
+
+
+# other models and optimizers ---------------------------------------------------------------------------------------
+
+
+class Halves(Net):
+    """One optimizer for all, or one for each half."""
+
+    def __init__(self, count: int, breaks: dict[int, str] | None = None) -> None:
+        parts = (lambda m: [adam(m)]) if count == 1 else (lambda m: [adam(m.backbone), adam(m.head)])
+        super().__init__(parts, breaks)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        loss = super().training_step(batch, batch_idx)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.filterwarnings("ignore:DivergenceGuard sees no loss")
+def test_resumed_with_another_number_of_optimizers_the_guard_starts_afresh_in_words(
+    before: int, after: int, lag: Any, tmp_path: Path
+) -> None:
+    made = fit(Halves(before), tmp_path, DivergenceGuard(snapshot_every=5, lag=lag))
+    made.save_checkpoint(tmp_path / "kept.ckpt")
+    saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)
+    torch.save({**saved, "optimizer_states": []}, tmp_path / "kept.ckpt")
+    model, guard = Halves(after, {90: "weight"}), DivergenceGuard(snapshot_every=5, lag=lag)
+    with pytest.warns(UserWarning, match=f"a run with {before} optimizers?, and this one has {after}.*starts afresh"):
+        fit(model, tmp_path, guard, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
+    assert guard.rewinds in (1, 2)
+    assert model.finite[-1]
+
+
+def two_groups(module: Any) -> Any:
+    return torch.optim.Adam([{"params": part.parameters()} for part in (module.head, module.backbone)], lr=3e-3)
+
+
+CHANGED: dict[str, Any] = {
+    "another optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9),
+    "other groups": two_groups,
+    "fewer parameters": lambda m: adam(m.backbone),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_copies_of_other_optimizers_are_dropped_in_words(how: str, tmp_path: Path) -> None:
+    made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5))
+    made.save_checkpoint(tmp_path / "kept.ckpt")
+    saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)
+    torch.save({**saved, "optimizer_states": []}, tmp_path / "kept.ckpt")
+    model, guard = Net(CHANGED[how], {62: "weight"}), DivergenceGuard(snapshot_every=5)
+    with pytest.warns(UserWarning, match="the resumed weights are the first copy"):
+        fit(model, tmp_path, guard, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
+    assert guard.rewinds == 1
+    assert model.finite[-1]
+
+
+def test_copies_of_another_model_are_dropped_in_words(tmp_path: Path) -> None:
+    made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5))
+    made.save_checkpoint(tmp_path / "kept.ckpt")
+    saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)
+    weights = {k: v[:8] if k.startswith("backbone") else v[:, :8] for k, v in saved["state_dict"].items() if v.ndim > 1}
+    weights = {**saved["state_dict"], **weights, "backbone.bias": saved["state_dict"]["backbone.bias"][:8]}
+    torch.save({**saved, "state_dict": weights, "optimizer_states": []}, tmp_path / "kept.ckpt")
+    model, guard = Net(breaks={62: "weight"}), DivergenceGuard(snapshot_every=5)
+    model.backbone, model.head = nn.Linear(64, 8), nn.Linear(8, 10)
+    with pytest.warns(UserWarning, match="the resumed weights are the first copy"):
+        fit(model, tmp_path, guard, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
+    assert guard.rewinds == 1
+    assert model.finite[-1]
+
+
+# what optimizers remember ------------------------------------------------------------------------------------------
+
+
+class Adaptive(torch.optim.SGD):
+    """Keeps its memory in the param group under names that are in `defaults`, as Prodigy and schedule-free ones do."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        own = {"d": 1e-6, "d_numerator": torch.zeros(()), "k": 0, "warm": True, "stage": "first", "last": None}
+        self.defaults.update(own)
+        for group in self.param_groups:
+            group.update(copy.deepcopy(own))
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["d_numerator"] += 1.0
+            group.update(d=5.0, k=group["k"] + 1, warm=False, stage="second", last=3)
+        return super().step(closure)
+
+
+class Late(torch.optim.SGD):
+    """Begins to count in the param group at its first update, as timm's LAMB does."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+        return super().step(closure)
+
+
+class Wraps(torch.optim.Optimizer):
+    """Holds another optimizer, which has the state."""
+
+    def __init__(self, params: Any) -> None:
+        params = list(params)
+        super().__init__(params, {"lr": 0.1})
+        self.inner = torch.optim.Adam(params, lr=0.1)
+
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for own, group in zip(self.param_groups, self.inner.param_groups, strict=True):
+            group["lr"] = own["lr"]
+        return self.inner.step(closure)
+
+
+class Wraps2(torch.optim.Optimizer):
+    """Holds one that holds one; beside the params, it keeps numbers of its own in its state."""
+
+    def __init__(self, params: Any) -> None:
+        params = list(params)
+        super().__init__(params, {"lr": 0.1})
+        self.base = Wraps(params)
+        self.state["seen"] = {"updates": 0, "sum": torch.zeros(())}  # pyright: ignore[reportArgumentType]
+
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.state["seen"]["updates"] += 1  # pyright: ignore[reportArgumentType]
+        self.state["seen"]["sum"] += 1.0  # pyright: ignore[reportArgumentType]
+        return self.base.step(closure)
+
+
+KINDS: dict[str, Any] = {
+    "in the group, by a name of its defaults": Adaptive,
+    "in the group, from the first update on": lambda p: Late(p, lr=0.1),
+    "in an optimizer within": Wraps,
+    "in an optimizer within an optimizer within": Wraps2,
+}
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, scale: float = 1.0) -> None:
+    optimizer.zero_grad()
+    (net(torch.ones(2, 3)) * scale).square().sum().backward()
+    optimizer.step()
+
+
+def memory(optimizer: torch.optim.Optimizer) -> Any:
+    own = [optimizer.state_dict(), {k: v for k, v in optimizer.state.items() if isinstance(k, str)}]
+    more = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
+    return copy.deepcopy([own, [memory(inner) for inner in more]])
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_rewind_gives_back_what_an_optimizer_remembers(kind: str, before: int, saved: bool, tmp_path: Path) -> None:
+    net = nn.Linear(3, 3)
+    optimizer = KINDS[kind](net.parameters())
+    for _ in range(before):
+        train(net, optimizer)
+    then = memory(optimizer)
+    snapshot = Snapshot(Source([net], [optimizer]))
+    snapshot.take()
+    if saved:
+        torch.save(snapshot.state_dict(), tmp_path / "copy.pt")
+        snapshot = Snapshot(Source([net], [optimizer]))
+        snapshot.load_state_dict(torch.load(tmp_path / "copy.pt", weights_only=True))
+    train(net, optimizer, NAN)
+    assert not same(memory(optimizer), then)
+    snapshot.restore()
+    assert same(memory(optimizer), then)
+    train(net, optimizer)
+    snapshot.restore()
+    assert same(memory(optimizer), then)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_trial_leaves_what_an_optimizer_remembers_alone(kind: str, before: int) -> None:
+    net = nn.Linear(3, 3)
+    optimizer = KINDS[kind](net.parameters())
+    for _ in range(before):
+        train(net, optimizer)
+    healthy = memory(optimizer)
+    trial = Trial(net, [optimizer])
+    trial.enter(fresh=True)
+    train(net, optimizer)
+    tried = memory(optimizer)
+    trial.leave()
+    assert same(memory(optimizer), healthy)
+    trial.enter(fresh=False)
+    assert same(memory(optimizer), tried)
+    trial.leave()
+    assert same(memory(optimizer), healthy)
+    other = Trial(net, [optimizer])
+    other.load_state_dict(trial.state_dict())
+    other.enter(fresh=False)
+    assert same(memory(optimizer), tried)
+    other.leave()
+
+
+@pytest.mark.parametrize("entry", ["lr", "weight_decay", "momentum", "betas", "max_lr", "swa_lr", "name"])
+def test_what_the_user_and_schedulers_set_is_left_alone(entry: str) -> None:
+    net = nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    group = optimizer.param_groups[0]
+    group[entry] = 1
+    snapshot, trial = Snapshot(Source([net], [optimizer])), Trial(net, [optimizer])
+    snapshot.take()
+    trial.enter(fresh=True)
+    group[entry] = 2
+    trial.leave()
+    snapshot.restore()
+    assert group[entry] == 2
+
+
+@pytest.mark.parametrize(("fused", "counts_on"), [(False, "cpu"), (True, "meta")])
+def test_optimizer_state_that_was_thrown_away_comes_back_to_where_it_lived(fused: bool, counts_on: str) -> None:
+    net = nn.Linear(3, 3)
+    optimizer = torch.optim.Adam(net.parameters(), fused=fused)
+    train(net, optimizer)
+    snapshot = Snapshot(Source([net], [optimizer]))
+    snapshot.take()
+    optimizer.state.clear()
+    # stands for an accelerator
+    for p in net.parameters():
+        torch.utils.swap_tensors(p, nn.Parameter(p.detach().to("meta")))
+    snapshot.restore()
+    for state in optimizer.state.values():
+        places = {name: value.device.type for name, value in state.items()}
+        assert places == {"step": counts_on, "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+class Zero(Net):
+    """Each rank has the moments of some of the parameters."""
+
+    def __init__(self, breaks: dict[int, str] | None = None, views: bool = False) -> None:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        super().__init__(
+            lambda m: ZeroRedundancyOptimizer(
+                m.parameters(), optimizer_class=torch.optim.Adam, lr=3e-3, parameters_as_bucket_view=views
+            ),
+            breaks,
+        )
+
+
+def fit_zero(root: str, lag: Any, views: bool) -> Any:
+    guard = DivergenceGuard(snapshot_every=5, lag=lag)
+    finder = llr.LRFinder(at=8, steps=20, apply=False, progress_bar=False)
+    model = Zero({50: "weight"}, views)
+    more: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+    made = fit(model, Path(root), finder, guard, **more)
+    made.save_checkpoint(root + "/kept.ckpt")
+    own = torch.load(root + "/kept.ckpt", weights_only=True)["callbacks"]["DivergenceGuard[DivergenceGuard]"]["own"]
+    again, second = Zero({90: "weight"}, views), DivergenceGuard(snapshot_every=5, lag=lag)
+    fit(again, Path(root), second, max_epochs=2, ckpt_path=root + "/kept.ckpt", **more)
+    moments = [m for s in made.optimizers[0].optim.state.values() for m in s.values()]
+    return (
+        (guard.rewinds, second.rewinds, own["generations"], len(finder.findings)),
+        [w.tolist() for w in (*model.weights(), *again.weights())],
+        all(bool(m.isfinite().all()) for m in moments) and model.finite[-1] and again.finite[-1],
+        [s.to_dict() for s in second.states],
+    )
+
+
+@pytest.mark.parametrize(("lag", "views"), [(0, True), (1, False)])
+def test_moments_that_each_rank_has_a_part_of_are_rewound(pool: Pool, lag: int, views: bool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_zero, str(tmp_path), lag, views)
+    assert first == second
+    # the counts go on after the resume
+    assert first[0] == (1, 2, None, 1)
+    assert first[2]
+
+
+# weights under other names -----------------------------------------------------------------------------------------
+
+
+def pruning(model: Net, every: bool) -> Any:
+    parts: Any = None if every else [(model.backbone, "weight")]
+    return ModelPruning("l1_unstructured", parameters_to_prune=parts, amount=0.3)
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("at", [11, 30])
+def test_weights_that_are_pruned_in_mid_run_are_rewound(every: bool, at: int, tmp_path: Path) -> None:
+    model, guard = Net(breaks={at: "weight"}), DivergenceGuard(snapshot_every=5)
+    fit(model, tmp_path, pruning(model, every), guard, batches=10, max_epochs=6)
+    assert guard.rewinds == 1
+    assert model.finite[-1]
+
+
+def test_a_pruned_run_of_which_every_copy_is_older_gives_up_with_healthy_weights(tmp_path: Path) -> None:
+    model = Net(breaks=dict.fromkeys(range(11, 400), "weight"))
+    guard = DivergenceGuard(snapshot_every=5, max_rewinds=2)
+    with pytest.raises(DivergenceError, match="The model holds the last healthy weights"):
+        fit(model, tmp_path, pruning(model, False), guard, batches=10, max_epochs=40)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+class Doubled(nn.Module):
+    """A parametrisation by one tensor."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original * 1.0
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class Sum(nn.Module):
+    """A parametrisation by two new tensors."""
+
+    def forward(self, one: Tensor, two: Tensor) -> Tensor:
+        return one + two
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight / 2, weight / 2
+
+
+class Reparametrised(Net):
+    def __init__(self, how: type[nn.Module], breaks: dict[int, str]) -> None:
+        super().__init__(adam, breaks)
+        self.how = how
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 40:
+            parametrize.register_parametrization(self.backbone, "weight", self.how())
+            known = {id(p) for group in self.optimizers().param_groups for p in group["params"]}
+            new = [p for p in self.backbone.parameters() if id(p) not in known]
+            if new:
+                self.optimizers().optimizer.add_param_group({"params": new})
+
+
+@pytest.mark.parametrize("how", [Doubled, Sum])
+def test_parametrised_weights_are_rewound(how: Any, tmp_path: Path) -> None:
+    model, guard = Reparametrised(how, {43: "weight", 55: "weight"}), DivergenceGuard(snapshot_every=4)
+    fit(model, tmp_path, guard)
+    assert guard.rewinds == 2
+    assert model.finite[-1]
+
+
+class Regrown(Net):
+    """Puts another tensor, of another size, into the net, and breaks it for good."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 40:
+            self.backbone, self.head = nn.Linear(64, 20), nn.Linear(20, 10)
+
+
+def test_weights_that_no_copy_has_are_named_and_not_called_healthy(tmp_path: Path) -> None:
+    model = Regrown(breaks=dict.fromkeys(range(41, 300), "weight"))
+    guard = DivergenceGuard(snapshot_every=5, max_rewinds=1)
+    with (
+        pytest.warns(UserWarning, match="holds no copy of backbone.weight, backbone.bias, head.weight: they"),
+        pytest.raises(DivergenceError, match="does not hold healthy weights.*not finite: backbone.weight"),
+    ):
+        fit(model, tmp_path, guard, batches=300)
+
+
+def test_a_pruned_runs_checkpoint_gives_its_copies_the_new_names() -> None:
+    layer: Any = nn.Linear(3, 3)
+    net = nn.Sequential(layer)
+    snapshot = Snapshot(Source([net], []))
+    snapshot.take()
+    healthy = layer.weight.detach().clone()
+    prune.l1_unstructured(layer, "weight", amount=0.3)
+    elsewhere = Snapshot(Source([net], []))
+    elsewhere.load_state_dict(snapshot.state_dict())
+    with torch.no_grad():
+        layer.weight_orig.fill_(NAN)
+    elsewhere.restore()
+    assert torch.equal(layer.weight_orig, healthy)
+    assert float(layer.weight_mask.sum()) < 9
+    assert pickle.loads(pickle.dumps(snapshot)).bytes == snapshot.bytes
+
+
+def test_buffers_that_go_away_in_mid_run_stop_nothing(tmp_path: Path) -> None:
+    class Forgets(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 30:
+                del self.backbone._buffers["extra"]
+
+    model = Forgets(breaks={40: "nan", 50: "weight"})
+    model.backbone.register_buffer("extra", torch.zeros(1))
+    guard = DivergenceGuard(snapshot_every=5)
+    fit(model, tmp_path, guard)
+    assert (guard.skips > 0, guard.rewinds, model.finite[-1]) == (True, 1, True)
+
+
+# several devices ---------------------------------------------------------------------------------------------------
+
+
+def test_the_change_is_summed_over_devices() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = nn.ParameterList([nn.Parameter(torch.zeros(3, device=f"cuda:{i}")) for i in range(2)])
+        snapshot = Snapshot(Source([net], []))
+        snapshot._host = {f"parameter/0/{i}": torch.zeros(3) for i in range(2)}
+        far, size = snapshot.change()
+        assert far.device == size.device == torch.device("cuda:0")
+
+
+def test_the_change_is_summed_without_float64_where_the_device_has_none() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = nn.ParameterList([nn.Parameter(torch.zeros(3, device="mps"))])
+        snapshot = Snapshot(Source([net], []))
+        snapshot._host = {"parameter/0/0": torch.zeros(3)}
+        assert [number.dtype for number in snapshot.change()] == [torch.float32, torch.float32]
+
+
+def test_a_copy_waits_for_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+
+    class Event:
+        def __init__(self) -> None:
+            events.append(self)
+            self.stream, self.waited = None, False
+
+        def record(self, stream: Any = None) -> None:
+            self.stream = stream
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: str(device))
+    monkeypatch.setattr(torch, "empty_like", lambda t, device=None, pin_memory=False: torch.zeros(t.shape))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        places = ["cuda:0", "cuda:1", "cuda:0", "cpu"]
+        net = nn.ParameterList([nn.Parameter(torch.zeros(3, device=place)) for place in places])
+        snapshot = Snapshot(Source([net], []))
+        snapshot.take()
+    assert sorted(event.stream for event in events) == ["cuda:0", "cuda:1"]
+    snapshot.wait()
+    assert all(event.waited for event in events)
+
+
+def test_half_precision_weights_of_a_large_norm_are_measured() -> None:
+    net = nn.Linear(100, 100, bias=False).half()
+    nn.init.constant_(net.weight, 1000.0)
+    snapshot = Snapshot(Source([net], []))
+    snapshot.take()
+    with torch.no_grad():
+        net.weight.mul_(2.0)
+    far, size = snapshot.change()
+    assert float((far / size).sqrt()) == pytest.approx(1.0, rel=1e-3)
+
+
+# the incidents' folder ---------------------------------------------------------------------------------------------
+
+
+def test_incident_folders_of_a_run_are_bounded_also_over_a_resume(tmp_path: Path) -> None:
+    root = tmp_path / "incidents"
+    (root / "step-00000003-rank-0").mkdir(parents=True)
+    (root / "notes").mkdir()
+    breaks = dict.fromkeys(range(21, 1000, 2), "nan")
+    guard = DivergenceGuard(incidents_dir=root)
+    with pytest.warns(UserWarning, match="incidents_dir") as caught:
+        made = fit(Net(breaks=breaks), tmp_path, guard, batches=300)
+    assert len([w for w in caught if "incidents_dir" in str(w.message)]) == 1
+    assert guard.skips > 110
+    made.save_checkpoint(tmp_path / "kept.ckpt")
+    model, guard = Net(breaks=breaks), DivergenceGuard(incidents_dir=root)
+    with pytest.warns(UserWarning, match="incidents_dir"):
+        fit(model, tmp_path, guard, batches=300, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
+    kept = sorted(path.name for path in root.iterdir())
+    assert kept[0] == "notes"
+    assert kept[1] == "step-00000003-rank-0"
+    assert len(kept) == 102
+    assert kept[2:12] == [f"step-{step:08d}-rank-0" for step in range(21, 41, 2)]
