@@ -525,7 +525,7 @@ def test_the_curve_is_shown_as_figure_scalars_text_and_one_line(tmp_path: Path, 
     assert set(np.float32(finder.result.rates)) <= set(np.float32(rates))
     assert "lr-finder/loss" in events.Tags()["scalars"]
     texts = b" ".join(e.tensor_proto.string_val[0] for e in events.Tensors("lr-events/text_summary")).decode()
-    assert "LRFinder (update 0): rate" in texts
+    assert "LRFinder (asked for at=0): rate" in texts
     # the trial's losses are no points of the training curve, but for each epoch's first (see Unlogged)
     assert len(events.Scalars("train_loss")) <= 64 - len(finder.result.losses) + 3
 
