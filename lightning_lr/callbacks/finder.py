@@ -182,11 +182,6 @@ class LRFinder(LRCallback):
         self._was_held = False
         self._look_ahead(trainer)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
-        if self._sweep is not None:
-            self._sweep.begin_epoch()
-
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._sweep is None:
@@ -268,7 +263,10 @@ class LRFinder(LRCallback):
         for words in seen.costs:
             self._say(words)
         if seen.refusals:
-            self._say(f"{'; '.join(seen.refusals)}. The rate stays. Without a finder, {self.left_out}", loud=True)
+            self._say(
+                f"{'; '.join(seen.refusals)}. The rate stays as it is. To do without a finder, {self.left_out}",
+                loud=True,
+            )
 
     def _due(self, trainer: Any) -> bool:
         """Whether a sweep is to begin with this batch."""

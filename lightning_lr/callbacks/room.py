@@ -147,7 +147,7 @@ def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, step
 
 def no_room(needs: int, left: float) -> str:
     """Why a sweep is not worth making."""
-    return f"it may take {needs} updates, and the run has {left:.0f} left: give the run more of them"
+    return f"it may take {needs} updates, and the run has {left:.0f} left: train longer"
 
 
 def _listed(places: list[Place]) -> str:

@@ -67,8 +67,10 @@ class Sweep:
         self._pause: Trial | None = None
         self._unlogged, self._meter = Unlogged(), LossMeter()
         self.skipped, self.since = 0, BETWEEN_PAUSES
-        # counted: a batch of this epoch has; fresh: the trial has made no update; several: forward passes an update
-        self.counted = self.fresh = self.pausing = self.several = False
+        # the last epoch of which a batch has counted: after a resume its start is not always told
+        self.counted = -1
+        # the trial has made no update; an update has several forward passes
+        self.fresh = self.several = self.pausing = False
         self._counts = self._stepped = False
         self.state, self.now = policy.start()
         self.now = self.now._replace(restore=True)
@@ -102,17 +104,14 @@ class Sweep:
         """Whether the healthy state is in place."""
         return not self._trial.inside and (self._pause is None or not self._pause.inside)
 
-    def begin_epoch(self) -> None:
-        """No batch of this epoch has counted yet."""
-        self.counted = False
-
     def begin_batch(self, batch_idx: int) -> None:
         """Puts the trial in place, or the copy that a pause spoils."""
         automatic = self._module.automatic_optimization
         self._stepped = False
         self._counts = automatic and (self.now.restore or self.fresh) and not self.several
         window_begins = not automatic or batch_idx % self._trainer.accumulate_grad_batches == 0
-        if window_begins and not self._counts and not self.counted and self.since >= BETWEEN_PAUSES:
+        due = self.counted != self._trainer.current_epoch and self.since >= BETWEEN_PAUSES
+        if window_begins and not self._counts and due:
             self.pausing = True
         if self.pausing:
             self._counts = True
@@ -157,7 +156,7 @@ class Sweep:
             self._skip()
         self.rest()
         if self._counts:
-            self._counts, self.counted, self.since = False, True, 0
+            self._counts, self.counted, self.since = False, self._trainer.current_epoch, 0
         elif window_over or not automatic:
             self.since += 1
         if self.pausing and (window_over if automatic else self._stepped):
