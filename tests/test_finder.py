@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -569,8 +571,34 @@ def test_the_picture_marks_the_suggestion_and_names_the_rule(tmp_path: Path) -> 
         finder.plot()
     fit(finder, Model(momentum, 8), tmp_path)
     (axes,) = finder.plot().axes
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert any("suggestion" in text and "bracket" in text for text in texts)
+    texts = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    rate = finder.result.suggestion
+    how = re.escape("lowest loss" if "lowest loss" in finder.result.words else "highest stable rate")
+    assert any(re.fullmatch(rf"suggestion {rate:.3g} \(bracket\): 0\.3 x {rate / 0.3:.3g} \({how}\)", t) for t in texts)
+
+
+@pytest.mark.parametrize("rule", ["bracket", "steepest"])
+def test_the_picture_marks_what_blew_up_at_the_top_edge(rule: str) -> None:
+    trials = ((0.03, 1.0), (0.1, 0.5), (0.3, None)) if rule == "bracket" else ()
+    losses = (2.0, 2.0, 1.0, math.inf)
+    words = "0.3 of 0.1 (lowest loss; 0.1: 0.5, 0.3: blew up)"
+    finding = llr.Finding((0.01, 0.1, 1.0, 3.0), losses, trials, 4, 0.03, "", words, rule, 0, 3)
+    (axes,) = finding.plot().axes
+    (crosses,) = [line for line in axes.lines if line.get_label() == "blew up"]
+    assert list(crosses.get_xdata()) == ([0.3, 3.0] if rule == "bracket" else [3.0])
+    assert all(0.9 < y <= 1.0 for y in crosses.get_ydata())
+    # the lowest loss is on it, on a ramp's second half too
+    assert axes.get_ylim()[0] < 1.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_refusal_is_the_pictures_title(tmp_path: Path) -> None:
+    finding = llr.Finding(
+        (0.01, 0.1), (2.0, 2.0), (), 2, None, "the curve is flat", "the curve is flat", "valley", 0, 3
+    )
+    figure = finding.plot()
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_title() == "no suggestion: the curve is flat"
 
 
 @pytest.mark.parametrize(
