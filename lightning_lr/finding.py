@@ -9,6 +9,7 @@ from typing import Any
 from lightning_lr.policies.suggestion import Suggestion
 from lightning_lr.policies.sweep import SweepState
 from lightning_lr.saved import fields
+from lightning_lr.policies.sweep import MARGIN, SweepState
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Finding:
         return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": trials})
 
     def plot(self) -> Any:
-        """The ramp's curve, the trials and the suggestion.
+        """The ramp's curve, the trials, what blew up, and the suggestion beside the rate that it is a share of.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -84,24 +85,44 @@ class Finding:
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
+        axes.set_xscale("log")
         points = list(zip(self.rates[: self.ramp], self.losses[: self.ramp], strict=True))
         shown = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
         axes.plot([r for r, _ in shown], [x for _, x in shown], "o-", color="0.6", markersize=3, label="ramp")
         ended = sorted((rate, mean) for rate, mean in self.trials if mean is not None)
         if ended:
             axes.plot([r for r, _ in ended], [x for _, x in ended], "s-", color="C0", label="trials: loss at the end")
-        for rate in sorted(rate for rate, mean in self.trials if mean is None):
-            axes.axvline(rate, color="C3", linestyle=":", linewidth=1)
-        if self.suggestion is not None:
-            axes.axvline(self.suggestion, color="C2", label=f"suggestion {self.suggestion:.3g} ({self.rule})")
         heights = [loss for _, loss in shown[: max(1, len(shown) // 2)]] + [mean for _, mean in ended]
         if heights:
-            low, high = min(heights), max(heights)
+            # the ramp's end goes through the roof, but what lies lowest is what a rule looks at
+            low, high = min([*heights, *(loss for _, loss in shown)]), max(heights)
             room = max(high - low, 0.05 * abs(high), 1e-12)
             axes.set_ylim(low - 0.3 * room, high + room)
-        axes.set_xscale("log")
-        axes.set_xlabel("learning rate (dotted: blew up)")
+        # these have no height: at the top edge, whatever the scale
+        blown = {rate for rate, mean in self.trials if mean is None} | {r for r, x in points if not math.isfinite(x)}
+        if blown:
+            edge = axes.get_xaxis_transform()
+            top = [0.97] * len(blown)
+            axes.plot(sorted(blown), top, "X", transform=edge, color="C3", markersize=9, label="blew up")
+        if self.suggestion is not None:
+            self._plot_suggestion(axes, self.suggestion)
+        axes.set_xlabel("learning rate")
         axes.set_ylabel("training loss")
-        axes.set_title(f"no suggestion: {self.refusal}" if self.refusal else "", fontsize=8, wrap=True)
-        axes.legend(fontsize=8)
+        if self.refusal:
+            axes.set_title(f"no suggestion: {self.refusal}", fontsize=8, wrap=True, pad=12)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         return figure
+
+    def _plot_suggestion(self, axes: Any, rate: float) -> None:
+        words = f"suggestion {rate:.3g} ({self.rule})"
+        if self.trials:
+            # a share of the best trial's rate: without that word the line looks misplaced
+            best = rate / MARGIN
+            how = "lowest loss" if "lowest loss" in self.words else "highest stable rate"
+            words = f"suggestion {rate:.3g} ({self.rule}): {MARGIN:g} x {best:.3g} ({how})"
+            axes.axvline(best, color="C2", linestyle=":", linewidth=1)
+            arrow = {"arrowstyle": "->", "color": "C2"}
+            at = axes.get_xaxis_transform()
+            axes.annotate("", xy=(rate, 0.06), xytext=(best, 0.06), xycoords=at, textcoords=at, arrowprops=arrow)
+            axes.annotate(f" x {MARGIN:g}", xy=(best, 0.04), xycoords=at, fontsize=8)
+        axes.axvline(rate, color="C2", label=words)

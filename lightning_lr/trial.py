@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,13 @@ from torchmetrics import Metric
 
 from lightning_lr.memory import SETTINGS, nested
 from lightning_lr.shards import local, reshard
+
+
+class Parked(NamedTuple):
+    """A tensor in host memory, and the device that it goes back to."""
+
+    tensor: Tensor
+    device: torch.device
 
 
 class Trial:
@@ -63,18 +70,20 @@ class Trial:
         self._scaler_state: dict[str, Any] = {}
         self._scaling = False
 
-    def enter(self, *, fresh: bool) -> None:
+    def enter(self, *, fresh: bool, metrics: bool = True) -> None:
         """Puts the trial's state in place.
 
         Args:
             fresh: begin from a copy of the healthy state; False: go on where the trial was left.
+            metrics: whether the trial has its own torchmetrics too; False: what it adds to them stays.
         """
         if self.inside:
             raise RuntimeError("the trial's state is in place already")
         if fresh or not self._tensors:
             self._copy()
         self._exchange()
-        self._keep_metrics()
+        if metrics:
+            self._keep_metrics()
         self._exchange_scaler(True)
         self.inside = True
 
@@ -118,6 +127,19 @@ class Trial:
             self._states[index] = {p: _cloned(saved) for p, saved in zip(held, states, strict=True) if saved}
             self._states[index].update(_cloned(state["own"][index]))
         self._settings, self._scaler_state = _cloned(state["settings"]), dict(state["scaler"])
+
+    def park(self) -> None:
+        """Moves the trial's state to host memory while the healthy one is in place, to make room for another trial."""
+        self._move(lambda value: Parked(value.to("cpu"), value.device))
+
+    def unpark(self) -> None:
+        """Takes the trial's state back to its devices."""
+        self._move(lambda value: value.tensor.to(value.device) if isinstance(value, Parked) else value)
+
+    def _move(self, move: Callable[[Any], Any]) -> None:
+        self._tensors = {tensor: move(held) for tensor, held in self._tensors.items()}
+        self._states = [{p: _moved(state, move) for p, state in states.items()} for states in self._states]
+        self._settings = _moved(self._settings, move)
 
     def _copy(self) -> None:
         if self._sharded:
@@ -219,6 +241,16 @@ class RandomState:
         np.random.set_state(self._numpy)
         if self._device is not None and self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (Tensor, Parked)):
+        return move(value)
+    if isinstance(value, dict):
+        return {key: _moved(item, move) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, move) for item in value]
+    return value
 
 
 def _cloned(value: Any) -> Any:

@@ -206,7 +206,7 @@ class Diary(pl.Callback):
             "rates": pl_module.trace[-1],
             "updates": guard.ledger.updates(0),
             "factors": {name: guard.ledger.factor(name, 0, 0) for name in self._made},
-            "sweeping": finder.settling,
+            "sweeping": finder.sweeping,
             "skips": guard.skips,
             "rewinds": guard.rewinds,
             "weights": _digest(pl_module.parameters()),

@@ -259,7 +259,7 @@ def test_the_example_trains_from_its_file_and_again_from_the_one_that_it_saved(
     short = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     once = told_by_example(monkeypatch, capsys, "fit", "--config", str(EXAMPLES / "cli.yaml"), *short)
     text = "\n".join(once)
-    assert re.search(r"step \d+: LRFinder \(update 0\): rate 0\.00", text)
+    assert re.search(r"step \d+: LRFinder \(asked for at=0\): rate 0\.00", text)
     assert re.search(r"AdamW: first update at \S+, LRFinder \S+, Warmup", text)
     again = told_by_example(monkeypatch, capsys, *once[-1].removeprefix("Once more: python examples/cli.py ").split())
     assert again[:-1] == once[:-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torchmetrics
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
@@ -92,7 +93,13 @@ class Witness(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.ended.append(everything(trainer, pl_module))
-        self.swept.append(self.finder.settling)
+        self.swept.append(self.finder.sweeping)
+
+    @property
+    def batches(self) -> range:
+        """Those of the first sweep, its pauses among them; in the last it has ended."""
+        begin = self.swept.index(True)
+        return range(begin, self.swept.index(False, begin) + 1)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.validated.append(copy.deepcopy(pl_module.state_dict()))
@@ -103,6 +110,11 @@ def fit(finder: llr.LRFinder, model: Any, root: Path, loader: Any = None, others
     run = trainer(root, callbacks=[*others, finder], **kwargs)
     run.fit(model, Loader(8, 16) if loader is None else loader, held_out())
     return run
+
+
+def taken(run: Any, finder: llr.LRFinder) -> int:
+    """How many of the run's updates its sweeps took, pauses among them."""
+    return run.global_step - finder.ledger.updates(0)
 
 
 # no trace --------------------------------------------------------------------------------------------------------
@@ -116,16 +128,21 @@ def test_right_after_a_sweep_everything_is_bit_identical_to_right_before_it(
     finder = llr.LRFinder(at=at, apply=False, **SHORT)
     witness = Witness(finder)
     model = Stateful(configure)
-    run = fit(finder, model, tmp_path / "run", Loader(36, 7), others=[witness], val_check_interval=5, max_epochs=1)
+    run = fit(finder, model, tmp_path / "run", Loader(42, 6), others=[witness], val_check_interval=5, max_epochs=1)
     (finding,) = finder.findings
     assert finding.suggestion is not None or finding.refusal
-    begun, after = witness.begun[at], witness.ended[at + len(finding.losses) - 1]
+    assert witness.batches[0] == at
+    begun, after = witness.begun[at], witness.ended[witness.batches[-1]]
     if isinstance(model.configure_optimizers(), dict):  # the schedule goes on
         for state in (begun, after):
             state["optimizers"][0]["param_groups"] = None
-    assert same(begun, after)
-    # in the midst of it weights, optimizer and metrics are healthy too; only the generators run on
-    for ended in witness.ended[at : at + len(finding.losses) - 1]:
+    # torchmetrics have heard of those batches that ran at the healthy weights, and of no other
+    counted = len(finding.trials) + 1
+    assert after["metrics"]["accuracy._update_count"] == begun["metrics"]["accuracy._update_count"] + counted
+    assert int(after["metrics"]["accuracy.tp"].sum()) <= int(begun["metrics"]["accuracy.tp"].sum()) + 8 * counted
+    assert same({**begun, "metrics": {}}, {**after, "metrics": {}})
+    # in the midst of it weights and optimizer are healthy too; only the generators run on
+    for ended in witness.ended[at : witness.batches[-1]]:
         assert same(ended["model"], begun["model"])
         assert same(ended["optimizers"][0]["state"], begun["optimizers"][0]["state"])
     assert len([v for v in witness.validated if same(v, begun["model"])]) >= 2
@@ -140,7 +157,7 @@ def test_an_average_of_the_weights_and_a_checkpoint_see_no_trial(tmp_path: Path)
     saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1, save_weights_only=True)
     model = Model(momentum, 8)
     before = model.weights()
-    fit(finder, model, tmp_path, others=[average, saving], max_epochs=4, enable_checkpointing=True)
+    fit(finder, model, tmp_path, others=[average, saving], max_epochs=5, enable_checkpointing=True)
     for step in range(1, 16):
         saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
         assert all(
@@ -152,7 +169,10 @@ def test_what_the_sweep_trains_does_not_count_in_the_runs_metrics(tmp_path: Path
     class Logs(Stateful):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             loss = super().training_step(batch, batch_idx)
-            if not finder.settling:
+            weights = [p.detach().clone() for p in self.parameters()]
+            if not finder.sweeping:
+                healthy[:] = weights
+            if same(weights, healthy):
                 counted.append(loss.item())
             return loss
 
@@ -160,20 +180,25 @@ def test_what_the_sweep_trains_does_not_count_in_the_runs_metrics(tmp_path: Path
             updates.append(self.accuracy._update_count)
 
     counted: list[float] = []
+    healthy: list[Tensor] = []
     updates: list[int] = []
     finder = llr.LRFinder(at=3, **SHORT)
-    run = fit(finder, Logs(momentum), tmp_path, Loader(36, 7), max_epochs=1)
-    assert len(counted) == 36 - len(finder.result.losses)
+    model = Logs(momentum)
+    # before the first update the weights of the batch before are not those of the sweep
+    watcher = pl.callbacks.LambdaCallback(
+        on_train_batch_end=lambda trainer, module, *_: healthy.__setitem__(slice(None), module.weights())
+    )
+    run = fit(finder, model, tmp_path, Loader(42, 6), others=[watcher], max_epochs=1)
+    assert len(counted) == 42 - len(finder.result.losses) + len(finder.result.trials) + 1
     assert updates == [len(counted)]
     assert float(run.callback_metrics["train_loss_epoch"]) == pytest.approx(sum(counted) / len(counted), rel=1e-5)
 
 
-def test_a_metric_that_only_a_sweep_has_logged_in_an_epoch_is_there_for_those_who_rely_on_it(tmp_path: Path) -> None:
-    finder = llr.LRFinder(**SHORT)
-    stopping = EarlyStopping("train_loss", patience=50)
-    fit(finder, Model(momentum, 8), tmp_path, others=[stopping], max_epochs=6)
-    assert len(finder.result.losses) > 8
-    assert math.isfinite(float(stopping.best_score))
+class Unsized(torch.utils.data.IterableDataset):
+    """Of a run with it nobody knows the length before it ends."""
+
+    def __iter__(self) -> Any:
+        return iter(Loader(8))
 
 
 class Breaks(Model):
@@ -187,7 +212,7 @@ def test_an_exception_in_mid_sweep_leaves_healthy_weights_rates_and_no_hook(tmp_
     model = Breaks(momentum, 8)
     before = model.weights()
     finder = llr.LRFinder(**SHORT)
-    run = trainer(tmp_path, callbacks=[finder], max_epochs=4)
+    run = trainer(tmp_path, callbacks=[finder], max_epochs=5)
     with pytest.raises(RuntimeError, match="the user's own"):
         run.fit(model, Loader(8))
     assert all(map(torch.equal, before, model.weights()))
@@ -199,8 +224,9 @@ def test_an_exception_in_mid_sweep_leaves_healthy_weights_rates_and_no_hook(tmp_
 def test_a_run_that_ends_in_mid_sweep_says_so_and_keeps_its_weights(tmp_path: Path) -> None:
     model = Model(momentum, 8)
     before = model.weights()
+    loader = torch.utils.data.DataLoader(Unsized(), batch_size=None)
     with pytest.warns(UserWarning, match="ended after 8 updates of a sweep that may take 60"):
-        fit(llr.LRFinder(), model, tmp_path, max_epochs=1)
+        fit(llr.LRFinder(), model, tmp_path, loader, max_epochs=1)
     assert all(map(torch.equal, before, model.weights()))
 
 
@@ -248,16 +274,16 @@ def test_found_in_epoch_five_the_new_peak_still_governs_the_scheduler_later(
 ) -> None:
     finder = llr.LRFinder(at=None, epochs=5, **SHORT)
     model = Model(configure, 8)
-    fit(finder, model, tmp_path, max_epochs=10)
+    run = fit(finder, model, tmp_path, max_epochs=10)
     (finding,) = finder.findings
     assert finding.update == 40
     assert finding.suggestion is not None
     bases = [row[0] for row in model.at_rest]
     bases = [initial(configure), *bases[:-1]]
-    after = slice(40 + len(finding.losses), 80)
+    after = slice(40 + taken(run, finder), 80)
     used = [row[0] for row in model.trace][after]
     assert used == pytest.approx([base * finding.suggestion / peak for base in bases[after]])
-    assert len(used) >= 10
+    assert len(used) >= 8
     assert [row[0] for row in model.trace][:40] == pytest.approx(bases[:40])
 
 
@@ -274,25 +300,27 @@ def two_groups(module: Any) -> torch.optim.Optimizer:
 
 def test_param_groups_keep_their_ratio_in_the_sweep_and_after_it(tmp_path: Path) -> None:
     finder, model = llr.LRFinder(), Model(two_groups, 8)
-    fit(finder, model, tmp_path, max_epochs=10)
+    run = fit(finder, model, tmp_path, max_epochs=10)
     assert all(row[0] == pytest.approx(row[1] / 10) for row in model.trace)
-    count = len(finder.result.losses)
-    assert [row[1] for row in model.trace[:count]] == pytest.approx(finder.result.rates)
+    count = taken(run, finder)
+    # in a pause the rate is the user's, and the update is thrown away
+    tried = [row[1] for row in model.trace[:count] if row[1] != 0.1]
+    assert tried == pytest.approx(finder.result.rates)
     assert model.trace[count][1] == pytest.approx(finder.result.suggestion)
 
 
 def test_with_apply_false_the_rate_stays(tmp_path: Path) -> None:
     finder, model = llr.LRFinder(apply=False, **SHORT), Model(momentum, 8)
-    fit(finder, model, tmp_path)
-    assert {row[0] for row in model.trace[len(finder.result.losses) :]} == {0.1}
+    run = fit(finder, model, tmp_path)
+    assert {row[0] for row in model.trace[taken(run, finder) :]} == {0.1}
 
 
 def test_a_refusal_goes_on_with_the_users_rate_and_says_which_bound_to_move(tmp_path: Path) -> None:
     finder, model = llr.LRFinder(min_lr=1e-8, max_lr=1e-6), Model(momentum, 8)
-    fit(finder, model, tmp_path, max_epochs=10)
+    run = fit(finder, model, tmp_path, max_epochs=10)
     assert finder.result.suggestion is None
     assert "raise max_lr" in finder.result.refusal
-    assert {row[0] for row in model.trace[len(finder.result.losses) :]} == {0.1}
+    assert {row[0] for row in model.trace[taken(run, finder) :]} == {0.1}
 
 
 @pytest.mark.parametrize("rule", ["steepest", "minimum", "valley", "slide"])
@@ -322,8 +350,8 @@ def test_it_sweeps_at_every_update_and_epoch_given_and_on_request(tmp_path: Path
 def test_warm_up_counts_no_update_of_a_sweep_and_plateau_decay_rests(tmp_path: Path) -> None:
     finder, model = llr.LRFinder(apply=False, **SHORT), Model(momentum, 8)
     plateau = llr.PlateauDecay("val_loss", patience=0, factor=0.5)
-    fit(finder, model, tmp_path, others=[llr.Warmup(4), plateau], max_epochs=6)
-    count = len(finder.result.losses)
+    run = fit(finder, model, tmp_path, others=[llr.Warmup(4), plateau], max_epochs=6)
+    count = taken(run, finder)
     assert [row[0] for row in model.trace[count : count + 5]] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
 
 
@@ -332,15 +360,18 @@ def test_with_accumulation_a_point_is_one_update_and_its_mean_loss(at: int, tmp_
     finder = llr.LRFinder(at=at, apply=False, **SHORT)
     witness = Witness(finder)
     model = Model(momentum, 8)
-    fit(finder, model, tmp_path, Loader(8), others=[witness], max_epochs=20, accumulate_grad_batches=4)
+    fit(finder, model, tmp_path, Loader(32, 2), others=[witness], max_epochs=7, accumulate_grad_batches=4)
+    assert witness.batches[0] == 4 * at
     begun = witness.begun[4 * at]
-    after = witness.begun[4 * (at + len(finder.result.losses))]
-    assert same(begun["model"], after["model"])
-    for ended in witness.ended[4 * at : 4 * (at + len(finder.result.losses)) - 1]:
-        assert same(ended["model"], begun["model"])
+    assert same(begun["model"], witness.begun[witness.batches[-1] + 1]["model"])
+    for number in witness.batches:
+        assert same(witness.ended[number]["model"], begun["model"])
+    # an epoch that begins within a trial begins with a pause of one update
+    assert 0 <= len(witness.batches) - 4 * len(finder.result.losses) <= 4 * 4
+    assert len(witness.batches) % 4 == 0
     images, labels = digits()
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    chosen = order[32 * (at % 2) : 32 * (at % 2) + 32]
+    chosen = order[8 * at : 8 * at + 8]
     if at == 0:
         torch.manual_seed(0)
         fresh = Model(momentum, 8)
@@ -389,11 +420,14 @@ def test_manual_optimization_with_one_optimizer_works(times: int, tmp_path: Path
     fit(finder, model, tmp_path, others=[witness])
     finding = finder.result
     assert finding.suggestion is not None
-    assert [row[0] for row in model.trace[: len(finding.losses)]] == pytest.approx(finding.rates)
+    rates = [row[0] for row in model.trace if row[0] != 0.1]
+    assert rates[: len(finding.losses)] == pytest.approx(finding.rates)
+    # no batch of a trial counts, so every epoch has a pause: its first batch
+    paused = [number for number in range(len(witness.batches)) if model.trace[number * times][0] == 0.1]
+    assert paused == [number for number in witness.batches if number % 8 == 0]
     begun = witness.begun[0]["model"]
-    batches = math.ceil(len(finding.losses) / times)
-    assert all(same(ended["model"], begun) for ended in witness.ended[: batches - 1])
-    assert not same(witness.ended[batches]["model"], begun)
+    assert all(same(ended["model"], begun) for ended in witness.ended[: witness.batches[-1]])
+    assert not same(witness.ended[witness.batches[-1] + 1]["model"], begun)
 
 
 def two_optimizers(module: Any) -> list[torch.optim.Optimizer]:
@@ -416,13 +450,13 @@ def test_of_two_optimizers_the_named_one_is_swept_and_the_other_keeps_its_rate(t
     finder = llr.LRFinder(optimizer=1)
     model = Manual(two_optimizers, 1)
     witness = Witness(finder)
-    fit(finder, model, tmp_path, others=[witness], max_epochs=10)
+    fit(finder, model, tmp_path, others=[witness], max_epochs=11)
     assert finder.result.suggestion is not None
     assert {row[0] for row in model.trace[::2]} == {0.05}
     assert [row[0] for row in model.trace[1::2]][-1] == pytest.approx(finder.result.suggestion)
-    count = len(finder.result.losses)
+    count = len(witness.batches)
     assert same(witness.begun[0]["model"], witness.begun[count]["model"])
-    assert [finder.ledger.updates(i) for i in (0, 1)] == [80 - count, 80 - count]
+    assert [finder.ledger.updates(i) for i in (0, 1)] == [88 - count, 88 - count]
 
 
 def test_bf16_mixed_works(tmp_path: Path) -> None:
@@ -457,8 +491,8 @@ def checkpoints(root: Path, every: int = 1) -> ModelCheckpoint:
 
 def test_a_resumed_run_repeats_no_finished_sweep_and_keeps_the_rate(tmp_path: Path) -> None:
     finder, model = llr.LRFinder(**SHORT), Model(momentum, 8)
-    fit(finder, model, tmp_path, others=[checkpoints(tmp_path)], max_epochs=5, enable_checkpointing=True)
-    count = len(finder.result.losses)
+    run = fit(finder, model, tmp_path, others=[checkpoints(tmp_path)], max_epochs=5, enable_checkpointing=True)
+    count = taken(run, finder)
     assert count < 32
     for step in (count, count + 3, 36):
         again, resumed = llr.LRFinder(**SHORT), Model(momentum, 8)
@@ -471,15 +505,15 @@ def test_a_resumed_run_repeats_no_finished_sweep_and_keeps_the_rate(tmp_path: Pa
 
 
 @pytest.mark.parametrize("configure", [momentum, adamw], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("step", [9, 15, 21, 27])
+@pytest.mark.parametrize("step", [8, 9, 15, 21, 27])
 def test_killed_in_mid_sweep_and_resumed_it_goes_on_with_the_sweep(configure: Any, step: int, tmp_path: Path) -> None:
     finder, model = llr.LRFinder(at=4, **SHORT), Model(configure, 8)
     witness = Witness(finder)
-    fit(finder, model, tmp_path, others=[witness, checkpoints(tmp_path)], max_epochs=5, enable_checkpointing=True)
+    fit(finder, model, tmp_path, others=[witness, checkpoints(tmp_path)], max_epochs=6, enable_checkpointing=True)
     again, resumed = llr.LRFinder(at=4, **SHORT), Model(configure, 8)
     looks = Witness(again)
     run = trainer(
-        tmp_path, callbacks=[looks, again, checkpoints(tmp_path / "b")], max_epochs=5, enable_checkpointing=True
+        tmp_path, callbacks=[looks, again, checkpoints(tmp_path / "b")], max_epochs=6, enable_checkpointing=True
     )
     run.fit(resumed, Loader(8, 16), held_out(), ckpt_path=str(tmp_path / f"step={step}.ckpt"))
     assert again.findings == finder.findings
@@ -525,9 +559,10 @@ def test_the_curve_is_shown_as_figure_scalars_text_and_one_line(tmp_path: Path, 
     assert set(np.float32(finder.result.rates)) <= set(np.float32(rates))
     assert "lr-finder/loss" in events.Tags()["scalars"]
     texts = b" ".join(e.tensor_proto.string_val[0] for e in events.Tensors("lr-events/text_summary")).decode()
-    assert "LRFinder (update 0): rate" in texts
-    # the trial's losses are no points of the training curve, but for each epoch's first (see Unlogged)
-    assert len(events.Scalars("train_loss")) <= 64 - len(finder.result.losses) + 3
+    assert "LRFinder (asked for at=0): rate" in texts
+    # of a trial only the first loss is one of the healthy weights, and so a point of the training curve
+    firsts = len(finder.result.trials) + 1
+    assert len(events.Scalars("train_loss")) == 64 - len(finder.result.losses) + firsts
 
 
 def test_the_picture_marks_the_suggestion_and_names_the_rule(tmp_path: Path) -> None:
@@ -536,15 +571,34 @@ def test_the_picture_marks_the_suggestion_and_names_the_rule(tmp_path: Path) -> 
         finder.plot()
     fit(finder, Model(momentum, 8), tmp_path)
     (axes,) = finder.plot().axes
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert any("suggestion" in text and "bracket" in text for text in texts)
+    texts = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    rate = finder.result.suggestion
+    how = re.escape("lowest loss" if "lowest loss" in finder.result.words else "highest stable rate")
+    assert any(re.fullmatch(rf"suggestion {rate:.3g} \(bracket\): 0\.3 x {rate / 0.3:.3g} \({how}\)", t) for t in texts)
 
 
-def test_a_progress_bar_is_shown_only_where_the_trainer_has_one(tmp_path: Path, capfd: Any) -> None:
-    fit(llr.LRFinder(**SHORT), Model(momentum, 8), tmp_path)
-    assert "rate" not in capfd.readouterr().err
-    fit(llr.LRFinder(**SHORT), Model(momentum, 8), tmp_path, enable_progress_bar=True)
-    assert "LRFinder" in capfd.readouterr().err
+@pytest.mark.parametrize("rule", ["bracket", "steepest"])
+def test_the_picture_marks_what_blew_up_at_the_top_edge(rule: str) -> None:
+    trials = ((0.03, 1.0), (0.1, 0.5), (0.3, None)) if rule == "bracket" else ()
+    losses = (2.0, 2.0, 1.0, math.inf)
+    words = "0.3 of 0.1 (lowest loss; 0.1: 0.5, 0.3: blew up)"
+    finding = llr.Finding((0.01, 0.1, 1.0, 3.0), losses, trials, 4, 0.03, "", words, rule, 0, 3)
+    (axes,) = finding.plot().axes
+    (crosses,) = [line for line in axes.lines if line.get_label() == "blew up"]
+    assert list(crosses.get_xdata()) == ([0.3, 3.0] if rule == "bracket" else [3.0])
+    assert all(0.9 < y <= 1.0 for y in crosses.get_ydata())
+    # the lowest loss is on it, on a ramp's second half too
+    assert axes.get_ylim()[0] < 1.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_refusal_is_the_pictures_title(tmp_path: Path) -> None:
+    finding = llr.Finding(
+        (0.01, 0.1), (2.0, 2.0), (), 2, None, "the curve is flat", "the curve is flat", "valley", 0, 3
+    )
+    figure = finding.plot()
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_title() == "no suggestion: the curve is flat"
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,11 @@ def test_two_ranks_agree_and_the_first_speaks_for_both(namespace: str, pool: Poo
     assert first["guard"][:2] == [1, 0]
     assert silent == [[], []]
     assert len(warned) == 1
-    assert [line.split(":")[0] for line in said] == ["LRFinder (update 0)", "DivergenceGuard", "LRFinder (update 30)"]
+    assert [line.split(":")[0] for line in said] == [
+        "LRFinder (asked for at=0)",
+        "DivergenceGuard",
+        "LRFinder (asked for at=30)",
+    ]
 
 
 # one installed, or none, or a broken one ---------------------------------------------------------------------------

@@ -153,11 +153,11 @@ def test_an_agenda_says_each_place_once_and_a_request_once() -> None:
         state = AgendaState.from_dict(state.to_dict())
         state, why = agenda.step(state, update=update, epoch=update // 5)
         said.append(why)
-    assert said == ["update 0", "", "", "", "", "update 5", "", "", "", "unfroze", "epoch 2", ""]
+    assert said == ["asked for at=0", "", "", "", "", "asked for at=5", "", "", "", "unfroze", "asked for epochs=2", ""]
 
 
 def test_places_passed_over_are_one_occasion() -> None:
-    assert Agenda((0, 5), (1,)).step(AgendaState(), update=7, epoch=1)[1] == "update 0, update 5, epoch 1"
+    assert Agenda((0, 5), (1,)).step(AgendaState(), update=7, epoch=1)[1] == "asked for at=0, at=5, epochs=1"
     assert places("at", 3) == (3,)
     assert places("at", None) == ()
 

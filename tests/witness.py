@@ -138,7 +138,7 @@ class Witness(pl.Callback):
         self.rests.append(rest)
         if not all(bool((whole(p).abs() < 1e20).all()) for p in pl_module.parameters()):
             self.unhealthy.append(trainer.global_step)
-        if self.finder is not None and self.finder.settling:
+        if self.finder is not None and self.finder.sweeping:
             self.swept.append((len(self.finder.findings), rest["weights"]))
 
     def on_before_optimizer_step(self, *_: Any) -> None:

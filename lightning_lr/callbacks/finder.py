@@ -9,7 +9,11 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.held import Held
+from lightning_lr.callbacks.length import updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.room import SHORTEST, fits, longest, no_room, outlook
 from lightning_lr.callbacks.sweep import CURVE, Sweep, references
 from lightning_lr.finding import Finding
 from lightning_lr.memory import parted
@@ -33,9 +37,20 @@ class LRFinder(LRCallback):
     and the rate found becomes a *factor*: param groups keep their ratio, and any scheduler goes on above it. The rate
     is compared with each group's peak: `max_lr` under OneCycle and Cyclic schedules, else `initial_lr`.
 
-    The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, not for the metrics that
-    the training step logs, for `Warmup` or for anything else that counts real updates. Where a curve shows nothing, the
-    finder refuses in words and the run goes on with the user's rate.
+    The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, not for `Warmup` or for
+    anything else that counts real updates. Where a curve shows nothing, the finder refuses in words and the run goes on
+    with the user's rate. Where the run is too short for a sweep it says so at the start of `fit`, and makes none.
+
+    In a sweep the model does not learn, and what others see of the run is true to that:
+
+    - Training metrics are those of the healthy weights. A batch counts for what `training_step` logs, torchmetrics
+      included, if it ran at them: those before a trial's first update do. Each epoch whose first batch would be another
+      one begins with a pause, in which the batch counts and the sweep waits for one update (under accumulation, for all
+      of its batches). What is logged in the other batches counts for nothing.
+    - Validation runs as always and is logged. But it finds the same weights again and again, so until the first batch
+      after the sweep `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors a metric saves nothing, the
+      user's `ReduceLROnPlateau` schedulers are not stepped, and `PlateauDecay` rests. A `ModelCheckpoint` without
+      `monitor` saves on; a run resumed from such a checkpoint goes on with the sweep.
 
     It shows a progress bar while it sweeps, one line on the console, `lr-events`, the scalars `lr-finder/rate` and
     `lr-finder/loss`, and the curve as a figure in TensorBoard.
@@ -47,11 +62,11 @@ class LRFinder(LRCallback):
             it to, after three rewinds without lasting progress.
         min_lr: the lowest rate tried, absolute, > 0.
         max_lr: the highest, absolute.
-        steps: the most updates of a sweep, >= 20.
+        steps: the most updates of a sweep, >= 20; its pauses come on top.
         suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide`, `minimum` on a plain ramp.
         apply: False: only report.
         optimizer: the index of the optimizer to sweep, where there are several.
-        progress_bar: whether to show one, on rank zero, where the trainer has one.
+        progress_bar: whether to show one, on rank zero, beside Lightning's own.
         name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
             different names.
 
@@ -88,6 +103,7 @@ class LRFinder(LRCallback):
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
         self.findings: list[Finding] = []
         self._sweep: Sweep | None = None
+        self._held: Held | None = None
         self.reset()
 
     # what users ask --------------------------------------------------------------------------------------------
@@ -98,8 +114,14 @@ class LRFinder(LRCallback):
         return self.findings[-1] if self.findings else None
 
     @property
-    def settling(self) -> bool:
+    def sweeping(self) -> bool:
+        """Whether a sweep is under way."""
         return self._sweep is not None
+
+    @property
+    def settling(self) -> bool:
+        """Whether a sweep is under way, or has ended and no batch has begun since: validation may still come."""
+        return self._held is not None
 
     def request(self, reason: str) -> None:
         """Asks for a sweep at the next batch that begins an update: after unfreezing, say.
@@ -130,12 +152,16 @@ class LRFinder(LRCallback):
 
     def reset(self) -> None:
         self._close()
+        self._release()
         self.findings = []
         self._places = AgendaState()
         self._before_sweep = self._places
         self._why = ""
         self._saved: dict[str, Any] | None = None
         self._parted = False
+        self._was_held = self._sharded = False
+        self._index = 0
+        self._roomless: frozenset[str] = frozenset()
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
@@ -145,7 +171,7 @@ class LRFinder(LRCallback):
             names = ", ".join(f"{i}: {type(o).__name__}" for i, o in enumerate(optimizers))
             raise ValueError(
                 f"{self.name} sweeps one optimizer, and configure_optimizers gave {len(optimizers)} ({names}): "
-                f"name the one to sweep with LRFinder(optimizer=0)"
+                f"name the one to sweep with {self.written(optimizer=0)}, or {self.left_out}"
             )
         if (self.optimizer or 0) >= len(optimizers):
             raise ValueError(
@@ -157,6 +183,10 @@ class LRFinder(LRCallback):
         saved, self._saved = self._saved, None
         if saved is not None:
             self._begin(trainer, pl_module, saved)
+        elif self._was_held:
+            self._held = Held(trainer)
+        self._was_held = False
+        self._look_ahead(trainer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -165,9 +195,12 @@ class LRFinder(LRCallback):
             self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
             if self._why:
                 self._before_sweep = before
+        if self._sweep is None:
+            self._release()
+            if batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
                 self._begin(trainer, pl_module)
         if self._sweep is not None:
-            self._sweep.begin_batch()
+            self._sweep.begin_batch(batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self._sweep is not None:
@@ -186,7 +219,13 @@ class LRFinder(LRCallback):
                 self._announce(trainer, self.findings[-1])
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._sweep is not None:
+            self._sweep.cut_batch()
+        super().on_train_epoch_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._release()
         if self._sweep is not None:
             rank_zero_warn(
                 f"{self.name}: the run ended after {len(self._sweep.state.losses)} updates of a sweep that may take "
@@ -196,10 +235,13 @@ class LRFinder(LRCallback):
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._was_held = self.settling
+        self._release()
         self._break_off()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._release()
         self._close()
         super().teardown(trainer, pl_module, stage)
 
@@ -208,6 +250,11 @@ class LRFinder(LRCallback):
         if sweep is not None:
             sweep.close()
 
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
+
     def _break_off(self) -> None:
         """Ends a sweep before its time; a checkpoint that somebody may still save has it."""
         if self._sweep is not None:
@@ -215,20 +262,54 @@ class LRFinder(LRCallback):
             self._saved, self._places = self._under_way(), self._before_sweep
             self._close()
 
+    def _look_ahead(self, trainer: Any) -> None:
+        """Says at the start of a run which sweeps it has no room for, and which are dear."""
+        if trainer.fast_dev_run:
+            self._say("no sweep in a fast_dev_run")
+            return
+        made, shorter = self.ledger.updates(self._index), self.written(steps=SHORTEST)
+        steps = self.policy.steps
+        seen = outlook(trainer, self.agenda, self._places, made=made, steps=steps, shorter=shorter)
+        self._roomless = seen.roomless
+        for words in seen.costs:
+            self._say(words)
+        if seen.refusals:
+            self._say(
+                f"{'; '.join(seen.refusals)}. The rate stays as it is. To do without a finder, {self.left_out}",
+                loud=True,
+            )
+
+    def _due(self, trainer: Any) -> bool:
+        """Whether a sweep is to begin with this batch."""
+        if not self.ledger.optimizers:
+            return False
+        before, update = self._places, self.ledger.updates(self._index)
+        self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
+        if not self._why or trainer.fast_dev_run:
+            return False
+        self._before_sweep = before
+        if set(self._places.done) - set(before.done) - self._roomless:
+            return True
+        if before.requested is None:
+            return False
+        left, needs = updates_in_run(trainer, None), longest(self.policy.steps, updates_per_epoch(trainer))
+        if left is None or fits(needs, left):
+            return True
+        self._say(f"no sweep ({self._why}): {no_room(needs, left)}")
+        return False
+
     def _begin(self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None) -> None:
-        bar = self._progress_bar(trainer, 0 if saved is None else len(saved["policy"]["losses"]))
+        done = 0 if saved is None else len(saved["policy"]["losses"])
+        bar = sweep_bar(trainer, self.name, self.policy.steps, done) if self.progress_bar else None
         self._sweep = Sweep(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, saved)
+        self._held = Held(trainer)
 
     # shown -----------------------------------------------------------------------------------------------------
 
-    def _progress_bar(self, trainer: Any, done: int) -> Any:
-        if not self.progress_bar or not trainer.is_global_zero:
-            return None
-        if not getattr(trainer.progress_bar_callback, "is_enabled", False):
-            return None
-        from tqdm.auto import tqdm
-
-        return tqdm(total=self.policy.steps, initial=done, desc=self.name, leave=False)
+    def _say(self, words: str, *, loud: bool = False) -> None:
+        line = f"{self.name}: {words}"
+        self.journal.say(line)
+        (rank_zero_warn if loud else rank_zero_info)(line)
 
     def _announce(self, trainer: Any, finding: Finding) -> None:
         if finding.suggestion is None:
@@ -243,8 +324,10 @@ class LRFinder(LRCallback):
         rank_zero_info(line)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                if hasattr(logger.experiment, "add_figure"):
-                    logger.experiment.add_figure(CURVE, finding.plot(), self.journal.step)
+                # not every logger has an `experiment`
+                experiment: Any = getattr(logger, "experiment", None)
+                if hasattr(experiment, "add_figure"):
+                    experiment.add_figure(CURVE, finding.plot(), self.journal.step)
 
     # state -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +340,8 @@ class LRFinder(LRCallback):
         state, sweep = self._places, self._saved
         if self._sweep is not None:
             state, sweep = self._before_sweep, self._under_way()
-        return {"agenda": state.to_dict(), "findings": [f.to_dict() for f in self.findings], "sweep": sweep}
+        found = [finding.to_dict() for finding in self.findings]
+        return {"agenda": state.to_dict(), "findings": found, "sweep": sweep, "held": self.settling or self._was_held}
 
     def _under_way(self) -> dict[str, Any] | None:
         sweep = self._sweep
@@ -270,9 +354,10 @@ class LRFinder(LRCallback):
         self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
         # under other bounds a sweep that was under way starts over
         self._saved = None if self.changed.keys() & SWEPT else state["sweep"]
+        self._saved, self._was_held = state["sweep"], state["held"]
         if self._saved is not None:
             self._before_sweep, self._places = self._places, AgendaState.from_dict(self._saved["agenda"])
             self._why = self._saved["why"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_sweep": None}
+        return {**super().__getstate__(), "_sweep": None, "_held": None}

@@ -27,8 +27,8 @@ def updates_in_epochs(trainer: Any, epochs: float, asking: str) -> float:
         )
     whole, rest = divmod(epochs, 1.0)
     first = trainer.current_epoch
-    updates = sum(math.ceil(batches / _accumulation(trainer, first + i)) for i in range(int(whole)))
-    return updates + rest * math.ceil(batches / _accumulation(trainer, first + int(whole)))
+    updates = sum(math.ceil(batches / accumulation(trainer, first + i)) for i in range(int(whole)))
+    return updates + rest * math.ceil(batches / accumulation(trainer, first + int(whole)))
 
 
 @overload
@@ -63,7 +63,17 @@ def updates_in_run(trainer: Any, asking: str | None) -> float | None:
     )
 
 
-def _accumulation(trainer: Any, epoch: int) -> int:
+def updates_per_epoch(trainer: Any) -> float:
+    """The updates that each optimizer makes in the current epoch; inf when the training dataloader has no length."""
+    return (
+        math.ceil(trainer.num_training_batches / accumulation(trainer, trainer.current_epoch))
+        if math.isfinite(trainer.num_training_batches)
+        else math.inf
+    )
+
+
+def accumulation(trainer: Any, epoch: int) -> int:
+    """The batches of an update in an epoch."""
     if not trainer.lightning_module.automatic_optimization:
         return 1
     for callback in trainer.callbacks:

@@ -22,9 +22,20 @@ CURVE = "lr-finder"
 SKIPS = 10
 """So many updates in a row that a gradient scaler skips, its scale halved each time, are the trial's fault."""
 
+BETWEEN_PAUSES = 3
+"""At least so many updates that don't count lie between two pauses: of shorter epochs not every one has a pause."""
+
+FLAGS = ("skipped", "counted", "since", "several", "fresh", "pausing")
+"""What goes on in the next batch, besides the policy's state and the trial."""
+
 
 class Sweep:
     """Leads the policy through the run's batches, with a trial's state in place within each of them.
+
+    What a batch logs counts if its forward pass ran at the healthy weights, as it does until a trial's first update. An
+    epoch whose first batch would be another one begins with a *pause*: this batch logs and counts, its update is made
+    to a copy that nobody keeps, and it is no point of the sweep. So every epoch has true training metrics from its
+    first batch on, also under manual optimization, where no batch of a trial counts.
 
     Args:
         policy: which rates.
@@ -33,7 +44,7 @@ class Sweep:
         ledger: where the trial's rates go.
         journal: where the curve goes.
         index: of the optimizer that is swept; others train the trial at their own rates, and count nothing.
-        bar: a tqdm progress bar, or None.
+        bar: a `Bar`, or None.
         saved: what `state_dict` gave, of a sweep that goes on.
     """
 
@@ -52,13 +63,21 @@ class Sweep:
         self._trainer, self._module, self._ledger, self._index = trainer, module, ledger, index
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._random = RandomState(module.device)
-        self._trial = Trial(module, ledger.optimizers, self._scaler)
+        self._trial = self._new_trial()
+        self._pause: Trial | None = None
         self._unlogged, self._meter = Unlogged(), LossMeter()
-        self._skipped = 0
+        self.skipped, self.since = 0, BETWEEN_PAUSES
+        # the last epoch of which a batch has counted: after a resume its start is not always told
+        self.counted = -1
+        # the trial has made no update; an update has several forward passes
+        self.fresh = self.several = self.pausing = False
+        self._counts = self._stepped = False
         self.state, self.now = policy.start()
         self.now = self.now._replace(restore=True)
         if saved is not None:
-            self.state, self._skipped = SweepState.from_dict(saved["policy"]), saved["skipped"]
+            self.state = SweepState.from_dict(saved["policy"])
+            for name in FLAGS:
+                setattr(self, name, saved[name])
             self.now = Next(self.state.rates[-1], saved["restore"])
             if not self.now.restore:
                 self._trial.load_state_dict(saved["trial"])
@@ -66,12 +85,14 @@ class Sweep:
     def state_dict(self) -> dict[str, Any]:
         """Between two batches: all that goes on in the next. The generators' states are not in it, as Lightning's
         checkpoints have none either."""
-        return {
-            "policy": self.state.to_dict(),
-            "skipped": self._skipped,
-            "restore": self.now.restore,
-            "trial": None if self.now.restore else self._trial.state_dict(),
-        }
+        trial = None
+        if not self.now.restore:
+            self._trial.unpark()
+            trial = self._trial.state_dict()
+            if self._pause is not None:
+                self._trial.park()
+        flags = {name: getattr(self, name) for name in FLAGS}
+        return {"policy": self.state.to_dict(), "restore": self.now.restore, "trial": trial, **flags}
 
     @property
     def over(self) -> bool:
@@ -81,29 +102,45 @@ class Sweep:
     @property
     def between_batches(self) -> bool:
         """Whether the healthy state is in place."""
-        return not self._trial.inside
+        return not self._trial.inside and (self._pause is None or not self._pause.inside)
 
-    def begin_batch(self) -> None:
-        """Puts the trial in place."""
-        self._unlogged.begin_batch(self._trainer)
-        if not self.over:
-            self._enter()
+    def begin_batch(self, batch_idx: int) -> None:
+        """Puts the trial in place, or the copy that a pause spoils."""
+        automatic = self._module.automatic_optimization
+        self._stepped = False
+        self._counts = automatic and (self.now.restore or self.fresh) and not self.several
+        window_begins = not automatic or batch_idx % self._trainer.accumulate_grad_batches == 0
+        due = self.counted != self._trainer.current_epoch and self.since >= BETWEEN_PAUSES
+        if window_begins and not self._counts and due:
+            self.pausing = True
+        if self.pausing:
+            self._counts = True
+            self._enter_pause()
+            return
+        if not self._counts:
+            self._unlogged.begin_batch(self._trainer)
+        self._enter(metrics=not self._counts)
 
     def see(self, loss: Tensor) -> None:
         """Takes a loss as it goes into its backward pass."""
         # of an update that evaluates the loss several times (LBFGS, SAM) the first is the one at the weights
-        if self._trial.inside and self._ledger.evaluations(self._index) <= 1:
+        if self._trying and self._ledger.evaluations(self._index) <= 1:
             self._meter.add(loss, self._trainer.accumulate_grad_batches, self._scaler)
 
     def updated(self, optimizer: int) -> None:
         """After an optimizer's real step: a point, if it is the swept one's and its training step gave a loss."""
-        if not self._trial.inside or optimizer != self._index or not self._meter.losses:
+        if optimizer != self._index:
             return
+        self._stepped = True
+        self.several = self.several or self._ledger.evaluations(optimizer) > 1
+        if not self._trying or not self._meter.losses:
+            return
+        self.fresh = False
         self._take(self._loss())
         if self.over or self._module.automatic_optimization:
             self._trial.leave()
             if self.over:
-                set_trial_rates(self._ledger, self._trainer, self._index, None)
+                end_trial_rates(self._ledger)
         elif self.now.restore:
             # with manual optimization the same training step may go on, and make another update
             self._trial.leave()
@@ -113,17 +150,32 @@ class Sweep:
 
     def end_batch(self, batch_idx: int) -> None:
         """Puts the healthy state in place."""
+        automatic = self._module.automatic_optimization
         window_over = (batch_idx + 1) % self._trainer.accumulate_grad_batches == 0 or self._trainer.is_last_batch
-        if self._meter.losses and window_over and self._module.automatic_optimization and not self.over:
+        if self._meter.losses and window_over and automatic and not self.over:
             self._skip()
-        self._trial.end_batch()
-        self._unlogged.end_batch(self._trainer)
-        if self._trainer.is_last_batch:
-            self._unlogged.end_epoch(self._trainer)
+        self.rest()
+        if self._counts:
+            self._counts, self.counted, self.since = False, self._trainer.current_epoch, 0
+        elif window_over or not automatic:
+            self.since += 1
+        if self.pausing and (window_over if automatic else self._stepped):
+            self.pausing, self._pause = False, None
+            self._trial.unpark()
+
+    def cut_batch(self) -> None:
+        """At the end of an epoch: one of its batches may have begun without an end (`on_train_batch_start` gave -1)."""
+        if not self.between_batches:
+            self.rest()
+            if self._module.automatic_optimization:
+                self._meter.take()
 
     def rest(self) -> None:
         """Puts the healthy state in place, wherever in a batch something raised."""
         self._trial.end_batch()
+        if self._pause is not None:
+            self._pause.end_batch()
+        self._unlogged.end_batch(self._trainer)
 
     def finding(self) -> Finding:
         """What has come out, at the end."""
@@ -134,19 +186,39 @@ class Sweep:
     def close(self) -> None:
         """Gives back all that was borrowed, whether the sweep is over or not."""
         self.rest()
-        set_trial_rates(self._ledger, self._trainer, self._index, None)
+        end_trial_rates(self._ledger)
         for optimizer in self._ledger.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._random.restore()
         if self.bar is not None:
             self.bar.close()
 
-    def _enter(self) -> None:
-        self._trial.enter(fresh=self.now.restore)
+    @property
+    def _trying(self) -> bool:
+        return self._trial.inside and not self.pausing
+
+    def _new_trial(self) -> Trial:
+        return Trial(self._module, self._ledger.optimizers, self._scaler)
+
+    def _enter(self, *, metrics: bool = True) -> None:
+        self.fresh = self.fresh or self.now.restore
+        self._trial.enter(fresh=self.now.restore, metrics=metrics)
         self.now = self.now._replace(restore=False)
         self._enter_rates()
 
+    def _enter_pause(self) -> None:
+        fresh = self._pause is None
+        if self._pause is None and self.now.restore:
+            self._pause = self._trial
+        elif self._pause is None:
+            # on the device there is never more than one copy of the weights
+            self._trial.park()
+            self._pause = self._new_trial()
+        self._pause.enter(fresh=fresh, metrics=False)
+        set_trial_rates(self._ledger, self._trainer, None, 0.0)
+
     def _enter_rates(self) -> None:
+        assert self.now.rate is not None
         set_trial_rates(self._ledger, self._trainer, self._index, self.now.rate)
 
     def _loss(self) -> float:
@@ -156,19 +228,18 @@ class Sweep:
         return float(self._trainer.strategy.reduce(loss, reduce_op="mean"))
 
     def _take(self, loss: float) -> None:
-        self._skipped = 0
+        self.skipped = 0
         rate = self.state.rates[-1]
         self.journal.scalars({f"{CURVE}/rate": rate, f"{CURVE}/loss": loss})
         self.state, self.now = self.policy.step(self.state, loss)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"rate {rate:.2g}, loss {loss:.4g}")
-            self.bar.update()
+            self.bar.show(len(self.state.losses), f"rate {rate:.2g}, loss {loss:.4g}")
 
     def _skip(self) -> None:
         """A gradient scaler skipped the update: no point, unless the trial is past healing."""
         loss = self._loss()
-        self._skipped += 1
-        if not math.isfinite(loss) or self._skipped > SKIPS:
+        self.skipped += 1
+        if not math.isfinite(loss) or self.skipped > SKIPS:
             self._take(math.inf)
 
 
@@ -187,15 +258,23 @@ def references(ledger: Ledger, trainer: Any, index: int) -> list[float]:
     return rates
 
 
-def set_trial_rates(ledger: Ledger, trainer: Any, index: int, rate: float | None) -> None:
-    """Gives the swept optimizer's groups a trial rate in their ratio, the highest `rate`; None ends the trial."""
+def set_trial_rates(ledger: Ledger, trainer: Any, index: int | None, rate: float) -> None:
+    """Gives the groups of optimizer `index` a trial rate in their ratio, the highest `rate`, and all others their own.
+
+    A rate of its own is a trial's too: no update counts until `end_trial_rates`.
+    """
     for other in range(len(ledger.optimizers)):
-        rates = None
-        if rate is not None and other == index:
-            peaks = references(ledger, trainer, index)
+        if other == index:
+            peaks = references(ledger, trainer, other)
             rates = [rate * peak / max(peaks) for peak in peaks]
-        elif rate is not None:
+        else:
             # what it would be now, not what it was when the trial's rate was last set
             ledger.set_trial(None, optimizer=other)
             rates = [ledger.effective(other, group) for group in range(ledger.groups(other))]
         ledger.set_trial(rates, optimizer=other)
+
+
+def end_trial_rates(ledger: Ledger) -> None:
+    """From here on updates count, at the rates that the ledger has."""
+    for optimizer in range(len(ledger.optimizers)):
+        ledger.set_trial(None, optimizer=optimizer)

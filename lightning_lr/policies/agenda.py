@@ -51,7 +51,7 @@ class Agenda:
         >>> agenda, state = Agenda((0, 500)), AgendaState()
         >>> state, why = agenda.step(state, update=0, epoch=0)
         >>> why
-        'update 0'
+        'asked for at=0'
         >>> agenda.step(state, update=499, epoch=3)[1]
         ''
     """
@@ -70,11 +70,22 @@ class Agenda:
         Returns:
             The new state, and why it is due now, in words; empty when it is not.
         """
-        reached = [f"update {at}" for at in self.updates if at <= update]
-        reached += [f"epoch {at}" for at in self.epochs if at <= epoch]
+        reached = {update_place(at): f"at={at}" for at in self.updates if at <= update}
+        reached.update((epoch_place(at), f"epochs={at}") for at in self.epochs if at <= epoch)
         due = [place for place in reached if place not in state.done]
-        why = ", ".join(due if state.requested is None else [*due, state.requested])
+        words = [f"asked for {', '.join(reached[place] for place in due)}"] if due else []
+        why = ", ".join(words if state.requested is None else [*words, state.requested])
         return (replace(state, done=(*state.done, *due), requested=None) if why else state), why
+
+
+def update_place(at: int) -> str:
+    """The name of a place before an update."""
+    return f"update {at}"
+
+
+def epoch_place(at: int) -> str:
+    """The name of a place at the start of an epoch."""
+    return f"epoch {at}"
 
 
 def places(name: str, given: int | Sequence[int] | None) -> tuple[int, ...]:

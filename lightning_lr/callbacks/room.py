@@ -1,0 +1,154 @@
+"""Is there room for a sweep in what is left of the run?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lightning_lr.callbacks.length import accumulation, updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.sweep import BETWEEN_PAUSES
+from lightning_lr.policies.agenda import Agenda, AgendaState, epoch_place, update_place
+
+SHORTEST = 20
+"""The least `steps` that a `SweepPolicy` takes."""
+
+LEAST_REST = 0.1
+"""A sweep leaves the run at least this share of its own length: what is a rate good for that makes no update?"""
+
+DEAR = 0.2
+"""A sweep that takes more than this share of the run says so before it begins."""
+
+
+def longest(steps: int, epoch: float) -> int:
+    """The most updates that a sweep takes: those that try something out, and a pause at the begin of each epoch.
+
+    Args:
+        steps: the policy's most updates.
+        epoch: the updates of an epoch, or inf.
+
+    Example:
+        >>> longest(60, math.inf), longest(60, 10), longest(60, 1)
+        (61, 68, 80)
+    """
+    pauses = steps / BETWEEN_PAUSES
+    if epoch > 1.0:
+        pauses = min(pauses, (steps / epoch + 1.0) / (1.0 - 1.0 / epoch))
+    return steps + math.ceil(pauses)
+
+
+def fits(needs: int, left: float) -> bool:
+    """Whether a sweep that takes so many updates is worth making when so many are left of the run."""
+    return left > (1.0 + LEAST_REST) * needs
+
+
+class Place(NamedTuple):
+    """A place of an agenda that is still to come.
+
+    Args:
+        name: as in `AgendaState.done`.
+        words: as the user wrote it.
+        left: the updates that are left of the run there; not above 0: the run ends before.
+        fits: whether a sweep does.
+    """
+
+    name: str
+    words: str
+    left: float
+    fits: bool
+
+
+def places_ahead(
+    agenda: Agenda, state: AgendaState, *, made: int, epoch: int, per_epoch: float, run: float, needs: int
+) -> list[Place]:
+    """The places that are still to come, in their order.
+
+    Args:
+        agenda: all places.
+        state: which of them are over.
+        made: the updates made so far.
+        epoch: the present epoch.
+        per_epoch: the updates of an epoch.
+        run: the updates that are left of the run.
+        needs: the most updates of a sweep, which put off the places after it.
+
+    Example:
+        >>> agenda = Agenda((0, 20), (5,))
+        >>> ahead = places_ahead(agenda, AgendaState(), made=0, epoch=0, per_epoch=10, run=100, needs=34)
+        >>> [(place.words, place.left, place.fits) for place in ahead]
+        [('at=0', 100, True), ('epochs=5', 50, True), ('at=20', 12, False)]
+    """
+    ahead: list[Place] = []
+    taken = 0
+    waiting = [(max(0, at - made), update_place(at), f"at={at}") for at in agenda.updates]
+    fixed = [(max(0, at - epoch) * per_epoch, epoch_place(at), f"epochs={at}") for at in agenda.epochs]
+    waiting, fixed = ([p for p in sorted(places) if p[1] not in state.done] for places in (waiting, fixed))
+    while waiting or fixed:
+        if not fixed or (waiting and waiting[0][0] + taken <= fixed[0][0]):
+            begins, name, words = waiting.pop(0)
+            begins += taken
+        else:
+            begins, name, words = fixed.pop(0)
+        place = Place(name, words, run - begins, fits(needs, run - begins))
+        taken += needs if place.fits else 0
+        ahead.append(place)
+    return ahead
+
+
+class Outlook(NamedTuple):
+    """What can be told of a run's sweeps at its start.
+
+    Args:
+        roomless: the names of the places where there is no room for a sweep.
+        costs: for each sweep that takes much of the run, how much, in words.
+        refusals: for each kind of place without room, why, in words.
+    """
+
+    roomless: frozenset[str]
+    costs: list[str]
+    refusals: list[str]
+
+
+def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, steps: int, shorter: str) -> Outlook:
+    """Looks ahead, as far as the run's length is known.
+
+    Args:
+        trainer: at the start of training.
+        agenda: all places.
+        state: which of them are over.
+        made: the updates made so far.
+        steps: the policy's most updates.
+        shorter: how the user writes a finder with `SHORTEST` steps.
+    """
+    run = updates_in_run(trainer, None)
+    if run is None:
+        return Outlook(frozenset(), [], [])
+    epoch, per_epoch = trainer.current_epoch, updates_per_epoch(trainer)
+    needs = longest(steps, per_epoch)
+    ahead = places_ahead(agenda, state, made=made, epoch=epoch, per_epoch=per_epoch, run=run, needs=needs)
+    batches = needs * accumulation(trainer, epoch)
+    costs = [
+        f"the sweep asked for {place.words} may take {needs} of the run's {run:.0f} updates ({batches} batches), in "
+        f"which the model learns nothing"
+        for place in ahead
+        if place.fits and needs > DEAR * run
+    ]
+    refusals = []
+    short = [place for place in ahead if not place.fits and place.left > 0]
+    if short:
+        left = short[0].left
+        refusals.append(f"no sweep for {_listed(short)}: {no_room(needs, left)}")
+        if steps > SHORTEST and fits(longest(SHORTEST, per_epoch), left):
+            refusals[0] += f", or write {shorter}"
+    late = [place for place in ahead if place.left <= 0]
+    if late:
+        refusals.append(f"no sweep for {_listed(late)}: the run ends before, after {run:.0f} updates")
+    return Outlook(frozenset(place.name for place in short + late), costs, refusals)
+
+
+def no_room(needs: int, left: float) -> str:
+    """Why a sweep is not worth making."""
+    return f"it may take {needs} updates, and the run has {left:.0f} left: train longer"
+
+
+def _listed(places: list[Place]) -> str:
+    return ", ".join(place.words for place in places)
