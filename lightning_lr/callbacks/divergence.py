@@ -236,7 +236,7 @@ class DivergenceGuard(LRCallback):
             if fits < 2:
                 raise ValueError(
                     f"memory_limit must hold two copies of {one} bytes each, got {self.memory_limit}: "
-                    f"raise it to {2 * one}, or leave DivergenceGuard out"
+                    f"write {self.written(memory_limit=2 * one)}, or {self.left_out}"
                 )
             self.generations.capacity = min(self.snapshots, fits)
         rank_zero_info(

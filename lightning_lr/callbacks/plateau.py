@@ -10,8 +10,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import real_number, whole_number
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.metric import Metric, MetricError
+from lightning_lr.metric import Metric, MetricError, logged_names
+from lightning_lr.metric_name import closest, looks_like_a_score, of_training, of_validation
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
+
+ALIKE = 0.8
+"""Names that have so much in common (a share of both) are one name and a slip, also where nothing says validation."""
 
 
 class PlateauDecay(LRCallback):
@@ -25,7 +29,8 @@ class PlateauDecay(LRCallback):
     Args:
         monitor: the metric's name as logged. Of one logged with `on_step=True, on_epoch=True` the epoch's value is
             taken; `<name>_step` takes every step. Of a name logged in training and in validation it is the training's.
-        mode: `min` when less is better, `max` when more is.
+        mode: `min` when less is better, `max` when more is. None: `min`; but of a metric that is called like a score
+            (accuracy, F1, AUROC, reward, ...) it has to be said: without, there are no checks, and a warning.
         factor: the ratio of the new rate to the old, in (0, 1).
         patience: bad checks that are still borne; with `test="trend"` the length of the window in values, >= 3.
         threshold: the least improvement that counts, >= 0.
@@ -35,8 +40,8 @@ class PlateauDecay(LRCallback):
         max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
         test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
             ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different names.
+        name: under which its factor is kept and shown; by default the class's own. A second `PlateauDecay` in the same
+            trainer needs another: `PlateauDecay("train_loss", name="Other")`.
 
     Raises:
         ValueError: at construction for a value outside its bounds.
@@ -53,7 +58,7 @@ class PlateauDecay(LRCallback):
         self,
         monitor: str = "val_loss",
         *,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         factor: float = 0.1,
         patience: int = 10,
         threshold: float = 1e-4,
@@ -72,7 +77,11 @@ class PlateauDecay(LRCallback):
         self.min_lr = real_number("min_lr", min_lr, "[0, inf)")
         if max_decays is not None:
             max_decays = whole_number("max_decays", max_decays, 0, "None never asks the trainer to stop")
-        self.policy = PlateauPolicy(mode, patience, threshold, threshold_mode, cooldown, test)
+        self._mode = mode
+        self._mode_unknown = mode is None and looks_like_a_score(monitor)
+        self.policy = PlateauPolicy(
+            "min" if mode is None else mode, patience, threshold, threshold_mode, cooldown, test
+        )
         self.monitor, self.max_decays = monitor, max_decays
         self._values_per_check = 1 if test == "patience" else max(1, self.policy.patience // CHECKS_PER_WINDOW)
         self.reset()
@@ -87,6 +96,7 @@ class PlateauDecay(LRCallback):
         self._stepped = self._asked = self._validated = self._late = self._epoch_over = False
         self._groups: list[int] = []
         self._not_finite = 0
+        self._told = self._without_validation = False
 
     def forget(self) -> None:
         """Drops the checks that speak against the rate: they were made before a rewind, say."""
@@ -94,6 +104,18 @@ class PlateauDecay(LRCallback):
         self._micro_batches, self._updates = [], []
 
     def started(self, trainer: Any, pl_module: Any) -> None:
+        self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
+        if self._mode_unknown:
+            rank_zero_warn(
+                f"{self.name} monitors {self.monitor!r}, of which more may be better, and has no mode: it makes no check "
+                f"and changes no rate. Write {self._call(self.monitor, 'max')}, or mode='min' if less is better"
+            )
+        elif self._without_validation:
+            rank_zero_warn(
+                f"{self.name} monitors {self.monitor!r}, but this run has no validation: no rate is changed unless "
+                f"training logs that name. Name what training logs, as in {self._call('train_loss')}, or "
+                f"{self.left_out}"
+            )
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         loop = trainer.fit_loop.epoch_loop
         validation = loop.val_loop.batch_progress
@@ -132,41 +154,51 @@ class PlateauDecay(LRCallback):
         super().on_train_epoch_start(trainer, pl_module)
         self._check_late()
         self._asked = False
-        if self._produced is None and self._epoch_over and (self._validated or not trainer.enable_validation):
+        if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
+            logged = sorted(trainer.callback_metrics)
             raise MetricError(
                 f"{self.name} monitors {self.monitor!r}, which nobody has logged; logged were: "
-                f"{', '.join(sorted(trainer.callback_metrics)) or 'no metrics at all'}. "
-                f"Log it with self.log({self.monitor!r}, ...), or give another monitor="
+                f"{', '.join(logged) or 'no metrics at all'}. {self._remedy(closest(self.monitor, logged))}"
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._produced in (None, "step"):
+        if self._awaits("step"):
             self._take_step(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit":
             return
-        self._validated = True
-        if self._produced in (None, "validation"):
-            self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+        if not trainer.sanity_checking:
+            self._validated = True
+            if self._awaits("validation"):
+                self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+        if self._misses_metric and not self._told:
+            self._look_for_metric(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self._produced in (None, "epoch"):
+        if self._awaits("epoch"):
             self._take_one(trainer, self._metric.produced(trainer, on_step=False), "epoch")
-        if self._produced is None and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [
-            None
-        ]:
+        if self._awaits() and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [None]:
             self._produced = "step"
-        self._late = self._produced in (None, "late")
+        self._late = self._awaits("late")
         self._epoch_over = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._check_late()
-        if self._produced is None:
+        if self._misses_metric:
             rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
         super().on_train_end(trainer, pl_module)
+
+    def _awaits(self, source: str | None = None) -> bool:
+        """Whether the metric may come from there: none has come yet, or all have come from there."""
+        return not self._mode_unknown and self._produced in (None, source)
+
+    @property
+    def _misses_metric(self) -> bool:
+        """Whether none has come yet, of which nothing has been said at the start."""
+        return self._awaits() and self._produced is None and not self._without_validation
 
     def _take_step(self, trainer: Any) -> None:
         value = self._metric.produced(trainer, on_step=True)
@@ -213,6 +245,38 @@ class PlateauDecay(LRCallback):
         if value is None:
             value = self._metric.kept(trainer)
         self._take_one(trainer, value, "late")
+
+    # when it does not come -------------------------------------------------------------------------------------
+
+    def _look_for_metric(self, trainer: Any) -> None:
+        """After the first validation, that of the sanity check included: what is missing then may still be training's."""
+        validation, training = logged_names(trainer._results), logged_names(trainer.fit_loop.epoch_loop._results)
+        if self.monitor in (*validation, *training):
+            return
+        certain = of_validation(self.monitor)
+        if not certain and of_training(self.monitor):
+            return
+        close = closest(self.monitor, validation, 0.6 if certain else ALIKE)
+        if certain or close is not None:
+            self._told = True
+            rank_zero_warn(
+                f"{self.name} monitors {self.monitor!r}, which validation has not logged; it logged "
+                f"{', '.join(validation) or 'no metrics at all'}. {self._remedy(close)}. If it is logged later, all is "
+                f"well"
+            )
+
+    def _remedy(self, close: str | None) -> str:
+        if close is not None:
+            return f"Did you mean {close!r}? Then write {self._call(close, self._mode)}"
+        other = "autopilot" if self.option is not None else type(self).__name__
+        return f"Log it with self.log({self.monitor!r}, ...), or name another metric, {other}(monitor=...)"
+
+    def _call(self, monitor: str, mode: str | None = None) -> str:
+        """How the user writes it with another metric; `autopilot` has these two arguments itself."""
+        if mode is None and looks_like_a_score(monitor):
+            mode = "max"
+        kind = "autopilot" if self.option is not None else type(self).__name__
+        return f"{kind}({monitor!r}{'' if mode is None else f', mode={mode!r}'})"
 
     # what it means ---------------------------------------------------------------------------------------------
 
