@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_lr.policies.suggestion import Suggestion
 from lightning_lr.policies.sweep import SweepState
+from lightning_lr.saved import fields
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,14 @@ class Finding:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Finding:
-        """The finding that `to_dict` gave."""
-        fields = {key: value for key, value in saved.items() if key != "version"}
-        trials = tuple((rate, mean) for rate, mean in saved["trials"])
-        return cls(**{**fields, "rates": tuple(saved["rates"]), "losses": tuple(saved["losses"]), "trials": trials})
+        """The finding that `to_dict` gave.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        own = fields(saved, 1, cls)
+        trials = tuple((rate, mean) for rate, mean in own["trials"])
+        return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": trials})
 
     def plot(self) -> Any:
         """The ramp's curve, the trials and the suggestion.

@@ -472,12 +472,3 @@ def test_every_remedy_is_in_the_words_of_autopilot(case: str, console: list[str]
             said = [str(error)]
     said += [str(warning.message) for warning in caught] + console
     assert ours(said, words), said
-
-
-def test_a_length_that_was_saved_is_told_in_the_words_of_autopilot(tmp_path: Path) -> None:
-    kept = str(tmp_path / "kept.ckpt")
-    fit = trainer(tmp_path, callbacks=only(warmup={"steps": 4}), max_epochs=1)
-    fit.fit(Model(sgd), Loader(4))
-    fit.save_checkpoint(kept)
-    with pytest.warns(UserWarning, match=r"autopilot\(warmup=\{'steps': 6\}\).*autopilot\(warmup=\{'name': '...'\}\)"):
-        trainer(tmp_path, callbacks=only(warmup={"steps": 6}), max_epochs=2).fit(Model(sgd), Loader(4), ckpt_path=kept)

@@ -129,12 +129,12 @@ def _unknown(key: str, value: Any) -> str:
     meant = {name: name for name in own} | {_snake(kind.__name__): option for option, kind in KINDS.items()}
     close = difflib.get_close_matches(_snake(key), meant, 1)
     if close:
-        hint = f", did you mean {meant[close[0]]!r}?"
+        hint = f", did you mean {meant[close[0]]!r}? It takes"
     else:
         arguments = {name for kind in KINDS.values() for name in inspect.signature(kind).parameters}
         close = difflib.get_close_matches(key, sorted(arguments), 1)
-        hint = f", did you mean {_places(_takers(close[0]), close[0], value)}?" if close else ":"
-    return f"autopilot has no argument {key!r}{hint} it takes {', '.join(own)}"
+        hint = f", did you mean {_places(_takers(close[0]), close[0], value)}? It takes" if close else ": it takes"
+    return f"autopilot has no argument {key!r}{hint} {', '.join(own)}"
 
 
 def _misplaced(kind: Callable[..., LRCallback], name: str, value: Any) -> str:

@@ -8,11 +8,15 @@ import sys
 from typing import Any
 
 from lightning_utilities.core import rank_zero
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.callbacks.run import Run
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
+from lightning_lr.saved import SavedStateError, fields, plain
+
+STATE = 2
+"""The version of what `state_dict` gives."""
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 """In this order: where neither is imported yet, the last has the console messages of both."""
@@ -66,8 +70,11 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         """What it was made with, by name."""
         # Lightning asks for it at every hook of every batch
         self._state_key = f"{type(self).__name__}[{self.name}]"
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Arguments that differ from those that a resumed checkpoint was saved with: (saved, present) by name."""
         self._run: Run | None = None
-        self._loaded = False
+        self._loaded = self._fitting = False
+        self._passing: dict[str, Any] = {}
 
     @property
     def state_key(self) -> str:
@@ -105,7 +112,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
     # for subclasses --------------------------------------------------------------------------------------------
 
     def keep_arguments(self, scope: dict[str, Any]) -> None:
-        """Remembers what the callback was made with; the first call of its `__init__`, as `keep_arguments(locals())`."""
+        """Remembers what the callback was made with: its `__init__` calls `keep_arguments(locals())` first."""
         self.arguments = {k: v for k, v in scope.items() if k not in ("self", "__class__", "scope")}
 
     def written(self, **arguments: Any) -> str:
@@ -154,11 +161,12 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
     # Lightning's hooks -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage != "fit":
+        self._fitting = stage == "fit"
+        if not self._fitting:
             return
         peers = [callback for callback in trainer.callbacks if isinstance(callback, LRCallback)]
         self._run = Run(trainer, peers) if peers[0] is self else peers[0].run
-        self._loaded = False
+        self._loaded, self._passing, self.changed = False, {}, {}
         self.reset()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -170,6 +178,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
                 rank_zero_warn(
                     f"the checkpoint holds no state of {peer.name}: it starts afresh at step {trainer.global_step}"
                 )
+            peer._tell_changes()
             peer.started(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -210,13 +219,53 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
 
     def state_dict(self) -> dict[str, Any]:
         if self._run is None:
-            return {}
-        return {"version": 1, "ledger": self.run.save(), "own": self.own_state()}
+            # saved by a trainer that only evaluates: what the checkpoint that it evaluates has
+            return self._passing
+        from lightning_lr import __version__
+
+        return {
+            "version": STATE,
+            "release": __version__,
+            "arguments": plain(self.arguments),
+            "ledger": self.run.save(),
+            "own": self.own_state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._fitting:
+            # validate, test and predict need the weights alone
+            self._passing = state_dict
+            return
         self._loaded = True
-        self.run.load(state_dict["ledger"])
-        self.load_own_state(state_dict["own"])
+        try:
+            saved = fields(state_dict, STATE, self.name)
+            before, now = saved["arguments"], plain(self.arguments)
+            both = before.keys() & now.keys()
+            self.changed = {key: (before[key], now[key]) for key in now if key in both and before[key] != now[key]}
+            self.run.load(saved["ledger"])
+            self.load_own_state(saved["own"])
+        except (SavedStateError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SavedStateError(self._unreadable(state_dict, error)) from error
+
+    def _unreadable(self, state: dict[str, Any], error: Exception) -> str:
+        from lightning_lr import __version__
+
+        release = state.get("release")
+        wrote = f"lightning_lr {release}" if isinstance(release, str) else "an earlier release of lightning_lr"
+        what = error if isinstance(error, SavedStateError) else f"its entries are not those of this release ({error!r})"
+        return (
+            f"the checkpoint's state of {self.name} was written by {wrote} and can't be taken up by {__version__}: "
+            f"{what}. Resume with the release that wrote it, or start {self.name} afresh under another name: "
+            f"{self.written(name=self.name + '2')}"
+        )
+
+    def _tell_changes(self) -> None:
+        """One line for all arguments that are not those that the checkpoint was saved with."""
+        if self.changed:
+            words = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in self.changed.items())
+            line = f"{self.name} resumes with other arguments than it was saved with, and the new ones hold: {words}"
+            rank_zero_info(line)
+            self.journal.say(line)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None}

@@ -632,7 +632,13 @@ class DivergenceGuard(LRCallback):
         self._proven = list(state["proven"])
         self._caps, self._reasons = list(state["caps"]), list(state["reasons"])
         self._clock, self._anchor_clock, self._look_due, self._copy_due, self._interval = state["clocks"]
-        self._look, self._decided, self._given_up = state["flags"]
+        self._look, self._decided, given_up = state["flags"]
+        if given_up:
+            rank_zero_warn(
+                f"the checkpoint was saved after {self.name} had given up: it judges the run anew, from the weights in "
+                f"the checkpoint on, at the rate that the last rewind left"
+            )
+            self.states = [state.again() for state in self.states]
         self.skips, self.rewinds, self.updates_lost = state["counts"]
         self._jobs = [
             None if saved is None else Job(Pending([], _nothing), 1.0, 0, 0, False, Signals(*saved))

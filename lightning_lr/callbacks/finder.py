@@ -19,6 +19,10 @@ from lightning_lr.shards import reshard
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
 
+SWEPT = frozenset(("min_lr", "max_lr", "steps", "suggest", "optimizer"))
+"""Arguments that make a sweep another one."""
+
+
 class LRFinder(LRCallback):
     """Finds the rate by trying rates out inside the run, and leaves no other trace.
 
@@ -260,7 +264,8 @@ class LRFinder(LRCallback):
     def load_own_state(self, state: dict[str, Any]) -> None:
         self._places = AgendaState.from_dict(state["agenda"])
         self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
-        self._saved = state["sweep"]
+        # under other bounds a sweep that was under way starts over
+        self._saved = None if self.changed.keys() & SWEPT else state["sweep"]
         if self._saved is not None:
             self._before_sweep, self._places = self._places, AgendaState.from_dict(self._saved["agenda"])
             self._why = self._saved["why"]

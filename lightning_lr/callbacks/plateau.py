@@ -79,9 +79,8 @@ class PlateauDecay(LRCallback):
             max_decays = whole_number("max_decays", max_decays, 0, "None never asks the trainer to stop")
         self._mode = mode
         self._mode_unknown = mode is None and looks_like_a_score(monitor)
-        self.policy = PlateauPolicy(
-            "min" if mode is None else mode, patience, threshold, threshold_mode, cooldown, test
-        )
+        assumed = "min" if mode is None else mode
+        self.policy = PlateauPolicy(assumed, patience, threshold, threshold_mode, cooldown, test)
         self.monitor, self.max_decays = monitor, max_decays
         self._values_per_check = 1 if test == "patience" else max(1, self.policy.patience // CHECKS_PER_WINDOW)
         self.reset()
@@ -107,8 +106,8 @@ class PlateauDecay(LRCallback):
         self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
         if self._mode_unknown:
             rank_zero_warn(
-                f"{self.name} monitors {self.monitor!r}, of which more may be better, and has no mode: it makes no check "
-                f"and changes no rate. Write {self._call(self.monitor, 'max')}, or mode='min' if less is better"
+                f"{self.name} monitors {self.monitor!r}, of which more may be better, and has no mode: it makes no "
+                f"check and changes no rate. Write {self._call(self.monitor, 'max')}, or mode='min' if less is better"
             )
         elif self._without_validation:
             rank_zero_warn(
@@ -249,7 +248,7 @@ class PlateauDecay(LRCallback):
     # when it does not come -------------------------------------------------------------------------------------
 
     def _look_for_metric(self, trainer: Any) -> None:
-        """After the first validation, that of the sanity check included: what is missing then may still be training's."""
+        """After the first validation, be it the sanity check: what is missing then may still come from training."""
         validation, training = logged_names(trainer._results), logged_names(trainer.fit_loop.epoch_loop._results)
         if self.monitor in (*validation, *training):
             return
@@ -349,3 +348,10 @@ class PlateauDecay(LRCallback):
             None if number is None else torch.tensor(number, dtype=torch.float64) for number in state["waiting"]
         ]
         self._micro_batches = [torch.tensor(number) for number in state["micro_batches"]]
+        # None and "min" are one mode
+        other_mode = "max" in self.changed.get("mode", ())
+        other_window = self.policy.test == "trend" and "patience" in self.changed
+        if other_mode or other_window or self.changed.keys() & {"monitor", "test", "threshold_mode"}:
+            # the values so far are no measure for the new ones; the decays were made all the same
+            self.state = PlateauState(decays=self.state.decays)
+            self._produced, self._updates, self._micro_batches = None, [], []

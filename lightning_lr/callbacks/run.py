@@ -13,6 +13,7 @@ from lightning_lr.change import Listener, Part
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName, group_names
+from lightning_lr.saved import fields
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.base import LRCallback
@@ -80,6 +81,7 @@ class Run(Listener):
         known = self.ledger.optimizers
         if self._attached and len(known) == len(optimizers) and all(map(operator.is_, known, optimizers)):
             return
+        resumed = not self._attached
         if self._attached:
             self._saved = self.ledger.state_dict()
             self.ledger.detach()
@@ -92,14 +94,31 @@ class Run(Listener):
             closure_gives_loss=self.trainer.lightning_module.automatic_optimization,
         )
         if self._saved is not None:
+            if resumed:
+                self._tell_differences(self._saved["optimizers"])
             self.ledger.load_state_dict(self._saved, [peer.name for peer in self.peers])
             self._saved = None
         self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
         self.ledger.attach()
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Keeps a saved ledger until `attach`; every peer has saved the same one, so that any of them can go."""
+        """Keeps a saved ledger until `attach`; every peer has saved the same one, so that any of them can go.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        fields(saved, 1, "the ledger of rates")
         self._saved = saved
+
+    def _tell_differences(self, saved: list[dict[str, Any]]) -> None:
+        """Says it when optimizers or param groups are not as many as those whose rates were saved."""
+        now = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
+        before = [len(optimizer["groups"]) for optimizer in saved]
+        if now != before:
+            rank_zero_warn(
+                f"the rates were saved for {_count(before)}, and there are {_count(now)} now: what is known of the "
+                f"rates goes to those at the same place, and any others start afresh"
+            )
 
     def save(self) -> dict[str, Any]:
         """The ledger's state, plain."""
@@ -159,3 +178,8 @@ class Run(Listener):
     def names_at(self, place: tuple[int, int]) -> GroupName:
         """The names of the param group at (optimizer, group)."""
         return self.names[place[0]][place[1]]
+
+
+def _count(groups: list[int]) -> str:
+    optimizers = f"{len(groups)} optimizer{'s' * (len(groups) != 1)}"
+    return f"{optimizers} with {' and '.join(map(str, groups))} param group{'s' * (groups != [1])}"

@@ -95,11 +95,15 @@ class Warmup(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
+        updates = [self.ledger.updates(optimizer) for optimizer in range(len(optimizers))]
         if len(self._policies) != len(optimizers):
             self._policies = [[] for _ in optimizers]
             # a ledger that was resumed without this callback has counted updates that were no warm-up
-            self._restarted = [self.ledger.updates(optimizer) for optimizer in range(len(optimizers))]
-            self._length = self._given_length(trainer)
+            self._restarted = updates
+            self._length = self._given_length(trainer, 0)
+        elif self.changed.keys() & {"steps", "epochs", "fraction"}:
+            self._policies = [[] for _ in optimizers]
+            self._length = self._given_length(trainer, max(updates, default=0))
         self._done = [0] * len(optimizers)
         for index in range(len(optimizers)):
             self._extend(index)
@@ -149,11 +153,6 @@ class Warmup(LRCallback):
     def load_own_state(self, state: dict[str, Any]) -> None:
         self._policies = [[self._policy(steps) for steps in lengths] for lengths in state["steps"]]
         self._restarted, self._length = list(state["restarted"]), state["length"]
-        if self._length is not None and isinstance(self.steps, int) and self.steps != self._length:
-            rank_zero_warn(
-                f"{self.written(steps=self.steps)} was saved with {self._length} updates, and goes on with those: "
-                f"to warm up anew, give it another name, {self.written(name='...')}"
-            )
 
     def _policy(self, steps: int) -> WarmupPolicy:
         return WarmupPolicy(steps, self.shape, self.start_factor)
@@ -173,12 +172,14 @@ class Warmup(LRCallback):
         for group in groups[len(policies) :]:
             policies.append(self._policy(self._length or self._auto_length(group)))
 
-    def _given_length(self, trainer: Any) -> int | None:
+    def _given_length(self, trainer: Any, made: int) -> int | None:
+        """The length in updates, where so many of the run's have been made already."""
         instead = f"count updates instead, as in {self.written(steps=100)}"
         if self.epochs is not None:
             length = updates_in_epochs(trainer, self.epochs, self.written(epochs=self.epochs), instead)
         elif self.fraction is not None:
-            length = self.fraction * updates_in_run(trainer, self.written(fraction=self.fraction), instead)
+            asking = self.written(fraction=self.fraction)
+            length = self.fraction * (made + updates_in_run(trainer, asking, instead))
         else:
             return self.steps if isinstance(self.steps, int) else None
         return max(1, round(length))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_lr.saved import fields
+
 
 @dataclass(frozen=True)
 class AgendaState:
@@ -25,8 +27,13 @@ class AgendaState:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> AgendaState:
-        """The state that `to_dict` gave."""
-        return cls(tuple(saved["done"]), saved["requested"])
+        """The state that `to_dict` gave.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        own = fields(saved, 1, cls)
+        return cls(tuple(own["done"]), own["requested"])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple
 
+from lightning_lr.saved import fields
+
 Kind = Literal["accept", "skip", "rewind", "give_up"]
 
 
@@ -156,6 +158,11 @@ class DivergenceState(NamedTuple):
     high: int = 0
     memory: Memory = Memory()
 
+    def again(self) -> DivergenceState:
+        """The state from which a run that was given up goes on: no rewind and no bad update counts against it."""
+        memory = self.memory._replace(rewinds=0, since_rewind=0)
+        return self._replace(spikes=0, nonfinite=0, high=0, memory=memory)
+
     def to_dict(self) -> dict[str, Any]:
         """A dict of numbers, lists and dicts, for a checkpoint."""
         memory = self.memory._asdict()
@@ -168,14 +175,10 @@ class DivergenceState(NamedTuple):
         """The state that `to_dict` gave.
 
         Raises:
-            ValueError: for a version that this release doesn't know.
+            SavedStateError: for a version that this release doesn't know.
         """
-        if saved["version"] != 1:
-            raise ValueError(
-                f"version must be 1, got {saved['version']!r}: another release of lightning_lr saved this checkpoint"
-            )
-        memory = dict(saved["memory"])
+        own = fields(saved, 1, cls)
+        memory = dict(own["memory"])
         blocks = tuple(Block(u, tuple(x), tuple(g), rate, change) for u, x, g, rate, change in memory["blocks"])
-        own = {key: value for key, value in saved.items() if key != "version"}
-        own["losses"], own["norms"] = tuple(saved["losses"]), tuple(saved["norms"])
+        own["losses"], own["norms"] = tuple(own["losses"]), tuple(own["norms"])
         return cls(**{**own, "memory": Memory(**{**memory, "blocks": blocks})})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_lr.arguments import real_number, whole_number
+from lightning_lr.saved import fields
 from lightning_lr.statistics.trend import probability_of_decrease, probability_of_decrease_robust
 
 NO_DECREASE = 0.51
@@ -50,9 +51,13 @@ class PlateauState:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> PlateauState:
-        """The state that `to_dict` gave."""
-        fields = {key: value for key, value in saved.items() if key != "version"}
-        return cls(**{**fields, "window": tuple(saved["window"])})
+        """The state that `to_dict` gave.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        own = fields(saved, 1, cls)
+        return cls(**{**own, "window": tuple(own["window"])})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_lr.saved import fields
+
 LEAST_POINTS = 6
 """A curve of fewer finite points says nothing."""
 
@@ -48,8 +50,12 @@ class Suggestion:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Suggestion:
-        """The suggestion that `to_dict` gave."""
-        return cls(saved["rate"], saved["words"])
+        """The suggestion that `to_dict` gave.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        return cls(**fields(saved, 1, cls))
 
 
 def smooth(losses: Sequence[float], smoothing: float = SMOOTHING) -> list[float]:

@@ -17,6 +17,7 @@ from lightning_lr.policies.suggestion import (
     suggest,
     unbounded_words,
 )
+from lightning_lr.saved import fields
 
 BRACKET = "bracket"
 
@@ -120,10 +121,14 @@ class SweepState:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> SweepState:
-        """The state that `to_dict` gave."""
-        fields = {key: value for key, value in saved.items() if key != "version"}
-        fields["trials"] = tuple(Trial(*trial) for trial in saved["trials"])
-        return cls(**{**fields, "rates": tuple(saved["rates"]), "losses": tuple(saved["losses"])})
+        """The state that `to_dict` gave.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        own = fields(saved, 1, cls)
+        own["trials"] = tuple(Trial(*trial) for trial in own["trials"])
+        return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"])})
 
 
 @dataclass(frozen=True)
