@@ -112,6 +112,22 @@ def test_a_checkpoint_from_before_the_mode_was_given_is_taken_up(tmp_path: Path)
     assert plateau.state.decays == 2
 
 
+def test_to_write_the_mode_out_is_no_other_mode(tmp_path: Path) -> None:
+    kept = str(tmp_path / "kept.ckpt")
+    fit = trainer(tmp_path, callbacks=[llr.PlateauDecay("val_loss", threshold=0.99)], max_epochs=1)
+    fit.fit(Model(sgd), Loader(2), held_out())
+    fit.save_checkpoint(kept)
+
+    def bad_checks(mode: Any) -> int:
+        plateau = llr.PlateauDecay("val_loss", mode=mode, threshold=0.99)
+        fit = trainer(tmp_path, callbacks=[plateau], max_epochs=2)
+        fit.fit(Model(sgd), Loader(2), held_out(), ckpt_path=kept)
+        return plateau.state.bad_checks
+
+    # none is bad where there is no best of before to compare it with
+    assert (bad_checks(None), bad_checks("min"), bad_checks("max")) == (1, 1, 0)
+
+
 SCORES = (
     "acc val_acc val/accuracy val_acc1 top5 valAcc MulticlassF1Score val_AUROC map_50 mAP val-mIoU episode_reward r2"
 )
@@ -142,7 +158,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"finder": {"stps": 5}},
         ["autopilot(finder={'stps': 5}): LRFinder has no argument 'stps', did you mean 'steps'?"],
     ),
-    ({"finder": {"patience": 5}}, ["LRFinder has no argument 'patience'", "autopilot(plateau={'patience': 5})"]),
+    ({"finder": {"patience": 5}}, ["LRFinder has no argument 'patience'", "write autopilot(plateau={'patience': 5})"]),
+    (
+        {"name": "x"},
+        ["LRFinder, Warmup, PlateauDecay, DivergenceGuard and LRMonitor have", "autopilot(guard={'name': 'x'})"],
+    ),
     ({"finder": {"steps": 5}}, ["autopilot(finder={'steps': 5}): steps must be a whole number >= 20"]),
     ({"finder": {"at": 2.5}}, ["autopilot(finder={'at': 2.5}): "]),
     ({"plateau": {"factor": 2}}, ["autopilot(plateau={'factor': 2}): factor must", "write autopilot(plateau=None)"]),

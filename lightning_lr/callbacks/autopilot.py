@@ -123,8 +123,7 @@ def _unknown(key: str, value: Any) -> str:
     """The complaint about a name that is none of `autopilot`'s own."""
     takers = _takers(key)
     if takers:
-        places, names = _places(takers, key, value), " and ".join(KINDS[option].__name__ for option in takers)
-        return f"autopilot has no argument {key!r}, but {names} {'has' if len(takers) == 1 else 'have'}: write {places}"
+        return f"autopilot has no argument {key!r}, {_others(takers, key, value)}"
     own = ["monitor", "mode", *KINDS]
     meant = {name: name for name in own} | {_snake(kind.__name__): option for option, kind in KINDS.items()}
     close = difflib.get_close_matches(_snake(key), meant, 1)
@@ -144,13 +143,19 @@ def _misplaced(kind: Callable[..., LRCallback], name: str, value: Any) -> str:
     takers = _takers(name)
     complaint = f"{kind.__name__} has no argument {name!r}"
     if takers:
-        return f"{complaint}, but {' and '.join(KINDS[o].__name__ for o in takers)}: {_places(takers, name, value)}"
+        return f"{complaint}, {_others(takers, name, value)}"
     return f"{complaint}, did you mean {close[0]!r}?" if close else f"{complaint}: it takes {', '.join(own)}"
 
 
 def _takers(name: Any) -> list[str]:
     """The options whose callbacks have an argument of that name."""
     return [option for option, kind in KINDS.items() if name in inspect.signature(kind).parameters]
+
+
+def _others(takers: list[str], name: str, value: Any) -> str:
+    kinds = ", ".join(KINDS[option].__name__ for option in takers)
+    have = " and ".join(kinds.rsplit(", ", 1)) + (" has" if len(takers) == 1 else " have")
+    return f"but {have}: write {_places(takers, name, value)}"
 
 
 def _places(takers: list[str], name: str, value: Any) -> str:
