@@ -9,13 +9,11 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import real_number, whole_number
+from lightning_lr.callbacks import missing
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.metric import Metric, MetricError, logged_names
-from lightning_lr.metric_name import closest, looks_like_a_score, of_training, of_validation
+from lightning_lr.metric_name import looks_like_a_score, of_validation
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
-
-ALIKE = 0.8
-"""Names that have so much in common (a share of both) are one name and a slip, also where nothing says validation."""
 
 
 class PlateauDecay(LRCallback):
@@ -77,7 +75,7 @@ class PlateauDecay(LRCallback):
         self.min_lr = real_number("min_lr", min_lr, "[0, inf)")
         if max_decays is not None:
             max_decays = whole_number("max_decays", max_decays, 0, "None never asks the trainer to stop")
-        self._mode = mode
+        self.mode = mode
         self._mode_unknown = mode is None and looks_like_a_score(monitor)
         assumed = "min" if mode is None else mode
         self.policy = PlateauPolicy(assumed, patience, threshold, threshold_mode, cooldown, test)
@@ -105,16 +103,9 @@ class PlateauDecay(LRCallback):
     def started(self, trainer: Any, pl_module: Any) -> None:
         self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
         if self._mode_unknown:
-            rank_zero_warn(
-                f"{self.name} monitors {self.monitor!r}, of which more may be better, and has no mode: it makes no "
-                f"check and changes no rate. Write {self._call(self.monitor, 'max')}, or mode='min' if less is better"
-            )
+            rank_zero_warn(missing.without_mode(self))
         elif self._without_validation:
-            rank_zero_warn(
-                f"{self.name} monitors {self.monitor!r}, but this run has no validation: no rate is changed unless "
-                f"training logs that name. Name what training logs, as in {self._call('train_loss')}, or "
-                f"{self.left_out}"
-            )
+            rank_zero_warn(missing.without_validation(self))
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         loop = trainer.fit_loop.epoch_loop
         validation = loop.val_loop.batch_progress
@@ -154,11 +145,7 @@ class PlateauDecay(LRCallback):
         self._check_late()
         self._asked = False
         if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
-            logged = sorted(trainer.callback_metrics)
-            raise MetricError(
-                f"{self.name} monitors {self.monitor!r}, which nobody has logged; logged were: "
-                f"{', '.join(logged) or 'no metrics at all'}. {self._remedy(closest(self.monitor, logged))}"
-            )
+            raise MetricError(missing.after_an_epoch(self, sorted(trainer.callback_metrics)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._awaits("step"):
@@ -173,7 +160,11 @@ class PlateauDecay(LRCallback):
             if self._awaits("validation"):
                 self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
         if self._misses_metric and not self._told:
-            self._look_for_metric(trainer)
+            training = logged_names(trainer.fit_loop.epoch_loop._results)
+            words = missing.after_validation(self, logged_names(trainer._results), training)
+            if words is not None:
+                self._told = True
+                rank_zero_warn(words)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -244,38 +235,6 @@ class PlateauDecay(LRCallback):
         if value is None:
             value = self._metric.kept(trainer)
         self._take_one(trainer, value, "late")
-
-    # when it does not come -------------------------------------------------------------------------------------
-
-    def _look_for_metric(self, trainer: Any) -> None:
-        """After the first validation, be it the sanity check: what is missing then may still come from training."""
-        validation, training = logged_names(trainer._results), logged_names(trainer.fit_loop.epoch_loop._results)
-        if self.monitor in (*validation, *training):
-            return
-        certain = of_validation(self.monitor)
-        if not certain and of_training(self.monitor):
-            return
-        close = closest(self.monitor, validation, 0.6 if certain else ALIKE)
-        if certain or close is not None:
-            self._told = True
-            rank_zero_warn(
-                f"{self.name} monitors {self.monitor!r}, which validation has not logged; it logged "
-                f"{', '.join(validation) or 'no metrics at all'}. {self._remedy(close)}. If it is logged later, all is "
-                f"well"
-            )
-
-    def _remedy(self, close: str | None) -> str:
-        if close is not None:
-            return f"Did you mean {close!r}? Then write {self._call(close, self._mode)}"
-        other = "autopilot" if self.option is not None else type(self).__name__
-        return f"Log it with self.log({self.monitor!r}, ...), or name another metric, {other}(monitor=...)"
-
-    def _call(self, monitor: str, mode: str | None = None) -> str:
-        """How the user writes it with another metric; `autopilot` has these two arguments itself."""
-        if mode is None and looks_like_a_score(monitor):
-            mode = "max"
-        kind = "autopilot" if self.option is not None else type(self).__name__
-        return f"{kind}({monitor!r}{'' if mode is None else f', mode={mode!r}'})"
 
     # what it means ---------------------------------------------------------------------------------------------
 
