@@ -37,7 +37,7 @@ class Metric:
         if results is None:
             return None
         for result in results.values():
-            if result.has_reset or not self._means(result.meta, on_step):
+            if result.has_reset or self.name not in _names(result.meta, on_step):
                 continue
             value = result._forward_cache if on_step else results._get_cache(result, False)
             # a value of an earlier batch stays in the cache: it counts once
@@ -54,13 +54,6 @@ class Metric:
             return None
         self._last = value
         return value.detach()
-
-    def _means(self, meta: Any, on_step: bool) -> bool:
-        one_of_several = meta.add_dataloader_idx and meta.dataloader_idx is not None
-        name = f"{meta.name}/dataloader_idx_{meta.dataloader_idx}" if one_of_several else meta.name
-        if on_step:
-            return meta.on_step and self.name == (f"{name}_step" if meta.on_epoch else name)
-        return meta.on_epoch and self.name in (name, f"{name}_epoch" if meta.on_step else name)
 
     def agree(self, trainer: Any, values: list[torch.Tensor | None]) -> list[float | None]:
         """The values as plain numbers, each the mean over the ranks, equal on all of them.
@@ -93,3 +86,24 @@ class Metric:
                 )
             present = present[0]
         return [number if there else None for number, there in zip(numbers.tolist(), present.tolist(), strict=True)]
+
+
+def logged_names(results: Any) -> list[str]:
+    """Every name by which a metric of a loop can be monitored, sorted.
+
+    Args:
+        results: the loop's `_results`; None: of no loop.
+    """
+    found: set[str] = set()
+    for result in () if results is None else results.values():
+        if not result.has_reset:
+            found.update(_names(result.meta, True), _names(result.meta, False))
+    return sorted(found)
+
+
+def _names(meta: Any, on_step: bool) -> tuple[str, ...]:
+    one_of_several = meta.add_dataloader_idx and meta.dataloader_idx is not None
+    name = f"{meta.name}/dataloader_idx_{meta.dataloader_idx}" if one_of_several else meta.name
+    if on_step:
+        return (f"{name}_step" if meta.on_epoch else name,) if meta.on_step else ()
+    return (name, f"{name}_epoch" if meta.on_step else name) if meta.on_epoch else ()

@@ -30,9 +30,11 @@ def test_autopilot_is_all_five_and_each_can_be_changed_replaced_or_left_out() ->
 
 
 def test_what_autopilot_does_not_know_is_refused_with_what_it_knows() -> None:
-    with pytest.raises(ValueError, match="knows finder, warmup, plateau, guard, lr_monitor, got findr"):
+    with pytest.raises(
+        ValueError, match="no argument 'findr', did you mean 'finder'. It takes monitor, mode, finder, warmup"
+    ):
         autopilot(findr=None)
-    with pytest.raises(ValueError, match="guard must be a dict of arguments, a callback, or None"):
+    with pytest.raises(ValueError, match="guard must be a dict of arguments, a callback of lightning_lr, or None"):
         autopilot(guard=3)
 
 

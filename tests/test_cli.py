@@ -75,7 +75,16 @@ GIVEN: dict[str, dict[str, Any]] = {
         "on_give_up": "stop",
         "name": "Guard",
     },
-    "LRMonitor": {"momentum": True, "weight_decay": True, "prog_bar": True, "layout": False, "name": "Monitor"},
+    "LRMonitor": {
+        "logging_interval": "step",
+        "log_momentum": True,
+        "log_weight_decay": True,
+        "momentum": True,
+        "weight_decay": True,
+        "prog_bar": True,
+        "layout": False,
+        "name": "Monitor",
+    },
 }
 """Every argument of every callback, none at its default but for the two lengths that `steps` rules out."""
 
@@ -113,8 +122,9 @@ def written(path: Path, **callbacks: dict[str, Any]) -> str:
 
 
 def plain(callback: Any) -> dict[str, Any]:
-    """What a callback was made with."""
-    kept = {key: repr(value) for key, value in vars(callback).items() if not re.search(r" at 0x|tensor", repr(value))}
+    """What a callback was made with, by whomever."""
+    held = {key: repr(value) for key, value in vars(callback).items() if key != "option"}
+    kept = {key: value for key, value in held.items() if not re.search(r" at 0x|tensor", value)}
     return {**kept, "class": type(callback)}
 
 

@@ -286,11 +286,6 @@ def test_groups_that_warm_up_at_different_times_have_their_own_factor_curves(tmp
     assert read.scalars["lr-SGD/pg2"][:2] == [(4, pytest.approx(0.05)), (5, pytest.approx(0.1))]
 
 
-def test_the_monitor_without_a_logger_says_so_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="LRMonitor needs a logger"):
-        trainer(tmp_path, callbacks=[llr.LRMonitor()]).fit(Model(sgd), Loader(2))
-
-
 def test_two_monitors_on_the_same_tags_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="LRMonitor and LearningRateMonitor write the same tags"):
         trainer(tmp_path, callbacks=[llr.LRMonitor(), LearningRateMonitor()], logger=True).fit(Model(sgd), Loader(2))
@@ -340,6 +335,5 @@ def test_a_checkpoints_name_can_hold_the_rate_and_the_progress_bar_shows_it(tmp_
 def test_fast_dev_run_and_no_logger_at_all(tmp_path: Path) -> None:
     for settings in ({"fast_dev_run": 2, "logger": True}, {"logger": False}):
         model = Model(sgd)
-        callbacks = [llr.Warmup(2)] + ([llr.LRMonitor()] if settings["logger"] else [])
-        trainer(tmp_path, callbacks=callbacks, **settings).fit(model, Loader(2), held_out())
+        trainer(tmp_path, callbacks=[llr.Warmup(2), llr.LRMonitor()], **settings).fit(model, Loader(2), held_out())
         assert [row[0] for row in model.trace][:2] == pytest.approx([0.05, 0.1])

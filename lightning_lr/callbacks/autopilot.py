@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.divergence import DivergenceGuard
@@ -24,44 +26,141 @@ KINDS: dict[str, Callable[..., LRCallback]] = {
 }
 
 
-def autopilot(monitor: str = "val_loss", **overrides: Any) -> list[LRCallback]:
+class Callbacks(list[LRCallback]):
+    """A list that says what it is when it's taken for a callback, as in `Trainer(callbacks=[autopilot()])`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"autopilot gives a list of callbacks, which has no attribute {name!r}: write "
+            f"Trainer(callbacks=autopilot(...)), or callbacks=[*autopilot(...), other]"
+        )
+
+
+def autopilot(
+    monitor: str = "val_loss", *, mode: Literal["min", "max"] | None = None, **overrides: Any
+) -> list[LRCallback]:
     """All five callbacks: find the rate, warm up, decay on a plateau, survive divergence, and show it all.
 
     Args:
         monitor: the metric that `PlateauDecay` watches.
+        mode: its mode: `min` when less of the metric is better, `max` when more is; see `PlateauDecay`.
         overrides: for `finder`, `warmup`, `plateau`, `guard` and `lr_monitor`: a dict of keyword arguments, a callback
             to take instead, or None (or False) to leave it out.
 
     Returns:
-        The callbacks, for `Trainer(callbacks=...)`.
+        The callbacks, for `Trainer(callbacks=...)`; with others: `callbacks=[*autopilot(...), other]`.
 
     Raises:
-        ValueError: for an unknown name, and for what is none of the three.
+        ValueError: for an unknown name, for what is none of the three, and for a value outside its bounds.
+        TypeError: for a value of a wrong type.
 
     Example:
         >>> from lightning_lr import autopilot
-        >>> [callback.name for callback in autopilot("val_loss", warmup={"steps": 100}, guard=None)]
-        ['LRFinder', 'Warmup', 'PlateauDecay', 'LRMonitor']
+        >>> autopilot("val_acc", mode="max", warmup={"steps": 100}, guard=None)
+        [LRFinder(), Warmup(steps=100), PlateauDecay(monitor='val_acc', mode='max'), LRMonitor()]
     """
+    for key, value in overrides.items():
+        if key not in KINDS:
+            raise ValueError(_unknown(key, value))
+    plateau = overrides.get("plateau")
+    if mode is not None and isinstance(plateau, LRCallback):
+        raise ValueError(
+            f"mode={mode!r} goes to the PlateauDecay that autopilot makes, but plateau= is a callback of your own: "
+            f"write {type(plateau).__name__}(mode={mode!r})"
+        )
     defaults: dict[str, dict[str, Any]] = {
         "warmup": {"fraction": WARMUP_FRACTION},
-        "plateau": {"monitor": monitor},
+        "plateau": {"monitor": monitor, "mode": mode},
     }
-    unknown = sorted(overrides.keys() - KINDS.keys())
-    if unknown:
-        raise ValueError(f"autopilot knows {', '.join(KINDS)}, got {', '.join(unknown)}")
-    callbacks = []
+    callbacks = Callbacks()
     for key, kind in KINDS.items():
         given = overrides.get(key, {})
         if isinstance(given, LRCallback):
             callbacks.append(given)
         elif isinstance(given, dict):
             replaced = key == "warmup" and given.keys() & {"steps", "epochs", "fraction"}
-            callbacks.append(kind(**{**({} if replaced else defaults.get(key, {})), **given}))
-            callbacks[-1].option = key
+            callbacks.append(_made(key, {} if replaced else defaults.get(key, {}), given))
         elif given not in (None, False):
             raise ValueError(
-                f"{key} must be a dict of arguments, a callback, or None to leave it out, got {given!r}: "
-                f"write {key}={{...}}"
+                f"{key} must be a dict of arguments, a callback of lightning_lr, or None to leave it out, got "
+                f"{given!r}: write autopilot({key}={_example(kind, given)})"
             )
     return callbacks
+
+
+def _example(kind: Callable[..., LRCallback], given: Any) -> str:
+    """The dict that may have been meant by a value of its own."""
+    first = next(iter(inspect.signature(kind).parameters.values()))
+    if given is True:
+        return "{}"
+    telling = isinstance(given, (int, float, str)) and first.kind is not first.KEYWORD_ONLY
+    return f"{{{first.name!r}: {given!r}}}" if telling else "{...}"
+
+
+def _made(key: str, defaults: dict[str, Any], given: dict[str, Any]) -> LRCallback:
+    """The callback of an option; what its constructor refuses is told in the words of `autopilot`."""
+    kind = KINDS[key]
+    call = [f"{key}={given!r}"] if given else []
+    if key == "plateau":
+        shown = {"mode": f"mode={defaults['mode']!r}"} if defaults["mode"] is not None else {}
+        call = [repr(defaults["monitor"]), *shown.values(), *call] if shown or not given else call
+    written = f"autopilot({', '.join(call)})"
+    arguments = inspect.signature(kind).parameters
+    for name in given:
+        if name not in arguments:
+            raise ValueError(f"{written}: {_misplaced(kind, name, given[name])}")
+    try:
+        callback = kind(**{**defaults, **given})
+    except (TypeError, ValueError) as error:
+        refused = TypeError if isinstance(error, TypeError) else ValueError
+        words = str(error).replace(f"leave {kind.__name__} out", f"write autopilot({key}=None)")
+        raise refused(f"{written}: {words}") from error
+    callback.option = key
+    return callback
+
+
+def _unknown(key: str, value: Any) -> str:
+    """The complaint about a name that is none of `autopilot`'s own."""
+    takers = _takers(key)
+    if takers:
+        return f"autopilot has no argument {key!r}, {_others(takers, key, value)}"
+    own = ["monitor", "mode", *KINDS]
+    meant = {name: name for name in own} | {_snake(kind.__name__): option for option, kind in KINDS.items()}
+    close = difflib.get_close_matches(_snake(key), meant, 1)
+    if close:
+        hint = f", did you mean {meant[close[0]]!r}? It takes"
+    else:
+        arguments = {name for kind in KINDS.values() for name in inspect.signature(kind).parameters}
+        close = difflib.get_close_matches(key, sorted(arguments), 1)
+        hint = f", did you mean {_places(_takers(close[0]), close[0], value)}? It takes" if close else ": it takes"
+    return f"autopilot has no argument {key!r}{hint} {', '.join(own)}"
+
+
+def _misplaced(kind: Callable[..., LRCallback], name: str, value: Any) -> str:
+    """The complaint about an argument that a callback does not have."""
+    own = list(inspect.signature(kind).parameters)
+    close = difflib.get_close_matches(str(name), own, 1)
+    takers = _takers(name)
+    complaint = f"{kind.__name__} has no argument {name!r}"
+    if takers:
+        return f"{complaint}, {_others(takers, name, value)}"
+    return f"{complaint}, did you mean {close[0]!r}?" if close else f"{complaint}: it takes {', '.join(own)}"
+
+
+def _takers(name: Any) -> list[str]:
+    """The options whose callbacks have an argument of that name."""
+    return [option for option, kind in KINDS.items() if name in inspect.signature(kind).parameters]
+
+
+def _others(takers: list[str], name: str, value: Any) -> str:
+    kinds = ", ".join(KINDS[option].__name__ for option in takers)
+    have = " and ".join(kinds.rsplit(", ", 1)) + (" has" if len(takers) == 1 else " have")
+    return f"but {have}: write {_places(takers, name, value)}"
+
+
+def _places(takers: list[str], name: str, value: Any) -> str:
+    return " or ".join(f"autopilot({option}={{{name!r}: {value!r}}})" for option in takers)
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter}" if letter.isupper() else letter for letter in name).strip("_").lower()

@@ -103,8 +103,10 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         return self.run.journal
 
     def __repr__(self) -> str:
-        defaults = inspect.signature(type(self).__init__).parameters
-        given = {k: v for k, v in self.arguments.items() if k not in defaults or v != defaults[k].default}
+        # a subclass with arguments of its own hands those of its parent on
+        kinds = [kind for kind in reversed(type(self).__mro__) if issubclass(kind, LRCallback)]
+        defaults = {k: p.default for kind in kinds for k, p in inspect.signature(kind.__init__).parameters.items()}
+        given = {k: v for k, v in self.arguments.items() if k not in defaults or v != defaults[k]}
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
     # for subclasses --------------------------------------------------------------------------------------------

@@ -262,6 +262,15 @@ class DivergenceGuard(LRCallback):
                 # the resumed weights are all there is to go back to
                 self._proven = list(label)
                 self._anchor_clock = self._clock
+        one = self.generations.newest.snapshot.bytes
+        if self.memory_limit is not None:
+            fits = self.memory_limit // max(one, 1)
+            if fits < 2:
+                raise ValueError(
+                    f"memory_limit must hold two copies of {one} bytes each, got {self.memory_limit}: "
+                    f"write {self.written(memory_limit=2 * one)}, or {self.left_out}"
+                )
+            self.generations.capacity = min(self.snapshots, fits)
         rank_zero_info(
             f"{self.name}: a snapshot takes {one / 2**20:.3g} MiB of host memory on each rank now, and up to "
             f"{self.generations.room} are kept; optimizer state that comes later adds to it"

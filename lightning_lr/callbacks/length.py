@@ -6,7 +6,7 @@ import math
 from typing import Any, overload
 
 
-def updates_in_epochs(trainer: Any, epochs: float, asking: str) -> float:
+def updates_in_epochs(trainer: Any, epochs: float, asking: str, instead: str = "give steps= instead") -> float:
     """The updates that each optimizer makes in so many epochs from the current one on.
 
     Under manual optimization one update per batch and optimizer is taken for granted.
@@ -15,6 +15,7 @@ def updates_in_epochs(trainer: Any, epochs: float, asking: str) -> float:
         trainer: within `fit`, its dataloaders set up.
         epochs: >= 0, may be fractional.
         asking: the argument that wants to know, for the error.
+        instead: what to write instead, for the error.
 
     Raises:
         ValueError: when the training dataloader has no length.
@@ -23,7 +24,7 @@ def updates_in_epochs(trainer: Any, epochs: float, asking: str) -> float:
     if not math.isfinite(batches):
         raise ValueError(
             f"{asking} needs to know how many batches an epoch has, but the training dataloader has no length: "
-            f"give steps= instead, or Trainer(limit_train_batches=<a whole number>)"
+            f"{instead}, or Trainer(limit_train_batches=<a whole number>)"
         )
     whole, rest = divmod(epochs, 1.0)
     first = trainer.current_epoch
@@ -32,15 +33,16 @@ def updates_in_epochs(trainer: Any, epochs: float, asking: str) -> float:
 
 
 @overload
-def updates_in_run(trainer: Any, asking: str) -> float: ...
+def updates_in_run(trainer: Any, asking: str, instead: str = ...) -> float: ...
 @overload
 def updates_in_run(trainer: Any, asking: None) -> float | None: ...
-def updates_in_run(trainer: Any, asking: str | None) -> float | None:
+def updates_in_run(trainer: Any, asking: str | None, instead: str = "give steps= instead") -> float | None:
     """The updates that each optimizer still makes in this run, by `max_steps` or `max_epochs`, whichever ends it.
 
     Args:
         trainer: within `fit`, its dataloaders set up.
         asking: the argument that wants to know, for the error; None: return None when it can't be told.
+        instead: what to write instead, for the error.
 
     Raises:
         ValueError: when the run has no known end.
@@ -59,7 +61,7 @@ def updates_in_run(trainer: Any, asking: str | None) -> float | None:
     raise ValueError(
         f"{asking} needs to know the length of the run, but max_steps is -1 and "
         f"{'max_epochs is -1' if epochs in (None, -1) else 'the training dataloader has no length'}: "
-        f"give steps= instead, or Trainer(max_steps=...)"
+        f"{instead}, or Trainer(max_steps=...)"
     )
 
 

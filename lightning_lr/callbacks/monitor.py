@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.change import RateChange
@@ -14,21 +14,28 @@ from lightning_lr.change import RateChange
 class LRMonitor(LRCallback):
     """Shows every effective rate and every change of it, with its cause, in all of the trainer's loggers.
 
-    A drop-in for `LearningRateMonitor`, with the same tags: `lr-AdamW`, `lr-AdamW/pg1`, a scheduler's or a param
-    group's own `name`. Rates are written when they change, at the very update, and not at every `log_every_n_steps`;
-    the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each callback, and the
-    text `lr-events`: step, optimizer and group, old rate -> new rate, cause.
+    A drop-in for `LearningRateMonitor`, with the same arguments and the same tags: `lr-AdamW`, `lr-AdamW/pg1`, a
+    scheduler's or a param group's own `name`. Rates are written when they change, at the very update, and not at every
+    `log_every_n_steps`; the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each
+    callback, and the text `lr-events`: step, optimizer and group, old rate -> new rate, cause. Without a logger the
+    same record is in `rates`, `changes` and `story`.
 
     Args:
+        logging_interval: Lightning's argument, `step`, `epoch` or None: without effect, since rates are written when
+            they change.
+        log_momentum: Lightning's name for `momentum`.
+        log_weight_decay: Lightning's name for `weight_decay`.
         momentum: also write `<tag>-momentum` (`momentum`, or the first of `betas`).
         weight_decay: also write `<tag>-weight_decay`.
         prog_bar: also show the rates in the progress bar.
         layout: write a layout for TensorBoard's custom scalars page: rates, factors and losses together. It replaces
             one that you wrote yourself.
-        name: under which its state is kept; by default the class's own.
+        name: under which its state is kept; by default the class's own. A second one beside this one, or a
+            checkpoint, needs another: `LRMonitor(name="Other")`.
 
     Raises:
-        ValueError: at the start of `fit` when the trainer has no logger, or has a `LearningRateMonitor` too.
+        ValueError: at construction for another `logging_interval`; at the start of `fit` when the trainer has a
+            `LearningRateMonitor` too.
 
     Example:
         >>> from lightning_lr import LRMonitor
@@ -41,6 +48,9 @@ class LRMonitor(LRCallback):
 
     def __init__(
         self,
+        logging_interval: Literal["step", "epoch"] | None = None,
+        log_momentum: bool = False,
+        log_weight_decay: bool = False,
         *,
         momentum: bool = False,
         weight_decay: bool = False,
@@ -50,7 +60,13 @@ class LRMonitor(LRCallback):
     ) -> None:
         super().__init__(name)
         self.keep_arguments(locals())
-        self.momentum, self.weight_decay = momentum, weight_decay
+        if logging_interval not in (None, "step", "epoch"):
+            raise ValueError(
+                f"logging_interval must be None, 'step' or 'epoch', got {logging_interval!r}: leave it out, rates are "
+                f"written when they change"
+            )
+        self.logging_interval = logging_interval
+        self.momentum, self.weight_decay = momentum or log_momentum, weight_decay or log_weight_decay
         self.prog_bar, self.layout = prog_bar, layout
 
     @property
@@ -68,19 +84,24 @@ class LRMonitor(LRCallback):
         """The last `fit`'s lines of `lr-events`, oldest first (the latest thousand), on every rank."""
         return [] if self._run is None else list(self._run.journal.story)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.loggers:
-            raise ValueError(
-                "LRMonitor needs a logger to write to, but the trainer has none: leave out Trainer(logger=False), or "
-                "LRMonitor (the other callbacks work without a logger)"
-            )
-
     def started(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.loggers:
+            monitor = f"your {type(self).__name__}" if self.option is None else "autopilot(...)[-1]"
+            rank_zero_info(
+                f"{self.name}: the trainer has no logger, so nothing is written. The record is in monitor.story, "
+                f"monitor.changes and monitor.rates, where monitor is {monitor}"
+            )
+        if self.logging_interval is not None:
+            rank_zero_info(
+                f"{self.written(logging_interval=self.logging_interval)}: logging_interval has no effect, rates are "
+                f"written when they change; leave it out"
+            )
         if self.layout:
             self.journal.layout(name.tag for names in self.run.names for name in names)
-        if self.momentum and not all(_momentum(g) is not None for o in self.ledger.optimizers for g in o.param_groups):
-            rank_zero_warn("LRMonitor(momentum=True): some optimizers have no momentum; nothing is written for them")
+        groups = [group for optimizer in self.ledger.optimizers for group in optimizer.param_groups]
+        if self.momentum and any(_momentum(group) is None for group in groups):
+            wanted = self.written(momentum=True)
+            rank_zero_warn(f"{wanted}: some optimizers have no momentum; nothing is written for them")
 
     def after_update(self, optimizer: int) -> None:
         if not (self.momentum or self.weight_decay):

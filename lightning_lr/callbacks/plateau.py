@@ -9,8 +9,10 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import real_number, whole_number
+from lightning_lr.callbacks import missing
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.metric import Metric, MetricError
+from lightning_lr.metric import Metric, MetricError, logged_names
+from lightning_lr.metric_name import looks_like_a_score, of_validation
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
 
 
@@ -25,7 +27,8 @@ class PlateauDecay(LRCallback):
     Args:
         monitor: the metric's name as logged. Of one logged with `on_step=True, on_epoch=True` the epoch's value is
             taken; `<name>_step` takes every step. Of a name logged in training and in validation it is the training's.
-        mode: `min` when less is better, `max` when more is.
+        mode: `min` when less is better, `max` when more is. None: `min`; but of a metric that is called like a score
+            (accuracy, F1, AUROC, reward, ...) it has to be said: without, there are no checks, and a warning.
         factor: the ratio of the new rate to the old, in (0, 1).
         patience: bad checks that are still borne; with `test="trend"` the length of the window in values, >= 3.
         threshold: the least improvement that counts, >= 0.
@@ -35,8 +38,8 @@ class PlateauDecay(LRCallback):
         max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
         test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
             ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different names.
+        name: under which its factor is kept and shown; by default the class's own. A second `PlateauDecay` in the same
+            trainer needs another: `PlateauDecay("train_loss", name="Other")`.
 
     Raises:
         ValueError: at construction for a value outside its bounds.
@@ -53,7 +56,7 @@ class PlateauDecay(LRCallback):
         self,
         monitor: str = "val_loss",
         *,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         factor: float = 0.1,
         patience: int = 10,
         threshold: float = 1e-4,
@@ -72,7 +75,10 @@ class PlateauDecay(LRCallback):
         self.min_lr = real_number("min_lr", min_lr, "[0, inf)")
         if max_decays is not None:
             max_decays = whole_number("max_decays", max_decays, 0, "None never asks the trainer to stop")
-        self.policy = PlateauPolicy(mode, patience, threshold, threshold_mode, cooldown, test)
+        self.mode = mode
+        self._mode_unknown = mode is None and looks_like_a_score(monitor)
+        assumed = "min" if mode is None else mode
+        self.policy = PlateauPolicy(assumed, patience, threshold, threshold_mode, cooldown, test)
         self.monitor, self.max_decays = monitor, max_decays
         self._values_per_check = 1 if test == "patience" else max(1, self.policy.patience // CHECKS_PER_WINDOW)
         self.reset()
@@ -87,6 +93,7 @@ class PlateauDecay(LRCallback):
         self._stepped = self._asked = self._validated = self._late = self._epoch_over = False
         self._groups: list[int] = []
         self._not_finite = 0
+        self._told = self._without_validation = False
 
     def forget(self) -> None:
         """Drops the checks that speak against the rate: they were made before a rewind, say."""
@@ -94,6 +101,11 @@ class PlateauDecay(LRCallback):
         self._micro_batches, self._updates = [], []
 
     def started(self, trainer: Any, pl_module: Any) -> None:
+        self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
+        if self._mode_unknown:
+            rank_zero_warn(missing.without_mode(self))
+        elif self._without_validation:
+            rank_zero_warn(missing.without_validation(self))
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         loop = trainer.fit_loop.epoch_loop
         validation = loop.val_loop.batch_progress
@@ -139,35 +151,52 @@ class PlateauDecay(LRCallback):
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'no metrics at all'}. "
                 f"Log it with self.log({self.monitor!r}, ...), or give another monitor="
             )
+        if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
+            raise MetricError(missing.after_an_epoch(self, sorted(trainer.callback_metrics)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._produced in (None, "step"):
+        if self._awaits("step"):
             self._take_step(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit":
             return
-        self._validated = True
-        if self._produced in (None, "validation"):
-            self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+        if not trainer.sanity_checking:
+            self._validated = True
+            if self._awaits("validation"):
+                self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+        if self._misses_metric and not self._told:
+            training = logged_names(trainer.fit_loop.epoch_loop._results)
+            words = missing.after_validation(self, logged_names(trainer._results), training)
+            if words is not None:
+                self._told = True
+                rank_zero_warn(words)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self._produced in (None, "epoch"):
+        if self._awaits("epoch"):
             self._take_one(trainer, self._metric.produced(trainer, on_step=False), "epoch")
-        if self._produced is None and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [
-            None
-        ]:
+        if self._awaits() and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [None]:
             self._produced = "step"
-        self._late = self._produced in (None, "late")
+        self._late = self._awaits("late")
         self._epoch_over = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._check_late()
         if self._produced is None and self.ledger.optimizers:
+        if self._misses_metric:
             rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
         super().on_train_end(trainer, pl_module)
+
+    def _awaits(self, source: str | None = None) -> bool:
+        """Whether the metric may come from there: none has come yet, or all have come from there."""
+        return not self._mode_unknown and self._produced in (None, source)
+
+    @property
+    def _misses_metric(self) -> bool:
+        """Whether none has come yet, of which nothing has been said at the start."""
+        return self._awaits() and self._produced is None and not self._without_validation
 
     def _take_step(self, trainer: Any) -> None:
         value = self._metric.produced(trainer, on_step=True)
@@ -286,9 +315,10 @@ class PlateauDecay(LRCallback):
             None if number is None else torch.tensor(number, dtype=torch.float64) for number in state["waiting"]
         ]
         self._micro_batches = [torch.tensor(number) for number in state["micro_batches"]]
-        if self.changed.keys() & {"monitor", "mode", "test", "threshold_mode"} or (
-            self.policy.test == "trend" and "patience" in self.changed
-        ):
+        # None and "min" are one mode
+        other_mode = "max" in self.changed.get("mode", ())
+        other_window = self.policy.test == "trend" and "patience" in self.changed
+        if other_mode or other_window or self.changed.keys() & {"monitor", "test", "threshold_mode"}:
             # the values so far are no measure for the new ones; the decays were made all the same
             self.state = PlateauState(decays=self.state.decays)
             self._produced, self._updates, self._micro_batches = None, [], []

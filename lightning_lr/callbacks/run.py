@@ -39,11 +39,11 @@ class Run(Listener):
         self.peers = list(peers)
         self.ledger = Ledger([], self)
         names = [peer.name for peer in peers]
-        for name in names:
-            if names.count(name) > 1:
+        for index, name in enumerate(names):
+            if name in names[:index]:
                 raise ValueError(
                     f"callbacks need different names, but {names.count(name)} are called {name!r}: "
-                    f"give one of them name='...'"
+                    f"give one of them another, {peers[index].written(name='...')}"
                 )
         kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
         for refused in REFUSED:
@@ -56,15 +56,16 @@ class Run(Listener):
         stock = any(kind.__name__ == "LearningRateMonitor" for c in trainer.callbacks for kind in type(c).__mro__)
         if monitors and stock:
             raise ValueError(
-                "LRMonitor and LearningRateMonitor write the same tags: leave LearningRateMonitor out, "
-                "LRMonitor shows all that it shows"
+                f"LRMonitor and LearningRateMonitor write the same tags: leave LearningRateMonitor out, "
+                f"LRMonitor shows all that it shows (or {monitors[0].left_out})"
             )
         sources = [peer.name for peer in peers if peer.has_factor]
         self.journal = Journal(trainer, self.names_at, sources, monitoring=bool(monitors), show_rates=not stock)
         if stock:
+            ours = "LRMonitor()" if all(peer.option is None for peer in peers) else "autopilot(lr_monitor={})"
             rank_zero_info(
-                "LearningRateMonitor shows the scheduler's rates, without the factors of lightning_lr: LRMonitor, in "
-                "its place, shows the rates that the updates are made with"
+                f"LearningRateMonitor shows the scheduler's rates, without the factors of lightning_lr: {ours}, in "
+                f"its place, shows the rates that the updates are made with"
             )
         self._saved: dict[str, Any] | None = None
         self.names: list[list[GroupName]] = []

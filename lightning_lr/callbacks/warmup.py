@@ -27,8 +27,8 @@ class Warmup(LRCallback):
         fraction: the length as a share of the run, in (0, 1].
         shape: `linear`, `cosine`, `exponential` or `constant`; see `lightning_lr.policies.warmup.SHAPES`.
         start_factor: the factor from which it rises, in [0, 1).
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different names.
+        name: under which its factor is kept and shown; by default the class's own. A second `Warmup` in the same
+            trainer needs another: `Warmup(50, name="Other")`.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` when the length can't be told
@@ -119,7 +119,7 @@ class Warmup(LRCallback):
         if run is not None and left > run:
             rank_zero_warn(
                 f"{self.name} has {left} updates to go and the run has {run:.0f}: the rate never reaches its full "
-                f"height; fraction=0.1 warms up over a tenth of the run"
+                f"height; {self.written(fraction=0.1)} warms up over a tenth of the run"
             )
 
     def before_update(self, optimizer: int) -> None:
@@ -174,10 +174,12 @@ class Warmup(LRCallback):
 
     def _given_length(self, trainer: Any, made: int) -> int | None:
         """The length in updates, where so many of the run's have been made already."""
+        instead = f"count updates instead, as in {self.written(steps=100)}"
         if self.epochs is not None:
-            length = updates_in_epochs(trainer, self.epochs, f"{self.name}(epochs={self.epochs})")
+            length = updates_in_epochs(trainer, self.epochs, self.written(epochs=self.epochs), instead)
         elif self.fraction is not None:
-            length = self.fraction * (made + updates_in_run(trainer, f"{self.name}(fraction={self.fraction})"))
+            asking = self.written(fraction=self.fraction)
+            length = self.fraction * (made + updates_in_run(trainer, asking, instead))
         else:
             return self.steps if isinstance(self.steps, int) else None
         return max(1, round(length))
@@ -186,7 +188,7 @@ class Warmup(LRCallback):
         betas = group.get("betas")
         if not isinstance(betas, (tuple, list)) or len(betas) < 2:
             raise ValueError(
-                f"{self.name}(steps='auto') needs an Adam-type optimizer, whose param groups have betas: "
-                f"give steps=, epochs= or fraction= instead"
+                f"{self.written(steps='auto')} needs an Adam-type optimizer, whose param groups have betas: "
+                f"give a number of steps, epochs, or a share of the run, as in {self.written(fraction=0.05)}"
             )
         return untuned_steps(float(betas[1]))
