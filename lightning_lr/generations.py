@@ -16,10 +16,11 @@ class Generation:
         snapshot: the copy.
         label: the clock of each judge when it was taken.
         clock: updates that had been judged then, or at the rewind that brought it back.
+        step: the place on the loggers' axis that it was taken at, before that step's update.
     """
 
-    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int) -> None:
-        self.snapshot, self.label, self.clock = snapshot, label, clock
+    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, step: int = 0) -> None:
+        self.snapshot, self.label, self.clock, self.step = snapshot, label, clock, step
 
     def healthy(self, proven: tuple[int, ...]) -> bool:
         """Was it taken before everything that is not proven yet?"""
@@ -64,13 +65,16 @@ class Generations:
         """The host memory that all copies take by now."""
         return sum(generation.snapshot.bytes for generation in self._kept) + sum(s.bytes for s in self._free)
 
-    def take(self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], *, keep_anchor: bool) -> bool:
+    def take(
+        self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], step: int = 0, *, keep_anchor: bool
+    ) -> bool:
         """Takes a snapshot if there is room for one.
 
         Args:
             label: the clock of each judge.
             clock: updates judged so far.
             proven: up to which clocks of the judges weights are proven healthy.
+            step: the present place on the loggers' axis.
             keep_anchor: whether the oldest must stay although a newer one is proven.
 
         Returns:
@@ -83,7 +87,7 @@ class Generations:
             return False
         snapshot = self._free.pop() if self._free else Snapshot(self.source)
         snapshot.take()
-        self._kept.append(Generation(snapshot, label, clock))
+        self._kept.append(Generation(snapshot, label, clock, step))
         return True
 
     def adopt(self) -> None:
@@ -119,12 +123,15 @@ class Generations:
 
     def state_dict(self) -> dict[str, Any]:
         """All copies with their labels, for a checkpoint."""
-        return {"kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept]}
+        return {
+            "kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept],
+            "steps": [g.step for g in self._kept],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
         self._kept = []
-        for label, clock, saved in state["kept"]:
+        for (label, clock, saved), step in zip(state["kept"], state["steps"], strict=True):
             snapshot = Snapshot(self.source)
             snapshot.load_state_dict(saved)
-            self._kept.append(Generation(snapshot, tuple(label), clock))
+            self._kept.append(Generation(snapshot, tuple(label), clock, step))
