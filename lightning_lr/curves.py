@@ -36,7 +36,8 @@ class Curves:
         self._lasting: dict[str, None] = {}
         self._drifts: dict[str, Drift] = {}
         self._late: dict[str, float] = {}
-        self._tails: dict[str, tuple[int, int]] = {}
+        self._tails: dict[str, int] = {}
+        self._tailed: dict[str, int] = {}
         self._furthest = 0
 
     @property
@@ -66,7 +67,7 @@ class Curves:
             if step > 0 and (shown is None or shown[0] < step - 1):
                 self._old(step - 1, tag, before)
             if before != value:
-                self._tails[tag] = (TAIL, step)
+                self._tails[tag] = TAIL + 1
                 drift = self._drifts.get(tag)
                 if drift is None or not drift.takes(before, value, at=step, step=step):
                     self._drifts[tag] = Drift.begin(before, value, at=step, step=step)
@@ -93,7 +94,7 @@ class Curves:
         remote = {tag: value for tag, value in new.items() if logs or not self._runs(tag)}
         self._late.update((tag, value) for tag, value in new.items() if tag not in remote)
         for tag, value in list(self._late.items()):
-            if tag in remote or logs or self._drifts[tag].over(step):
+            if tag in remote or logs or (ends and self._drifts[tag].over(step)):
                 del self._late[tag]
                 remote.setdefault(tag, value)
         tail = self._tail(step, new) if ends else {}
@@ -111,20 +112,19 @@ class Curves:
         return drift is not None and drift.running and tag in self._lasting
 
     def _old(self, step: int, tag: str, value: float) -> None:
-        _, there = self._tails.get(tag, (0, -1))
         for logger in self._trainer.loggers if self.writes else ():
             # others drop, or refuse, a step below one that they already have
-            if is_csv(logger) or (is_tensorboard(logger) and there < step):
+            if is_csv(logger) or (is_tensorboard(logger) and self._tailed.get(tag) != step):
                 logger.log_metrics({tag: value}, step=step)
 
     def _tail(self, step: int, new: dict[str, float]) -> dict[str, float]:
         tail = {}
-        for tag, (left, last) in list(self._tails.items()):
-            if left == 0 or last == step:
-                continue
-            self._tails[tag] = (left - 1, step)
+        for tag, left in self._tails.items():
             if tag not in new:
                 tail[tag] = self._shown[tag][1]
+                self._tailed[tag] = step
+            self._tails[tag] = left - 1
+        self._tails = {tag: left for tag, left in self._tails.items() if left}
         return tail
 
     def _send(
@@ -133,7 +133,7 @@ class Curves:
         for logger in self._trainer.loggers if self.writes else ():
             at, row = step, dict[str, Any](new)
             if is_tensorboard(logger):
-                row |= tail
+                row = {tag: value for tag, value in row.items() if self._tailed.get(tag) != step} | tail
             elif is_csv(logger):
                 # of Lightning's loggers only the CSV file takes words among the numbers
                 row |= {EVENTS: text} if text else {}

@@ -14,8 +14,8 @@ SMALL = 0.1
 """A small change, as a ratio to the value before."""
 
 GROWS, SHRINKS = 2.0, 4.0
-"""A change that is large goes together with the one just before it if it is no more than twice as large, and no less
-than a quarter: so do those of every ramp, but not a drop with the slow growth that follows it."""
+"""A large change goes together with the one just before it if both lead the same way, and it is no more than twice as
+large, and no less than a quarter: so do those of every ramp, but not a drop with the growth that follows it."""
 
 
 @dataclass
@@ -24,17 +24,20 @@ class Drift:
 
     Args:
         first: the value before the first of them.
-        last: the value since the latest.
+        before: the value before the latest.
+        last: the value since then.
         start: the loggers' step of the first.
         step: the loggers' step of the latest.
         at: when the latest came, on the clock by which they are told apart (updates, or steps).
         lowest: of all values, `first` and `last` among them.
         highest: the same.
+        size: of the latest change, as a ratio.
         length: the changes so far.
         gap: the longest time between two of them.
     """
 
     first: float
+    before: float
     last: float
     start: int
     step: int
@@ -48,16 +51,17 @@ class Drift:
     @classmethod
     def begin(cls, old: float, new: float, *, at: int, step: int) -> Drift:
         """With its first change."""
-        return cls(old, new, step, step, at, min(old, new), max(old, new), _size(old, new))
+        return cls(old, old, new, step, step, at, min(old, new), max(old, new), _size(old, new))
 
     def takes(self, old: float, new: float, *, at: int, step: int) -> bool:
         """Adds a change that goes together with the ones before; False for one that does not."""
         size, gap = _size(old, new), at - self.at
         small = max(size, self.size) <= SMALL and gap <= GAP
-        ramp = gap <= 1 and size <= GROWS * self.size and (self.size <= SMALL or self.size <= SHRINKS * size)
+        onward = gap <= 1 and (new > old) == (self.last > self.before)
+        ramp = onward and size <= GROWS * self.size and (self.size <= SMALL or self.size <= SHRINKS * size)
         if not (small or ramp):
             return False
-        self.last, self.at, self.step, self.size = new, at, step, size
+        self.before, self.last, self.at, self.step, self.size = old, new, at, step, size
         self.lowest, self.highest = min(self.lowest, new), max(self.highest, new)
         self.length, self.gap = self.length + 1, max(self.gap, gap)
         return True

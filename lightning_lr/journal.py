@@ -146,11 +146,13 @@ class Journal:
             self.tell(line, warn=warn)
 
     def scalars(self, values: dict[str, float]) -> None:
-        """Scalars by tag for this step, each written only when it differs from the one shown last."""
+        """Scalars by tag for this step; each is written only when it differs from the one shown last, but a sweep's."""
         for tag, value in values.items():
             shown = self._curves.shown(tag)
-            if shown is None or shown != value:
-                self._scalar(tag, value, before=shown, lasting=not tag.startswith(FINDER))
+            if tag.startswith(FINDER):
+                self._scalar(tag, value)
+            elif shown is None or shown != value:
+                self._scalar(tag, value, before=shown, lasting=True)
 
     # what is written -------------------------------------------------------------------------------------------
 
@@ -248,7 +250,8 @@ class Journal:
             "effective rate": ["Multiline", rates],
             "factors": ["Multiline", [f"^{FACTOR}.*"]],
             "loss": ["Multiline", [losses]],
-            "incidents": ["Multiline", [f"^{INCIDENT}.*"]],
+            # single points: smoothed, they would be drawn where there was nothing
+            "incidents (set smoothing to 0)": ["Multiline", [f"^{INCIDENT}.*"]],
         }
         for logger in self._trainer.loggers:
             if _can(logger, "add_custom_scalars"):

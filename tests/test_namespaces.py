@@ -275,7 +275,7 @@ def fit_on_a_rank(namespace: str, root: Path) -> tuple[dict[str, Any], list[str]
         console.setLevel(level)
     assert isinstance(made, lightning.Trainer)
     warned = [str(warning.message) for warning in caught if "Warmup" in str(warning.message)]
-    return record(model, callbacks), warned, [line for line in kept.lines if "LRFinder" in line or "skipped:" in line]
+    return record(model, callbacks), warned, [line for line in kept.lines if "LRFinder" in line or "skipped" in line]
 
 
 @each
