@@ -45,11 +45,6 @@ class Curves:
         """Is there anybody to write to?"""
         return self._trainer.is_global_zero and bool(self._trainer.loggers)
 
-    @property
-    def waiting(self) -> bool:
-        """Are there points that `write` has not been called for?"""
-        return bool(self._new)
-
     def shown(self, tag: str) -> float | None:
         """The last value."""
         return self._shown[tag][1] if tag in self._shown else None
@@ -101,7 +96,7 @@ class Curves:
         self._send(step, new, remote, tail, text)
 
     def close(self, step: int, last: dict[str, float]) -> None:
-        """The last points: `last` and every lasting scalar's, as far as they are not there yet."""
+        """The last points: of `last`, of all factors, and those held back; as far as they are not there yet."""
         last = {**last, **{tag: self._shown[tag][1] for tag in self._lasting if tag.startswith(FACTOR)}}
         new = {tag: value for tag, value in last.items() if self._shown.get(tag, (None,))[0] != step}
         late, self._late = self._late, {}
