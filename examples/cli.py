@@ -6,12 +6,11 @@ Run `python examples/cli.py fit --config examples/cli.yaml`. What is written beh
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from digits import Classifier, digits
+from digits import Classifier, calm, digits
 from pytorch_lightning.cli import LightningCLI
 from torch.utils.data import DataLoader
 
@@ -38,7 +37,7 @@ class Digits(pl.LightningDataModule):
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    calm()
     torch.set_num_threads(1)  # the model is too small for more
 
     trainer: Any = LightningCLI(Classifier, Digits).trainer

@@ -65,13 +65,19 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         logits = self.net(batch[0])
-        self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]), prog_bar=True)
-        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean(), prog_bar=True)
+        self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]), prog_bar=True, sync_dist=True)
+        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["rate"])
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.hparams["updates"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+
+def calm() -> None:
+    """Leaves out what says nothing of these runs: advice for large data, and Lightning's own use of torch."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*(LeafSpec|all_gather).*is deprecated.*")
 
 
 def main() -> None:
@@ -82,17 +88,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="epochs of 40 updates (default: %(default)s)")
     parser.add_argument("--logs", default="logs", help="folder for TensorBoard (default: %(default)s)")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    calm()
     torch.set_num_threads(1)  # the model is too small for more
 
     pl.seed_everything(0, verbose=False)
     train, held_out = digits()
     autopilot = llr.autopilot("val_loss", plateau={"factor": 0.5, "patience": 1}, lr_monitor={"prog_bar": True})
-    tensorboard = TensorBoardLogger(args.logs, name="digits")
+    tensorboard = TensorBoardLogger(args.logs, name="digits", default_hp_metric=False)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
-        logger=[tensorboard, CSVLogger(args.logs, name="digits", version=tensorboard.version)],
+        # the CSV file needs a folder of its own: it takes one over with all that is in it
+        logger=[tensorboard, CSVLogger(tensorboard.log_dir, name="", version="csv")],
         log_every_n_steps=10,
         callbacks=[*autopilot, TQDMProgressBar(refresh_rate=10)],
     )

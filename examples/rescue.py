@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from digits import Classifier, digits
+from digits import Classifier, calm, digits
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -46,7 +45,7 @@ def train(name: str, rate: float, callbacks: list[Any], args: argparse.Namespace
     print(f"\n{name}", flush=True)
     pl.seed_everything(0, verbose=False)
     data, held_out = digits()
-    logger = TensorBoardLogger(args.logs, name="rescue")
+    logger = TensorBoardLogger(args.logs, name="rescue", default_hp_metric=False)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15, help="epochs of 40 updates (default: %(default)s)")
     parser.add_argument("--logs", default="logs", help="folder for TensorBoard (default: %(default)s)")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    calm()
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
     torch.set_num_threads(1)
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import warnings
 
 import pytorch_lightning as pl
 import torch
-from digits import Classifier, digits
+from digits import Classifier, calm, digits
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="epochs of 20 updates (default: %(default)s)")
     parser.add_argument("--logs", default="logs", help="folder for TensorBoard (default: %(default)s)")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    calm()
     torch.set_num_threads(1)
 
     pl.seed_everything(0, verbose=False)
@@ -34,8 +33,9 @@ def main() -> None:
         accelerator="cpu",
         devices=2,
         strategy="ddp",
-        logger=TensorBoardLogger(args.logs, name="two_processes"),
+        logger=TensorBoardLogger(args.logs, name="two_processes", default_hp_metric=False),
         enable_checkpointing=False,
+        log_every_n_steps=10,
         callbacks=[
             llr.Warmup(epochs=1),
             # the loss of each rank's own batches: the ranks decide from its mean

@@ -15,8 +15,9 @@ class RateChange:
 
     Args:
         step: the update's place on the loggers' axis (0 is the first batch that steps).
-        optimizer: the optimizer's name as `LearningRateMonitor` writes it, without `lr-`.
-        group: the param group's `name`, or `pg1`, `pg2`, ...
+        optimizer: the optimizer's name as `LearningRateMonitor` writes it, without `lr-` (or its scheduler's `name`).
+        group: the param group's `name`, or `pg1`, `pg2`, ...; empty for an optimizer's only group if it has no `name`.
+            So both spell the tag: `lr-<optimizer>` or `lr-<optimizer>/<group>`.
         old: the effective rate of the update before, absolute.
         new: the effective rate of this update, absolute.
         cause: who changed it and why, in words.

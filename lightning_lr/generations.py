@@ -24,6 +24,11 @@ class Generation:
 
     def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, size: int) -> None:
         self.snapshot, self.label, self.clock, self.size = snapshot, label, clock, size
+        step: the place on the loggers' axis that it was taken at, before that step's update.
+    """
+
+    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, step: int = 0) -> None:
+        self.snapshot, self.label, self.clock, self.step = snapshot, label, clock, step
 
     def healthy(self, proven: tuple[int, ...]) -> bool:
         """Was it taken before everything that is not proven yet?"""
@@ -88,12 +93,16 @@ class Generations:
         return size
 
     def take(self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], *, keep_anchor: bool) -> bool:
+    def take(
+        self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], step: int = 0, *, keep_anchor: bool
+    ) -> bool:
         """Takes a snapshot if there is room for one.
 
         Args:
             label: the clock of each judge.
             clock: updates judged so far.
             proven: up to which clocks of the judges weights are proven healthy.
+            step: the present place on the loggers' axis.
             keep_anchor: whether the oldest must stay although a newer one is proven.
 
         Returns:
@@ -112,6 +121,7 @@ class Generations:
         snapshot = self._free.pop() if self._free else Snapshot(self.source)
         snapshot.take()
         self._kept.append(Generation(snapshot, label, clock, size))
+        self._kept.append(Generation(snapshot, label, clock, step))
         return True
 
     def adopt(self, proven: tuple[int, ...]) -> bool:
@@ -201,3 +211,14 @@ class Generations:
             if any(generation.snapshot is snapshot for generation in self._kept):
                 snapshot.load_state_dict(saved)
         return True
+            "kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept],
+            "steps": [g.step for g in self._kept],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self._kept = []
+        for (label, clock, saved), step in zip(state["kept"], state["steps"], strict=True):
+            snapshot = Snapshot(self.source)
+            snapshot.load_state_dict(saved)
+            self._kept.append(Generation(snapshot, tuple(label), clock, step))

@@ -4,59 +4,35 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from lightning_lr.change import SCHEDULER, Part, RateChange
+from lightning_lr.console import console
+from lightning_lr.curves import EVENTS, FACTOR, FINDER, INCIDENT, Curves
+from lightning_lr.drift import MANY, Drift
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName
-
-EVENTS = "lr-events"
-FACTOR = "lr-factor/"
-DRIFT = 3
-"""After this many changes of one rate by one source in a row, the text says so once, and once more when it ends."""
-
-DRIFT_GAP = 16
-"""Changes are in a row when they come at every update and none is twice as large as the one before (as a ratio), or
-when they are small and at most so many updates apart."""
-
-SMALL = 0.1
-"""A small change, as a ratio to the value before."""
+from lightning_lr.repeats import TOLD, Repeats
 
 STORY_LINES = 1000
 CHANGES_KEPT = 10_000
-
-
-@dataclass
-class Drift:
-    """One source that changes one rate at every update: a warm-up, a schedule by step."""
-
-    source: str
-    start: int
-    first: float
-    last: float
-    update: int
-    step: int
-    size: float
-    length: int = 1
-    gap: int = 1
 
 
 class Journal:
     """Collects within a batch, writes at its end, on rank zero only, on the loggers' own axis.
 
     Scalars: the effective rate under Lightning's tag names, and `lr-factor/<callback>` (for a group whose factor
-    differs from the first group's, `lr-factor/<callback>/<group>`). Before an isolated change the old value is written
-    for the step before, so that a curve shows a step and no slope. Text: `lr-events`, one entry for each step that has
-    something to say.
+    differs from the first group's, `lr-factor/<callback>/<group>`); see `Curves`. Text: `lr-events`, one entry for each
+    step that has something to say. A drift is told by its first changes and once more when it ends, incidents of one
+    kind by the first of them and by their count.
 
     Args:
         trainer: whose loggers are written to.
         names: gives the names of the param group at (optimizer, group).
         sources: of the factors, which all have a curve.
-        monitoring: whether the text has the scheduler's own changes and the first rates too, and the scalars the last
-            rates (`LRMonitor`).
+        monitoring: whether the text has the scheduler's own changes and the first rates too, and the curves the
+            trainer's own logging steps and the last rates (`LRMonitor`).
         show_rates: whether the rates themselves are written (somebody else may already write their tags).
     """
 
@@ -76,14 +52,14 @@ class Journal:
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self.changes: deque[RateChange] = deque(maxlen=CHANGES_KEPT)
         self._drifts: dict[tuple[int, int, str], Drift] = {}
+        self._repeats = Repeats()
         self._sources = list(sources)
         self._begun: set[tuple[int, int]] = set()
         self._moved: dict[tuple[str, tuple[int, int]], float | None] = {}
         self._lines: list[str] = []
-        self._scalars: dict[str, float] = {}
-        self._shown: dict[str, tuple[int, float]] = {}
+        self._curves = Curves(trainer)
         self._at = 0
-        self._closed = False
+        self._closed = self._over = False
         self._last_step: int | None = None
 
     @property
@@ -111,7 +87,7 @@ class Journal:
             self._begun.add(place)
             self._moved = {(source, place): None for source in self._sources} | self._moved
         if self._show_rates and (first or old != new):
-            self._scalar(names.tag, new, before=old)
+            self._scalar(names.tag, new, before=old, lasting=True)
         if old == new:
             return
         if old is None:
@@ -125,7 +101,7 @@ class Journal:
             loud = [part for part in loud if part.source != SCHEDULER]
         if loud:
             words = "; ".join(_words(part) for part in loud)
-            on = [part.source for part in loud if self._drifts[(*place, part.source)].length == DRIFT]
+            on = [part.source for part in loud if self._drifts[(*place, part.source)].length == MANY]
             if on:
                 words += f" ({' and '.join(on)}: goes on like this, the next line of it comes at its end)"
             self.say(f"{_where(names)}: {old:.6g} -> {new:.6g}: {words}")
@@ -136,40 +112,77 @@ class Journal:
         self._lines.append(line)
         for tag, value in scalars.items():
             self._scalar(tag, value)
+        if self._over:
+            self._write()
+
+    def tell(self, line: str, *, warn: bool = False, **scalars: float) -> None:
+        """What `say` does, and on the console too, where it begins with the step."""
+        console(f"step {self.step}: {line}", warn=warn)
+        self.say(line, **scalars)
+
+    def incident(
+        self, kind: Hashable, line: str, more: str, last: str, *, warn: bool = False, **scalars: float
+    ) -> None:
+        """Tells one that is new, or counts it, if some of its kind have just been told; its scalars are always written.
+
+        Args:
+            kind: equal for incidents that are told as one.
+            line: what is told of it.
+            more: see `Repeats.add`.
+            last: see `Repeats.add`.
+            warn: whether the console has it as a warning.
+            scalars: by tag.
+        """
+        told = self._repeats.add(kind, self.step, more, last, warn=warn)
+        if told:
+            self.sum_up()
+            self.tell(line if told < TOLD else f"{line}; more like this are counted", warn=warn)
+        for tag, value in scalars.items():
+            self._scalar(tag, value)
+
+    def sum_up(self) -> None:
+        """Tells the number of the incidents that have only been counted by now."""
+        for line, warn in self._repeats.all():
+            self.tell(line, warn=warn)
 
     def scalars(self, values: dict[str, float]) -> None:
-        """Scalars by tag for this step, each written only when it differs from the one shown last."""
+        """Scalars by tag for this step; each is written only when it differs from the one shown last, but a sweep's."""
         for tag, value in values.items():
-            shown = self._shown.get(tag)
-            if shown is None or shown[1] != value:
-                self._scalar(tag, value, before=None if shown is None else shown[1])
+            shown = self._curves.shown(tag)
+            if tag.startswith(FINDER):
+                self._scalar(tag, value)
+            elif shown is None or shown != value:
+                self._scalar(tag, value, before=shown, lasting=True)
 
     # what is written -------------------------------------------------------------------------------------------
 
     def flush(self, ledger: Ledger) -> None:
         """Writes what has gathered for the present step; at the end of every batch that made an update."""
+        for line, warn in self._repeats.due(self.step):
+            self.tell(line, warn=warn)
         if self._drifts:
             self._end_drifts(ledger)
         if self._moved:
             self._factors(ledger)
-        self._write()
+        logs = self._trainer._logger_connector.should_update_logs
+        self._turn_to_step()
+        self._curves.rest(self._at, dense=logs and self.monitoring)
+        self._write(logs=logs, ends=True)
 
     def close(self, ledger: Ledger, rates: Iterable[tuple[str, float]]) -> None:
         """Writes the end of every drift, and the last rates at the step of the last update."""
         if self._closed:
             return
+        self.sum_up()
         self._closed = True
         self._end_drifts(ledger, all_of_them=True)
         if self._moved:
             self._factors(ledger)
         self._write()
-        if self._last_step is None:
-            return
-        last = dict(rates) if self.monitoring and self._show_rates else {}
-        last |= {tag: value for tag, (_, value) in self._shown.items() if tag.startswith(FACTOR)}
-        self._metrics(
-            {tag: v for tag, v in last.items() if self._shown.get(tag, (None,))[0] != self._last_step}, self._last_step
-        )
+        if self._last_step is not None:
+            self._curves.close(self._last_step, dict(rates) if self.monitoring and self._show_rates else {})
+        # other callbacks may come after the one that closes, and have last words too
+        self._over = True
 
     def _turn_to_step(self) -> int:
         step = self.step
@@ -178,97 +191,67 @@ class Journal:
             self._at = step
         return step
 
-    def _scalar(self, tag: str, value: float, before: float | None = None) -> None:
+    def _scalar(self, tag: str, value: float, before: float | None = None, *, lasting: bool = False) -> None:
         step = self._turn_to_step()
-        if tag in self._scalars:
+        if self._curves.holds(tag):
             self._write()
-        shown = self._shown.get(tag)
-        if before is not None and step > 0 and (shown is None or shown[0] < step - 1):
-            self._metrics({tag: before}, step - 1, backward=True)
-        self._scalars[tag] = value
-        self._shown[tag] = (step, value)
+        self._curves.add(step, tag, value, before, lasting=lasting)
 
     def _factors(self, ledger: Ledger) -> None:
         for (source, place), old in self._moved.items():
             factor, tag = ledger.used_factor(source, *place), FACTOR + source
             if place != (0, 0):
                 own = f"{tag}/{self._names(place).tag}"
-                if own not in self._shown and factor == ledger.used_factor(source, 0, 0):
+                if self._curves.shown(own) is None and factor == ledger.used_factor(source, 0, 0):
                     continue
                 tag = own
-            self._scalar(tag, factor, before=old)
+            self._scalar(tag, factor, before=old, lasting=True)
         self._moved.clear()
 
     def _drift(self, update: int, place: tuple[int, int], part: Part) -> bool:
         """Counts a change by its source; says whether the text should have it."""
         key = (*place, part.source)
         drift = self._drifts.get(key)
-        size = abs(part.new - part.old) / max(abs(part.new), abs(part.old))
         if drift is not None:
-            gap = update - drift.update
-            if (size <= SMALL and gap <= DRIFT_GAP) or (gap <= 1 and size <= 2.0 * drift.size):
-                drift.length, drift.last, drift.update, drift.step = drift.length + 1, part.new, update, self.step
-                drift.gap, drift.size = max(drift.gap, gap), size
-                return drift.length <= DRIFT
+            if drift.takes(part.old, part.new, at=update, step=self.step):
+                return not drift.running
             self._end(key, drift)
-        self._drifts[key] = Drift(part.source, self.step, part.old, part.new, update, self.step, size)
+        self._drifts[key] = Drift.begin(part.old, part.new, at=update, step=self.step)
         return True
 
     def _end_drifts(self, ledger: Ledger, *, all_of_them: bool = False) -> None:
         for key, drift in list(self._drifts.items()):
-            gap = drift.gap if drift.length > DRIFT else DRIFT_GAP
-            if not all_of_them and ledger.updates(key[0]) < drift.update + gap:
-                continue
-            del self._drifts[key]
-            self._end(key, drift)
+            if all_of_them or drift.over(ledger.updates(key[0])):
+                del self._drifts[key]
+                self._end(key, drift)
 
     def _end(self, key: tuple[int, int, str], drift: Drift) -> None:
-        if drift.length > DRIFT and (self.monitoring or drift.source != SCHEDULER):
-            self.say(
-                f"{_where(self._names(key[:2]))}: {drift.source} {drift.first:.6g} -> {drift.last:.6g} "
-                f"in {drift.length} changes, steps {drift.start} to {drift.step}"
-            )
+        _, _, source = key
+        if drift.running and (self.monitoring or source != SCHEDULER):
+            self.say(f"{_where(self._names(key[:2]))}: {source} {drift.words}")
 
-    @property
-    def _writes(self) -> bool:
-        return self._trainer.is_global_zero and bool(self._trainer.loggers)
-
-    def _write(self) -> None:
-        step, lines, scalars = self._at, list(dict.fromkeys(self._lines)), self._scalars
-        if not lines and not scalars:
-            return
-        self._lines, self._scalars = [], {}
+    def _write(self, *, logs: bool = False, ends: bool = False) -> None:
+        step, lines = self._at, list(dict.fromkeys(self._lines))
+        self._lines = []
         self.story += [f"step {step}: {line}" for line in lines]
-        self._metrics(scalars, step, "; ".join(lines))
-        if lines and self._writes:
+        self._curves.write(step, "; ".join(lines), logs=logs, ends=ends)
+        if lines and self._curves.writes:
             text = "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else lines[0]
             for logger in self._trainer.loggers:
                 if _can(logger, "add_text"):
                     logger.experiment.add_text(EVENTS, text, step)
 
-    def _metrics(self, scalars: dict[str, float], step: int, text: str = "", *, backward: bool = False) -> None:
-        if not self._writes:
-            return
-        for logger in self._trainer.loggers:
-            # others drop, or refuse, a step below one that they already have
-            if backward and not (_can(logger, "add_scalar") or type(logger).__name__ == "CSVLogger"):
-                continue
-            # of Lightning's loggers only the CSV file takes words among the numbers
-            row: dict[str, Any] = dict(scalars)
-            if text and type(logger).__name__ == "CSVLogger":
-                row[EVENTS] = text
-            if row:
-                logger.log_metrics(row, step=step)
-
-    def layout(self, rate_tags: Iterable[str], losses: str = ".*loss.*") -> None:
-        """Writes TensorBoard's custom scalars layout: rates, factors and losses on one page."""
-        if not self._writes:
+    def layout(self, rate_tags: Iterable[str], losses: str = "(?!lr-).*loss.*") -> None:
+        """Writes TensorBoard's custom scalars layout: rates, factors, losses and incidents on one page."""
+        if not self._curves.writes:
             return
         rates = [f"^{re.escape(tag)}$" for tag in rate_tags]
         charts = {
             "effective rate": ["Multiline", rates],
             "factors": ["Multiline", [f"^{FACTOR}.*"]],
             "loss": ["Multiline", [losses]],
+            # single points: smoothed, they would be drawn where there was nothing
+            "incidents (set smoothing to 0)": ["Multiline", [f"^{INCIDENT}.*"]],
         }
         for logger in self._trainer.loggers:
             if _can(logger, "add_custom_scalars"):
@@ -280,7 +263,7 @@ def _can(logger: Any, what: str) -> bool:
 
 
 def _where(names: GroupName) -> str:
-    return f"{names.optimizer}/{names.group}" if names.tag.endswith(f"/{names.group}") else names.optimizer
+    return f"{names.optimizer}/{names.group}" if names.group else names.optimizer
 
 
 def _words(part: Part) -> str:

@@ -17,6 +17,7 @@ class GroupName:
     Args:
         optimizer: the optimizer's, such as `AdamW`, `Adam-1`, or its scheduler's `name`.
         group: the group's `name` (numbered where it is not the only one), or `pg1`, `pg2`, ...
+        group: the group's `name`, or `pg1`, `pg2`, ...; empty for an optimizer's only one if it has no `name`.
         tag: the scalar's, such as `lr-AdamW`, `lr-AdamW/pg1`.
     """
 
@@ -67,6 +68,8 @@ def _names(optimizer: Optimizer, tag: str) -> list[GroupName]:
         labels.append(label)
     several = len(groups) > 1
     return [
-        GroupName(tag.removeprefix("lr-"), label, f"{tag}/{label}" if several or "name" in group else tag)
+        GroupName(tag.removeprefix("lr-"), label, f"{tag}/{label}")
+        if several or "name" in group
+        else GroupName(tag.removeprefix("lr-"), "", tag)
         for group, label in zip(groups, labels, strict=True)
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -117,10 +119,15 @@ def test_a_long_ramp_is_one_curve_and_a_few_words(tmp_path: Path) -> None:
         Model(sgd), Loader(20)
     )
     read = Read(tmp_path)
+    # the ramp, what smoothing needs after it, and the trainer's logging steps
+    ends = [*range(40, 48), 49, 99]
     assert read.scalars["lr-SGD"] == [(k, pytest.approx(0.1 * (k + 1) / 40)) for k in range(40)] + [
-        (99, pytest.approx(0.1))
+        (k, pytest.approx(0.1)) for k in ends
     ]
-    assert read.scalars["lr-factor/Warmup"] == [(k, pytest.approx((k + 1) / 40)) for k in range(40)] + [(99, 1.0)]
+    assert read.scalars["lr-factor/Warmup"] == [(k, pytest.approx((k + 1) / 40)) for k in range(40)] + [
+        (k, 1.0) for k in ends
+    ]
+    assert read.csv("lr-SGD") == [(k, pytest.approx(0.1 * min(k + 1, 40) / 40)) for k in [*range(40), 49, 99]]
     assert sorted(read.text) == [0, 1, 2, 3, 40]
     assert "SGD: Warmup 0.025 -> 1 in 39 changes, steps 1 to 39" in read.text[40]
     assert len(monitor.changes) == 39
@@ -141,13 +148,13 @@ def test_a_decay_under_a_schedule_by_step_tells_its_own_cause_alone(tmp_path: Pa
     assert sorted(read.text) == [0, 1, 2, 3, 60, 80]
     assert "PlateauDecay 1 -> 0.5: scripted 1 is no better than 1 for 2 checks" in read.text[60]
     assert "scheduler" not in read.text[60]
-    assert read.scalars["lr-factor/PlateauDecay"] == [(0, 1.0), (59, 1.0), (60, 0.5), (79, 0.5)]
+    assert read.csv("lr-factor/PlateauDecay") == [(0, 1.0), (49, 1.0), (59, 1.0), (60, 0.5), (79, 0.5)]
 
 
 def test_factors_are_logged_without_the_monitor_and_the_schedulers_steps_are_not_told(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[llr.Warmup(2)], logger=loggers(tmp_path), max_epochs=1).fit(Model(cosine), Loader(10))
     read = Read(tmp_path)
-    assert read.scalars["lr-factor/Warmup"] == [(0, 0.5), (1, 1.0), (9, 1.0)]
+    assert read.csv("lr-factor/Warmup") == [(0, 0.5), (1, 1.0), (9, 1.0)]
     assert sorted(read.text) == [1]
     assert "scheduler" not in read.text[1]
 
@@ -281,8 +288,8 @@ def test_groups_that_warm_up_at_different_times_have_their_own_factor_curves(tmp
         model, Loader(4)
     )
     read = Read(tmp_path)
-    assert read.scalars["lr-factor/Warmup"] == [(0, 0.5), (1, 1.0), (7, 1.0)]
-    assert read.scalars["lr-factor/Warmup/lr-SGD/pg2"] == [(4, 0.5), (5, 1.0), (7, 1.0)]
+    assert read.csv("lr-factor/Warmup") == [(0, 0.5), (1, 1.0), (7, 1.0)]
+    assert read.csv("lr-factor/Warmup/lr-SGD/pg2") == [(4, 0.5), (5, 1.0), (7, 1.0)]
     assert read.scalars["lr-SGD/pg2"][:2] == [(4, pytest.approx(0.05)), (5, pytest.approx(0.1))]
 
 
@@ -337,3 +344,148 @@ def test_fast_dev_run_and_no_logger_at_all(tmp_path: Path) -> None:
         model = Model(sgd)
         trainer(tmp_path, callbacks=[llr.Warmup(2), llr.LRMonitor()], **settings).fit(model, Loader(2), held_out())
         assert [row[0] for row in model.trace][:2] == pytest.approx([0.05, 0.1])
+
+
+# what each kind of logger gets ------------------------------------------------------------------------------------
+
+
+def smoothed(points: list[tuple[int, float]], weight: float = 0.6) -> list[tuple[int, float]]:
+    """What TensorBoard draws (`resmoothDataset` in its sources): by points, whatever lies between them."""
+    if len({value for _, value in points}) == 1:
+        return points
+    last, shown = 0.0, []
+    for number, (step, value) in enumerate(points, start=1):
+        last = weight * last + (1.0 - weight) * value
+        shown.append((step, last / (1.0 - weight**number)))
+    return shown
+
+
+def stairs(model: Any) -> Any:
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [101, 105, 230], gamma=0.2)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_tensorboards_smoothing_shows_the_rate_again_a_few_updates_after_a_change(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[llr.LRMonitor()], logger=loggers(tmp_path), max_epochs=15, log_every_n_steps=50).fit(
+        Model(stairs), Loader(20)
+    )
+    points = Read(tmp_path).scalars["lr-SGD"]
+    drawn = dict(smoothed(points))
+    assert len(points) == len(drawn)
+    for step, rate in ((101, 0.1), (104, 0.02), (112, 0.004), (229, 0.004), (238, 0.0008), (299, 0.0008)):
+        near = max(k for k in drawn if k <= step)
+        assert step - near <= 50
+        if step not in (101, 104):
+            assert drawn[near] == pytest.approx(rate, abs=0.02 * 0.1)
+    for before, at in ((100, 101), (104, 105), (229, 230)):
+        assert dict(points)[before] == pytest.approx(5 * dict(points)[at])
+
+
+def test_curves_have_a_point_at_each_of_the_trainers_logging_steps(tmp_path: Path) -> None:
+    callbacks = [llr.Warmup(4), llr.LRMonitor(momentum=True)]
+    trainer(tmp_path, callbacks=callbacks, logger=loggers(tmp_path), max_epochs=5, log_every_n_steps=10).fit(
+        Model(lambda m: sgd(m, momentum=0.9)), Loader(10)
+    )
+    read = Read(tmp_path)
+    for tag in ("lr-SGD", "lr-factor/Warmup", "lr-SGD-momentum"):
+        for points in (read.scalars[tag], read.csv(tag)):
+            assert {9, 19, 29, 39, 49} <= {step for step, _ in points}
+            assert len(points) == len(dict(points))
+
+
+class Remote(pl.loggers.Logger):
+    """A logger for which each call is a request."""
+
+    name, version, experiment = "remote", 0, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.calls.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *_: Any) -> None:
+        pass
+
+    def curve(self, tag: str) -> list[tuple[int, float]]:
+        return [(step, row[tag]) for step, row in self.calls if tag in row]
+
+
+@pytest.mark.parametrize("callbacks", [lambda: [llr.LRMonitor()], lambda: [llr.Warmup(30)], llr.autopilot])
+def test_under_a_schedule_by_step_a_remote_logger_is_called_about_as_often_as_by_lightnings_monitor(
+    callbacks: Any, tmp_path: Path
+) -> None:
+    mine = callbacks()
+    remote, finder = Remote(), any(isinstance(c, llr.LRFinder) for c in mine)
+    model = Model(lambda m: cosine(m, 400))
+    model.log = lambda *args, **kwargs: pl.LightningModule.log(model, *args, **kwargs, logger=False)  # type: ignore
+    trainer(tmp_path, callbacks=mine, logger=remote, max_epochs=20, log_every_n_steps=20).fit(
+        model, Loader(20), held_out()
+    )
+    # 20 logging steps, the first changes, the ends; a sweep is told point by point
+    assert len([row for _, row in remote.calls if "lr-finder/loss" not in row]) <= 20 + 4 + 4 + 4 * finder
+    steps = [step for step, _ in remote.calls]
+    assert steps == sorted(steps)
+    assert steps[-1] == 399
+    for _, row in remote.calls:
+        assert all(isinstance(value, float) for value in row.values())
+    curve = remote.curve("lr-SGD")
+    assert len(curve) == len(dict(curve)) > 20
+
+
+def bumpy(model: Any) -> Any:
+    """A slow decay, with a drop to a tenth at update 43."""
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.99**k * (0.1 if k >= 43 else 1.0))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_a_remote_logger_gets_an_isolated_change_within_a_drift_at_its_very_step(tmp_path: Path) -> None:
+    remote = Remote()
+    trainer(tmp_path, callbacks=[llr.LRMonitor()], logger=remote, max_epochs=4, log_every_n_steps=20).fit(
+        Model(bumpy), Loader(20)
+    )
+    curve = remote.curve("lr-SGD")
+    assert [step for step, _ in curve] == [0, 1, 2, 3, 19, 39, 43, 44, 45, 46, 59, 79]
+    for step, rate in curve:
+        assert rate == pytest.approx(0.1 * 0.99**step * (0.1 if step >= 43 else 1.0))
+
+
+class Fails(Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 27:
+            raise KeyError("broken")
+        return super().training_step(batch, batch_idx)
+
+
+def test_when_the_run_fails_a_remote_logger_has_the_last_rate(tmp_path: Path) -> None:
+    remote = Remote()
+    with pytest.raises(KeyError, match="broken"):
+        trainer(tmp_path, callbacks=[llr.Warmup(100)], logger=remote, max_epochs=6, log_every_n_steps=20).fit(
+            Fails(sgd), Loader(20)
+        )
+    for tag, rate in (("lr-SGD", 0.1), ("lr-factor/Warmup", 1.0)):
+        assert remote.curve(tag)[-1] == (26, pytest.approx(rate * 27 / 100))
+
+
+def test_a_drift_that_ends_between_logging_steps_is_whole_at_a_remote_logger_soon_after(tmp_path: Path) -> None:
+    remote = Remote()
+    trainer(tmp_path, callbacks=[llr.Warmup(30)], logger=remote, max_epochs=4, log_every_n_steps=20).fit(
+        Model(sgd), Loader(20)
+    )
+    assert remote.curve("lr-SGD")[-1] == (30, pytest.approx(0.1))
+
+
+def test_incidents_and_sweeps_stay_out_of_the_losses_chart(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[llr.LRMonitor()], logger=loggers(tmp_path), max_epochs=1).fit(Model(sgd), Loader(2))
+    layout = Read(tmp_path).layout
+    charts = {"train_loss": 0, "val_loss": 0, "loss": 0, "lr-incident/loss": 0, "lr-finder/loss": 0}
+    for pattern in (r"(?!lr-).*loss.*", r"^lr-incident/.*"):
+        assert pattern in layout
+        for tag in charts:
+            charts[tag] += bool(re.match(pattern, tag))
+    assert charts == {"train_loss": 1, "val_loss": 1, "loss": 1, "lr-incident/loss": 1, "lr-finder/loss": 0}
+    assert not re.match(r"(?!lr-).*loss.*", "lr-incident/loss")

@@ -275,7 +275,11 @@ def fit_on_a_rank(namespace: str, root: Path) -> tuple[dict[str, Any], list[str]
         console.setLevel(level)
     assert isinstance(made, lightning.Trainer)
     warned = [str(warning.message) for warning in caught if "Warmup" in str(warning.message)]
-    return record(model, callbacks), warned, [line for line in kept.lines if "LRFinder" in line or "skipped:" in line]
+    return (
+        record(model, callbacks),
+        warned,
+        [line for line in kept.lines if "LRFinder" in line or "skipped this" in line],
+    )
 
 
 @each
@@ -290,6 +294,7 @@ def test_two_ranks_agree_and_the_first_speaks_for_both(namespace: str, pool: Poo
         "DivergenceGuard",
         "LRFinder (asked for at=30)",
     ]
+    assert [line.split(":")[0] for line in said] == ["LRFinder (update 0)", "step 44", "LRFinder (update 30)"]
 
 
 # one installed, or none, or a broken one ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from dataclasses import replace
@@ -19,6 +20,8 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.callbacks.warmup import Warmup
+from lightning_lr.console import count
+from lightning_lr.curves import INCIDENT
 from lightning_lr.generations import Generations
 from lightning_lr.incident import FIRST_KEPT, LATEST_KEPT, keep_few, nonfinite_gradients, write_incident
 from lightning_lr.memory import parted
@@ -257,7 +260,7 @@ class DivergenceGuard(LRCallback):
             )
         if not len(self.generations):
             label = tuple(state.update for state in self.states)
-            self.generations.take(label, self._clock, label, keep_anchor=False)
+            self.generations.take(label, self._clock, label, self.journal.step, keep_anchor=False)
             if saved is not None:
                 # the resumed weights are all there is to go back to
                 self._proven = list(label)
@@ -500,7 +503,7 @@ class DivergenceGuard(LRCallback):
                 label = tuple(state.update - (i == index) for i, state in enumerate(self.states))
             young = self._clock - self._anchor_clock <= DRIFT_AGE
             began = self._time()
-            if self._generations.take(label, self._clock, tuple(self._proven), keep_anchor=young):
+            if self._generations.take(label, self._clock, tuple(self._proven), self.journal.step, keep_anchor=young):
                 # the first copies make their memory: only the latest one's time counts
                 self._copy_seconds = self._time() - began
                 self._copy_due = self._clock + self._interval
@@ -525,26 +528,31 @@ class DivergenceGuard(LRCallback):
     ) -> None:
         names = [] if signals.finite else nonfinite_gradients(pl_module)
         self._drop(index)
+        numbers, of = _numbers(signals, verdict), self._of(index)
         if verdict.kind == "skip" and not self.lag:
             self.skips += 1
             self.updates_lost += 1
             self._restore_buffers()
-            words = "skipped"
+            words, more = f"skipped this update{of}", "skipped"
         else:
             lost = self._rewind(index, forget=verdict.kind == "skip")
             self.rewinds += 1
             self.updates_lost += lost
-            words = f"rewound by {lost} updates, factor {verdict.factor:.4g}"
-        line = (
-            f"{self.name}: update {self.states[index].update} {words}: {verdict.cause} ({_numbers(signals, verdict)})"
-        )
+            step = self._generations.newest.step
+            words, more = f"rewound to step {step} ({count(lost, 'update')}{of} lost)", "rewound for"
+            if verdict.factor != 1.0:
+                words += f", factor {verdict.factor:.4g}"
+        line = f"{self.name}: {words}: {verdict.cause} ({numbers})"
         if names:
             line += f"; not finite: {_few(names)}"
         rank_zero_info(line)
         scalars = {"lr-incident/loss": signals.loss, "lr-incident/grad_norm": signals.grad_norm}
+            line += f"; not finite: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
         if verdict.threshold is not None:
-            scalars["lr-incident/threshold"] = verdict.threshold
-        self.journal.say(line, **scalars)
+            scalars[f"{INCIDENT}threshold"] = verdict.threshold
+        kind = (self.name, index, verdict.kind, re.sub(r"\d+", "", verdict.cause))
+        self.journal.incident(kind, line, f"{self.name}: {more}", numbers, warn=more != "skipped", **scalars)
         self._write(trainer, index, measured, signals, verdict, names)
         if verdict.kind == "give_up":
             self._give_up(trainer, index, verdict)
@@ -589,9 +597,16 @@ class DivergenceGuard(LRCallback):
             f"{verdict.cause}. {self._left(trainer)}"
         )
         self.journal.say(line)
+        after = ""
+        if in_a_row:
+            some = "" if in_a_row == self.rewinds else f", {in_a_row} of them"
+            after = f" after {count(self.rewinds, 'rewind')}{some} without lasting progress"
+        line = f"{self.name} gives up{after}: {verdict.cause}. The model holds the last healthy weights"
+        self.journal.sum_up()
         if self.on_give_up == "raise":
+            self.journal.say(line)
             raise DivergenceError(line)
-        rank_zero_info(line)
+        self.journal.tell(line, warn=True)
         trainer.should_stop = True
 
     def _left(self, trainer: Any) -> str:
@@ -604,6 +619,8 @@ class DivergenceGuard(LRCallback):
             return "The model holds the last healthy weights"
         where = _few(broken) if broken else "some of another rank's"
         return f"The model does not hold healthy weights, since there is no healthy copy of all; not finite: {where}"
+    def _of(self, index: int) -> str:
+        return f" of {self.run.names_at((index, 0)).optimizer}" if len(self.ledger.optimizers) > 1 else ""
 
     def _drop(self, index: int) -> None:
         self._dropped[index] = True
@@ -646,13 +663,16 @@ class DivergenceGuard(LRCallback):
             super().on_train_end(trainer, pl_module)
             return
         self._judge_late(trainer, pl_module)
-        line = (
-            f"{self.name}: {self._clock} updates judged, {self.skips} skipped, {self.rewinds} rewinds, "
-            f"{self.updates_lost} updates lost, snapshots took {self._generations.bytes / 2**20:.3g} MiB"
-        )
-        rank_zero_info(line)
+        self.journal.sum_up()
+        size = f"snapshots took {self._generations.bytes / 2**20:.3g} MiB"
+        judged = f"{self.name}: {count(self._clock, 'update')} judged"
         if self.skips or self.rewinds:
-            self.journal.say(line)
+            self.journal.tell(
+                f"{judged}: {self.skips} skipped, {count(self.rewinds, 'rewind')}, "
+                f"{count(self.updates_lost, 'update')} lost; {size}"
+            )
+        else:
+            rank_zero_info(f"{judged}, none lost; {size}")
         super().on_train_end(trainer, pl_module)
 
     def _write(
