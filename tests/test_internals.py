@@ -68,8 +68,12 @@ def test_a_run_ends_before_its_first_batch_when_a_name_is_missing(
     assert model.trace == []
 
 
-PRIVATE = re.compile(r"(?<![\w.])(?!self\b|cls\b)\w+(?:\([^()]*\)|\[[^][]*\])?\._(?!_)\w+|self\.(?!_)\w+\._(?!_)\w+|[\"']_[a-z]\w+[\"']")
-OWN = re.compile(r"(peer|sweep|generation|snapshot|callback|memory|state|cls|trial|now|verdict|signals|job|word|self)\b")
+PRIVATE = re.compile(
+    r"(?<![\w.])(?!self\b|cls\b)\w+(?:\([^()]*\)|\[[^][]*\])?\._(?!_)\w+|self\.(?!_)\w+\._(?!_)\w+|[\"']_[a-z]\w+[\"']"
+)
+OWN = re.compile(
+    r"(peer|sweep|generation|snapshot|callback|memory|state|cls|trial|now|verdict|signals|job|word|self)\b"
+)
 
 
 def test_private_names_of_others_stand_in_one_file_only() -> None:
