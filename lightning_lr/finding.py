@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_lr.policies.suggestion import Suggestion
-from lightning_lr.policies.sweep import SweepState
-from lightning_lr.saved import fields
 from lightning_lr.policies.sweep import MARGIN, SweepState
+from lightning_lr.saved import fields
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,12 @@ class Generation:
         snapshot: the copy.
         label: the clock of each judge when it was taken.
         clock: updates that had been judged then, or at the rewind that brought it back.
+        step: the place on the loggers' axis that it was taken at, before that step's update.
         size: the host memory that it takes, in bytes; where ranks have different shares, the largest.
     """
 
-    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, size: int) -> None:
-        self.snapshot, self.label, self.clock, self.size = snapshot, label, clock, size
-        step: the place on the loggers' axis that it was taken at, before that step's update.
-    """
-
-    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, step: int = 0) -> None:
-        self.snapshot, self.label, self.clock, self.step = snapshot, label, clock, step
+    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, step: int, size: int) -> None:
+        self.snapshot, self.label, self.clock, self.step, self.size = snapshot, label, clock, step, size
 
     def healthy(self, proven: tuple[int, ...]) -> bool:
         """Was it taken before everything that is not proven yet?"""
@@ -92,7 +88,6 @@ class Generations:
         self.room = min(self.capacity, self.limit // max(size, 1))
         return size
 
-    def take(self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], *, keep_anchor: bool) -> bool:
     def take(
         self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], step: int = 0, *, keep_anchor: bool
     ) -> bool:
@@ -120,8 +115,7 @@ class Generations:
             return False
         snapshot = self._free.pop() if self._free else Snapshot(self.source)
         snapshot.take()
-        self._kept.append(Generation(snapshot, label, clock, size))
-        self._kept.append(Generation(snapshot, label, clock, step))
+        self._kept.append(Generation(snapshot, label, clock, step, size))
         return True
 
     def adopt(self, proven: tuple[int, ...]) -> bool:
@@ -189,6 +183,7 @@ class Generations:
         return {
             "layout": self.source.layout(),
             "kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept],
+            "steps": [g.step for g in self._kept],
         }
 
     def load_state_dict(self, state: dict[str, Any], proven: tuple[int, ...]) -> bool:
@@ -203,22 +198,11 @@ class Generations:
         ):
             return False
         self._kept = [
-            Generation(snapshot, tuple(label), clock, bytes_of(saved))
-            for snapshot, (label, clock, saved) in zip(snapshots, state["kept"], strict=True)
+            Generation(snapshot, tuple(label), clock, step, bytes_of(saved))
+            for snapshot, (label, clock, saved), step in zip(snapshots, state["kept"], state["steps"], strict=True)
         ]
         self.trim(proven)
         for snapshot, (_, _, saved) in zip(snapshots, state["kept"], strict=True):
             if any(generation.snapshot is snapshot for generation in self._kept):
                 snapshot.load_state_dict(saved)
         return True
-            "kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept],
-            "steps": [g.step for g in self._kept],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
-        self._kept = []
-        for (label, clock, saved), step in zip(state["kept"], state["steps"], strict=True):
-            snapshot = Snapshot(self.source)
-            snapshot.load_state_dict(saved)
-            self._kept.append(Generation(snapshot, tuple(label), clock, step))

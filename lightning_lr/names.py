@@ -16,8 +16,8 @@ class GroupName:
 
     Args:
         optimizer: the optimizer's, such as `AdamW`, `Adam-1`, or its scheduler's `name`.
-        group: the group's `name` (numbered where it is not the only one), or `pg1`, `pg2`, ...
-        group: the group's `name`, or `pg1`, `pg2`, ...; empty for an optimizer's only one if it has no `name`.
+        group: the group's `name` (numbered where it is not the only one of that name), or `pg1`, `pg2`, ...; empty for
+            an optimizer's only one if it has no `name`.
         tag: the scalar's, such as `lr-AdamW`, `lr-AdamW/pg1`.
     """
 

@@ -213,10 +213,10 @@ class DivergenceGuard(LRCallback):
         optimizers = self.ledger.optimizers
         if not optimizers:
             return
-        count = len(optimizers) if self._saved is None else len(self._saved["states"])
-        if count != len(optimizers):
+        saved_for = len(optimizers) if self._saved is None else len(self._saved["states"])
+        if saved_for != len(optimizers):
             rank_zero_warn(
-                f"{self.name}: the checkpoint is of a run with {count} optimizer{'s' * (count > 1)}, and this one has "
+                f"{self.name}: the checkpoint is of a run with {count(saved_for, 'optimizer')}, and this one has "
                 f"{len(optimizers)}: it starts afresh, and the resumed weights are the first copy"
             )
             self.reset()
@@ -265,15 +265,6 @@ class DivergenceGuard(LRCallback):
                 # the resumed weights are all there is to go back to
                 self._proven = list(label)
                 self._anchor_clock = self._clock
-        one = self.generations.newest.snapshot.bytes
-        if self.memory_limit is not None:
-            fits = self.memory_limit // max(one, 1)
-            if fits < 2:
-                raise ValueError(
-                    f"memory_limit must hold two copies of {one} bytes each, got {self.memory_limit}: "
-                    f"write {self.written(memory_limit=2 * one)}, or {self.left_out}"
-                )
-            self.generations.capacity = min(self.snapshots, fits)
         rank_zero_info(
             f"{self.name}: a snapshot takes {one / 2**20:.3g} MiB of host memory on each rank now, and up to "
             f"{self.generations.room} are kept; optimizer state that comes later adds to it"
@@ -545,9 +536,6 @@ class DivergenceGuard(LRCallback):
         line = f"{self.name}: {words}: {verdict.cause} ({numbers})"
         if names:
             line += f"; not finite: {_few(names)}"
-        rank_zero_info(line)
-        scalars = {"lr-incident/loss": signals.loss, "lr-incident/grad_norm": signals.grad_norm}
-            line += f"; not finite: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
         if verdict.threshold is not None:
             scalars[f"{INCIDENT}threshold"] = verdict.threshold
@@ -592,16 +580,11 @@ class DivergenceGuard(LRCallback):
     def _give_up(self, trainer: Any, index: int, verdict: Verdict) -> None:
         self._given_up = True
         in_a_row = self.states[index].memory.rewinds
-        line = (
-            f"{self.name} gives up after {self.rewinds} rewinds, {in_a_row} of them without lasting progress: "
-            f"{verdict.cause}. {self._left(trainer)}"
-        )
-        self.journal.say(line)
         after = ""
         if in_a_row:
             some = "" if in_a_row == self.rewinds else f", {in_a_row} of them"
             after = f" after {count(self.rewinds, 'rewind')}{some} without lasting progress"
-        line = f"{self.name} gives up{after}: {verdict.cause}. The model holds the last healthy weights"
+        line = f"{self.name} gives up{after}: {verdict.cause}. {self._left(trainer)}"
         self.journal.sum_up()
         if self.on_give_up == "raise":
             self.journal.say(line)
@@ -614,11 +597,12 @@ class DivergenceGuard(LRCallback):
         source = self._generations.source
         broken = [k.split("/", 2)[2] for k, p in source.parameters().items() if not bool(local(p).isfinite().all())]
         # another rank's part may be broken
-        count = torch.tensor(float(len(broken)), device=trainer.strategy.root_device)
-        if measure(None, [], None, [count]).more[0] == 0.0:
+        number = torch.tensor(float(len(broken)), device=trainer.strategy.root_device)
+        if measure(None, [], None, [number]).more[0] == 0.0:
             return "The model holds the last healthy weights"
         where = _few(broken) if broken else "some of another rank's"
         return f"The model does not hold healthy weights, since there is no healthy copy of all; not finite: {where}"
+
     def _of(self, index: int) -> str:
         return f" of {self.run.names_at((index, 0)).optimizer}" if len(self.ledger.optimizers) > 1 else ""
 

@@ -158,8 +158,7 @@ class LRFinder(LRCallback):
         self._before_sweep = self._places
         self._why = ""
         self._saved: dict[str, Any] | None = None
-        self._parted = False
-        self._was_held = self._sharded = False
+        self._was_held = self._parted = False
         self._index = 0
         self._roomless: frozenset[str] = frozenset()
 
@@ -190,11 +189,6 @@ class LRFinder(LRCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._sweep is None and self.ledger.optimizers and batch_idx % trainer.accumulate_grad_batches == 0:
-            before, update = self._places, self.ledger.updates(self._index)
-            self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
-            if self._why:
-                self._before_sweep = before
         if self._sweep is None:
             self._release()
             if batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
@@ -354,7 +348,7 @@ class LRFinder(LRCallback):
         self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
         # under other bounds a sweep that was under way starts over
         self._saved = None if self.changed.keys() & SWEPT else state["sweep"]
-        self._saved, self._was_held = state["sweep"], state["held"]
+        self._was_held = state["held"]
         if self._saved is not None:
             self._before_sweep, self._places = self._places, AgendaState.from_dict(self._saved["agenda"])
             self._why = self._saved["why"]

@@ -144,13 +144,6 @@ class PlateauDecay(LRCallback):
         super().on_train_epoch_start(trainer, pl_module)
         self._check_late()
         self._asked = False
-        due = self._epoch_over and (self._validated or not trainer.enable_validation)
-        if self._produced is None and due and self.ledger.optimizers:
-            raise MetricError(
-                f"{self.name} monitors {self.monitor!r}, which nobody has logged; logged were: "
-                f"{', '.join(sorted(trainer.callback_metrics)) or 'no metrics at all'}. "
-                f"Log it with self.log({self.monitor!r}, ...), or give another monitor="
-            )
         if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
             raise MetricError(missing.after_an_epoch(self, sorted(trainer.callback_metrics)))
 
@@ -184,7 +177,6 @@ class PlateauDecay(LRCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._check_late()
-        if self._produced is None and self.ledger.optimizers:
         if self._misses_metric:
             rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
         super().on_train_end(trainer, pl_module)
@@ -196,7 +188,8 @@ class PlateauDecay(LRCallback):
     @property
     def _misses_metric(self) -> bool:
         """Whether none has come yet, of which nothing has been said at the start."""
-        return self._awaits() and self._produced is None and not self._without_validation
+        missing_yet = self._awaits() and self._produced is None and not self._without_validation
+        return missing_yet and bool(self.ledger.optimizers)
 
     def _take_step(self, trainer: Any) -> None:
         value = self._metric.produced(trainer, on_step=True)
