@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lightning_lr.signals import moved, widest_float
+
 
 class MetricError(RuntimeError):
     """A monitored metric is missing, on one rank or on all."""
@@ -71,11 +73,12 @@ class Metric:
         several, device = trainer.world_size > 1, trainer.strategy.root_device
         if not several and all(value is None for value in values):
             return [None] * len(values)
-        present = torch.tensor([float(value is not None) for value in values], device=device)
-        zero = torch.zeros((), device=device)
-        numbers = torch.stack([zero if v is None else v.reshape(()).to(device) for v in values])
+        wide = widest_float(device)
+        present = torch.tensor([float(value is not None) for value in values], dtype=wide, device=device)
+        zero = torch.zeros((), dtype=wide, device=device)
+        numbers = torch.stack([zero if v is None else moved(v.reshape(()), device).to(wide) for v in values])
         if several:
-            table = trainer.strategy.all_gather(torch.stack([present.to(numbers.dtype), numbers]))
+            table = trainer.strategy.all_gather(torch.stack([present, numbers]))
             table = table.reshape(trainer.world_size, 2, len(values)).cpu().double()
             present, numbers = table[:, 0], table[:, 1].mean(dim=0)
             lacking = [rank for rank in range(trainer.world_size) if not present[rank].equal(present.amax(dim=0))]

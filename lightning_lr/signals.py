@@ -11,15 +11,18 @@ from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUs
 
 from lightning_lr.shards import local, pieces
 
+HALVES = (torch.float16, torch.bfloat16)
+CPU = torch.device("cpu")
+
 
 class Measured(NamedTuple):
     """What was measured before an update; every rank has the same, except for `own_loss` and `norms`.
 
     Args:
-        loss: the mean over micro-batches and ranks, unscaled; None when no loss was seen.
+        loss: the mean over micro-batches and the ranks that saw one, unscaled; None when none did.
         grad_norm: the 2-norm of the whole gradient before clipping; inf or NaN when any part of it is not finite.
         more: the sums over all ranks of the further numbers that were given.
-        own_loss: this rank's own loss; None when no loss was seen.
+        own_loss: this rank's own loss; None when it saw none.
     """
 
     loss: float | None
@@ -46,7 +49,7 @@ class LossMeter:
         loss = loss.detach()
         loss = loss if loss.ndim == 0 else loss.sum()
         scale = getattr(scaler, "_scale", None)
-        self.losses.append(loss if scale is None else loss.double() / scale.to(loss.device))
+        self.losses.append(loss if scale is None else loss.to(widest_float(loss.device)) / scale.to(loss.device))
         self._parts = parts
 
     def take(self) -> Tensor | None:
@@ -56,33 +59,46 @@ class LossMeter:
             return None
         if len(losses) == 1:
             return losses[0] if self._parts == 1 else losses[0] * self._parts
-        return torch.stack(losses).mean() * self._parts
+        return torch.stack([moved(loss, losses[-1].device) for loss in losses]).mean() * self._parts
 
 
 class Pending:
-    """Numbers of one update that may still be on the accelerator."""
+    """Numbers of one update that may still be on an accelerator.
 
-    def __init__(self, values: list[Tensor], finish: Callable[[list[float]], Measured]) -> None:
-        self._values, self._finish = values, finish
+    Args:
+        values: each a Tensor, shape ().
+        finish: what becomes of them on the host.
+        device: where they are brought together.
+    """
+
+    def __init__(
+        self, values: list[Tensor], finish: Callable[[list[float]], Measured], device: torch.device = CPU
+    ) -> None:
+        self._values, self._finish, self._device = values, finish, device
         self._sent: Any = None
 
     def send(self) -> Pending:
         """Starts the copy to pinned host memory and does not wait for it; on the CPU there is nothing to copy."""
-        if self._values and self._values[0].is_cuda:
-            device = self._values[0].device
-            packed = torch.stack([value.to(device).double() for value in self._values])
+        if self._values and self._device.type == "cuda":
+            packed = self.packed()
             host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
             host.copy_(packed, non_blocking=True)
             self._sent = torch.cuda.Event()
-            self._sent.record()
-            self._values = list(host)
+            self._sent.record(torch.cuda.current_stream(packed.device))
+            self._values, self._device = list(host), CPU
         return self
+
+    def packed(self) -> Tensor:
+        """All numbers in one tensor on the device; shape (n,)."""
+        return torch.stack([moved(value, self._device) for value in self._values])
 
     def read(self) -> Measured:
         """The numbers: one host sync, or none that waits when they were sent an update ago."""
         if self._sent is not None:
             self._sent.synchronize()
-        return self._finish(_read(self._values))
+        if self._device.type == "cpu":
+            return self._finish([value.item() for value in self._values])
+        return self._finish(self.packed().tolist() if self._values else [])
 
 
 def measure(
@@ -91,10 +107,11 @@ def measure(
     scale: Tensor | None = None,
     more: Sequence[Tensor] = (),
     *,
+    device: torch.device,
     sharded: bool = False,
 ) -> Measured:
     """Measures an update and reads the numbers at once; see `start`."""
-    return start(loss, parameters, scale, more, sharded=sharded).read()
+    return start(loss, parameters, scale, more, device=device, sharded=sharded).read()
 
 
 def start(
@@ -103,15 +120,17 @@ def start(
     scale: Tensor | None = None,
     more: Sequence[Tensor] = (),
     *,
+    device: torch.device,
     sharded: bool = False,
 ) -> Pending:
     """Starts to measure an update; one small collective where there is more than one process.
 
     Args:
-        loss: this rank's loss; Tensor, shape (); None when it saw none (on every rank then).
+        loss: this rank's loss; Tensor, shape (); None when it saw none.
         parameters: whose gradients make up the update; one without a gradient is left out.
         scale: what the gradients are still multiplied by; Tensor, shape (1,) or (); None for nothing.
         more: further numbers, to be summed over the ranks; each a Tensor, shape ().
+        device: the strategy's root device, on which every rank's backend can reduce.
         sharded: whether any of the parameters is a DTensor.
 
     Returns:
@@ -120,12 +139,12 @@ def start(
     grads = [grad for p in parameters if (grad := p.grad) is not None]
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if ranks > 1 or sharded:
-        return _start_together(loss, grads, scale, more, ranks)
+        return _start_together(loss, grads, scale, more, ranks, device)
     values = _norms(grads)
     count = len(values)
     if loss is not None:
         values.append(loss)
-    values += [number.to(loss.device) if loss is not None else number for number in more]
+    values += more
     if scale is not None:
         values.append(scale.reshape(()))
 
@@ -139,35 +158,54 @@ def start(
         own = numbers[count] if loss is not None else None
         return Measured(own, norm, tuple(numbers[count + (loss is not None) :]), own)
 
-    return Pending(values, finish)
+    return Pending(values, finish, device)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest float that the device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """The value on the device, no wider than that can hold."""
+    if value.device.type == device.type and device.index in (None, value.device.index):
+        return value
+    if value.dtype == torch.float64:
+        value = value.to(widest_float(device))
+    return value.to(device)
 
 
 def _start_together(
-    loss: Tensor | None, grads: list[Tensor], scale: Tensor | None, more: Sequence[Tensor], ranks: int
+    loss: Tensor | None,
+    grads: list[Tensor],
+    scale: Tensor | None,
+    more: Sequence[Tensor],
+    ranks: int,
+    device: torch.device,
 ) -> Pending:
-    device = local(grads[0]).device if grads else torch.device("cpu") if loss is None else loss.device
-    square = torch.zeros((), dtype=torch.float64, device=device)
+    wide = widest_float(device)
+    none, one = (make((), dtype=wide, device=device) for make in (torch.zeros, torch.ones))
+    square = none
     cut: dict[int, list[Tensor]] = {}
     for grad in grads:
         cut.setdefault(pieces(grad), []).append(local(grad))
     for count, shards in cut.items():
-        norms = torch.stack([norm.double() for norm in _norms(shards)])
+        norms = torch.stack([moved(norm, device) for norm in _norms(shards)]).to(wide)
         square = square + norms.square().sum() * (count / ranks)
     if scale is not None:
-        square = square / scale.to(device).double().reshape(()).square()
-    own = torch.zeros((), dtype=torch.float64, device=device) if loss is None else loss.to(device).double()
-    packed = torch.stack([own, own / ranks, square, *(number.to(device).double() for number in more)])
+        square = square / moved(scale, device).to(wide).reshape(()).square()
+    own, heard = (none, none) if loss is None else (moved(loss, device).to(wide), one)
+    shared = torch.stack([own, heard, square, *(moved(number, device).to(wide) for number in more)])
     if ranks > 1:
-        rest = packed[1:].contiguous()
-        torch.distributed.all_reduce(rest)
-        packed = torch.cat([packed[:1], rest])
+        torch.distributed.all_reduce(shared)
 
     def finish(numbers: list[float]) -> Measured:
-        own_loss, mean, total, *sums = numbers
+        own_loss, losses, heard, total, *sums = numbers
         norm = math.sqrt(total) if 0.0 <= total < math.inf else total
-        return Measured(None if loss is None else mean, norm, tuple(sums), None if loss is None else own_loss)
+        mean = losses / heard if heard else None
+        return Measured(mean, norm, tuple(sums), None if loss is None else own_loss)
 
-    return Pending(list(packed), finish)
+    return Pending([own, *shared], finish, device)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
@@ -175,15 +213,10 @@ def _norms(grads: list[Tensor]) -> list[Tensor]:
         return []
     if any(grad.layout is not torch.strided for grad in grads):
         grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-    return list(_foreach_norm(grads))
-
-
-def _read(values: list[Tensor]) -> list[float]:
-    """All values at once: one host sync."""
-    if not values:
-        return []
-    if values[0].device.type == "cpu":
-        return [value.item() for value in values]
-    # from an accelerator all at once
-    device = values[0].device
-    return torch.stack([value.to(device) for value in values]).tolist()
+    half = [grad for grad in grads if grad.dtype in HALVES]
+    if not half:
+        return list(_foreach_norm(grads))
+    # the norm of numbers that are all finite in float16 may be none
+    norms = list(_foreach_norm(half, 2, dtype=torch.float32))
+    rest = [grad for grad in grads if grad.dtype not in HALVES]
+    return [*norms, *_foreach_norm(rest)] if rest else norms

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
-from lightning_lr.signals import LossMeter, Measured, measure
+import lightning_lr as llr
+from lightning_lr import signals
+from lightning_lr.signals import LossMeter, Measured, widest_float
 from tests.pool import Pool
+from tests.small import Loader, Model, trainer
+
+
+def measure(*args: Any) -> Measured:
+    return signals.measure(*args, device=torch.device("cpu"))
 
 
 def parameters(*grads: list[float] | None) -> list[torch.Tensor]:
@@ -75,11 +87,13 @@ def test_low_precision_and_no_gradients_are_fine() -> None:
     assert measure(torch.tensor(1.0), parameters(None)).grad_norm == 0.0
 
 
-def _two(losses: list[float], grads: list[float]) -> Measured:
+def _two(losses: list[float | None], grads: list[float]) -> Measured:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    return measure(torch.tensor(losses[rank]), parameters([grads[rank]]), None, [torch.tensor(1.0 + rank)])
+    own = losses[rank]
+    loss = None if own is None else torch.tensor(own)
+    return measure(loss, parameters([grads[rank]]), None, [torch.tensor(1.0 + rank)])
 
 
 def test_ranks_get_the_same_numbers_and_one_ranks_nan_is_everybodys(pool: Pool) -> None:
@@ -89,3 +103,167 @@ def test_ranks_get_the_same_numbers_and_one_ranks_nan_is_everybodys(pool: Pool) 
     for losses, grads in [([1.0, math.nan], [1.0, 1.0]), ([1.0, math.inf], [1.0, 1.0])]:
         assert all(not math.isfinite(found.loss) for found in pool.run(_two, losses, grads))
     assert all(not math.isfinite(found.grad_norm) for found in pool.run(_two, [1.0, 1.0], [1.0, math.inf]))
+
+
+def test_a_loss_that_only_one_rank_saw_is_the_loss_of_both(pool: Pool) -> None:
+    for losses in ([None, 2.0], [2.0, None]):
+        first, second = pool.run(_two, losses, [3.0, 3.0])
+        assert first[:3] == second[:3] == (2.0, 3.0, (3.0,))
+        assert [first.own_loss, second.own_loss] == losses
+    assert [found.loss for found in pool.run(_two, [None, None], [3.0, 3.0])] == [None, None]
+    assert all(math.isnan(found.loss) for found in pool.run(_two, [None, math.nan], [3.0, 3.0]))
+
+
+def test_the_norm_of_a_half_precision_gradient_does_not_overflow() -> None:
+    p = torch.nn.Parameter(torch.zeros(2**20, dtype=torch.float16))
+    p.grad = torch.full_like(p, 100.0)
+    assert measure(torch.tensor(1.0), [p, *parameters([0.0])]).grad_norm == pytest.approx(100.0 * 2**10, rel=0.01)
+    assert p.grad is not None
+    p.grad[7] = math.inf
+    assert measure(torch.tensor(1.0), [p]).grad_norm == math.inf
+
+
+# devices -------------------------------------------------------------------------------------------------------------
+
+
+def cuda(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor(value, dtype=torch.float64, device="cuda") for value in values]
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """As on two ranks with accelerators that are not there; gives all that went into a collective."""
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, *_, **__: given.append(tensor))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield given
+
+
+@pytest.mark.parametrize("case", ["an incident", "no loss", "loss on the CPU", "two devices", "nothing"])
+def test_a_collective_gets_a_tensor_of_the_ranks_own_device_only(case: str, ranks: list[torch.Tensor]) -> None:
+    root = torch.device("cuda", 0)
+    loss = torch.tensor(1.0) if case == "loss on the CPU" else None
+    held = [torch.nn.Parameter(torch.zeros(3, device=f"cuda:{i}")) for i in range(2)]
+    for p in held if case != "an incident" else ():
+        p.grad = torch.zeros(3, device=p.device)
+    kept = {"an incident": [], "nothing": [], "two devices": held}.get(case, held[:1])
+    more = cuda(0.0, 1.0) if case == "an incident" else [torch.tensor(1.0, dtype=torch.float64)]
+    signals.start(loss, kept, None, more, device=root)
+    assert [tensor.device for tensor in ranks] == [root]
+    assert [tensor.numel() for tensor in ranks] == [3 + len(more)]
+
+
+def test_in_one_process_too_parameters_may_lie_on_several_devices() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        held = [torch.nn.Parameter(torch.zeros(3, device=f"cuda:{i}")) for i in (1, 0)]
+        for p in held:
+            p.grad = torch.zeros(3, device=p.device)
+        found = signals.start(cuda(1.0)[0], held, None, [torch.zeros(())], device=torch.device("cuda", 0))
+        assert found.packed().device == torch.device("cuda", 0)
+
+
+def test_no_float_is_wider_than_the_device_can_hold() -> None:
+    assert widest_float(torch.device("mps")) == torch.float32
+    assert {widest_float(torch.device(kind)) for kind in ("cpu", "cuda", "xpu")} == {torch.float64}
+
+
+def without_doubles(tensor: torch.Tensor) -> None:
+    assert tensor.device.type != "cuda" or tensor.dtype != torch.float64
+
+
+def test_on_a_device_without_doubles_nothing_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # this torch can't even pretend to have one, so another device stands in
+    monkeypatch.setattr(signals, "widest_float", lambda d: torch.float32 if d.type == "cuda" else torch.float64)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            tree_map_only(torch.Tensor, without_doubles, out)
+            return out
+
+    narrow = torch.device("cuda", 0)
+    scaler = torch.amp.GradScaler("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch():
+        p = torch.nn.Parameter(torch.zeros(3, device=narrow))
+        p.grad = torch.zeros(3, device=narrow)
+        scaler._scale = torch.ones((), device=narrow)
+        meter = LossMeter()
+        meter.add(torch.ones((), device=narrow), 2, scaler)
+        more = [torch.zeros((), dtype=torch.float64)]
+        signals.start(meter.take(), [p], torch.ones(1, device=narrow), more, device=narrow).packed()
+
+
+def collected(kind: str) -> Any:
+    """A fit on two ranks; gives what differs between the device of a collective and the root device, and the story."""
+    wrong: list[str] = []
+    kept = {name: getattr(torch.distributed, name) for name in ("all_reduce", "all_gather", "all_gather_into_tensor")}
+    callbacks = [llr.LRFinder(steps=20), llr.Warmup(4), llr.PlateauDecay("train_loss"), llr.DivergenceGuard()]
+    run = trainer(tempfile.mkdtemp(), callbacks=callbacks, devices=2, strategy="ddp", max_epochs=4)
+
+    def noting(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tree_map_only(
+                torch.Tensor,
+                lambda tensor: tensor.device == run.strategy.root_device or wrong.append(name),
+                (args, kwargs),
+            )
+            return kept[name](*args, **kwargs)
+
+        return call
+
+    for name in kept:
+        setattr(torch.distributed, name, noting(name))
+    try:
+        model = Unheard(kind)
+        run.fit(model, Loader(12))
+    finally:
+        for name, function in kept.items():
+            setattr(torch.distributed, name, function)
+    finder, guard = callbacks[0], callbacks[-1]
+    return {
+        "wrong": wrong,
+        "found": finder.result,
+        "judged": list(guard._window),
+        "incidents": (guard.skips, guard.rewinds),
+        "weights": [p.tolist() for p in model.parameters()],
+    }
+
+
+class Unheard(Model):
+    """Manual optimization in which one rank's loss at times, or always, passes Lightning by.
+
+    Args:
+        kind: on which batches of rank 1: `often`, `always`, `never`; or `nowhere`: on no batch of either rank.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+        self.automatic_optimization = False
+        self.kind, self.batch = kind, 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.batch += 1
+        bad = float("nan") if self.batch in (30, 39) else 1.0
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1]) * bad
+        self.log("train_loss", loss)
+        deaf = {"often": self.batch % 3 == 0, "always": True, "never": False, "nowhere": True}[self.kind]
+        if deaf and (self.global_rank == 1 or self.kind == "nowhere"):
+            # as manual_backward does, but for the hook
+            self.trainer.strategy.pre_backward(loss)
+            loss.backward()
+        else:
+            self.manual_backward(loss)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["never", "often", "always", "nowhere"])
+def test_a_rank_that_hears_no_loss_judges_and_sweeps_as_the_others_do(kind: str, pool: Pool) -> None:
+    first, second = pool.run(collected, kind)
+    assert first == second
+    assert first["wrong"] == []
+    assert (first["found"] is None) == (kind == "nowhere")
+    assert sum(first["incidents"]) == 2

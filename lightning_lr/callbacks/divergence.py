@@ -415,7 +415,8 @@ class DivergenceGuard(LRCallback):
         scale = getattr(self._scaler, "_scale", None) if scaled else None
         for group in range(ledger.groups(index)):
             rate = max(rate, ledger.effective(index, group) / ledger.factor(self.name, index, group))
-        pending = start(loss, parameters, scale, more, sharded=self._sharded)
+        device = self.run.trainer.strategy.root_device
+        pending = start(loss, parameters, scale, more, device=device, sharded=self._sharded)
         return Job(pending, rate if rate > 0.0 else 1.0, age, drift_age, timed)
 
     def _finish(self, job: Job) -> tuple[Measured, Signals]:
@@ -451,7 +452,8 @@ class DivergenceGuard(LRCallback):
 
     def _look_again(self) -> float | None:
         """The weights' change now; on an incident only, since it is a collective of its own."""
-        far, size = measure(None, [], None, self._generations.change(anchor=False)).more
+        device = self.run.trainer.strategy.root_device
+        far, size = measure(None, [], None, self._generations.change(anchor=False), device=device).more
         return _ratio(far, size)
 
     def _tried_out(self) -> bool:
