@@ -21,6 +21,8 @@ class Generation:
         clock: updates that had been judged then, or at the rewind that brought it back.
         step: the place on the loggers' axis that it was taken at, before that step's update.
         size: the host memory that it takes, in bytes; where ranks have different shares, the largest.
+        size: the host memory that it takes, in bytes (where ranks have different shares, the largest), if there is a
+            limit.
     """
 
     def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, step: int, size: int) -> None:
@@ -82,10 +84,9 @@ class Generations:
 
     def measure(self) -> int:
         """The bytes that a copy takes now (where ranks have different shares, the largest); sets `room` by them."""
-        if self.limit is None:
-            return self.source.bytes
         size = self._largest(self.source.bytes)
-        self.room = min(self.capacity, self.limit // max(size, 1))
+        if self.limit is not None:
+            self.room = min(self.capacity, self.limit // max(size, 1))
         return size
 
     def take(
@@ -109,7 +110,8 @@ class Generations:
         self._drop_outlived(proven, keep_anchor)
         if self._kept and len(self._kept) >= self.room:
             return False
-        size = self.measure()
+        # without a limit, nobody asks
+        size = 0 if self.limit is None else self.measure()
         self._drop_outlived(proven, keep_anchor)
         if not self._make_room(size):
             return False
@@ -124,7 +126,7 @@ class Generations:
         Returns:
             Whether any copy could take them.
         """
-        size = self.measure()
+        size = 0 if self.limit is None else self.measure()
         for generation in self._kept:
             generation.size = max(generation.size, size)
         self.trim(proven)

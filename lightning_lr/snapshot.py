@@ -49,7 +49,7 @@ class Snapshot:
         self._host: dict[str, Tensor] = {}
         self._plain: dict[str, Any] = {}
         self._events: list[Any] = []
-        self._origins: dict[str, dict[str, Callable[[], Tensor | None]]] = {}
+        self._origins: dict[str, dict[str, Any]] = {}
         self._apart: dict[str, torch.device] = {}
 
     @property
@@ -84,7 +84,7 @@ class Snapshot:
         for key, parameter in parameters.items():
             if key not in self._host:
                 self._host[key] = local(parameter.detach()).to("cpu", copy=True)
-                self._origins.setdefault("named", {})[key] = _origin(key, parameter)
+                self._origins.setdefault("named", {})[key] = parameter
 
     def lacking(self) -> list[str]:
         """The names of the trained parameters that it can't give back: none of their size was copied."""
@@ -191,10 +191,14 @@ class Snapshot:
 
     def _remember(self, tensors: dict[str, Tensor], *, placed: bool = True) -> None:
         """Notes which tensor each key stands for, and which optimizer state lives apart from its parameter."""
-        self._origins = {"named": {k: _origin(k, t) for k, t in tensors.items() if k.startswith(("param", "buffer"))}}
+        # a buffer is known only while somebody else has it too: modules may assign another at each step. A parameter
+        # can't be had so: torch refuses to convert (`swap_tensors`) one that is referred to weakly
+        named = {k: t for k, t in tensors.items() if k.startswith("parameter/")}
+        buffers = {k: weakref.ref(t) for k, t in tensors.items() if k.startswith("buffer/")}
+        held_by = slots(self.source.optimizers)
+        self._origins = {"named": {**named, **buffers}, **held_by}
         homes: dict[str, torch.device] = {}
-        for place, held in slots(self.source.optimizers).items():
-            self._origins[place] = {key: _origin(key, p) for key, p in held.items()}
+        for held in held_by.values():
             homes.update((key, p.device) for key, p in held.items())
         self._apart = {
             key: tensor.device
@@ -215,7 +219,7 @@ class Snapshot:
         keys = {id(tensor): key for key, tensor in live.items()}
         moved = {}
         for key, origin in origins.items():
-            tensor = origin()
+            tensor = origin() if isinstance(origin, weakref.ref) else origin
             now = key if tensor is None else keys.get(id(tensor), key)
             if now != key:
                 moved[key] = now
@@ -261,12 +265,6 @@ class Snapshot:
             if any(p is parameter for p in group["params"])
         )
         return not (group.get("fused") or group.get("capturable"))
-
-
-def _origin(key: str, tensor: Tensor) -> Callable[[], Tensor | None]:
-    """Gives the tensor back; a buffer only while somebody else has it, too: modules may assign another at each step."""
-    # a parameter can't be had so: torch refuses to convert (`swap_tensors`) one that is referred to weakly
-    return weakref.ref(tensor) if key.startswith("buffer/") else lambda: tensor
 
 
 def _owner(key: str) -> tuple[str, str]:
