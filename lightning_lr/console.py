@@ -6,6 +6,8 @@ import logging
 
 from lightning_utilities.core import rank_zero
 
+from lightning_lr.internals import lightnings_log
+
 
 @rank_zero.rank_zero_only
 def console(line: str, *, warn: bool = False) -> None:
@@ -14,7 +16,7 @@ def console(line: str, *, warn: bool = False) -> None:
     A Python warning is said once for each place in the code, and is an error for those who have made warnings errors:
     nothing that happens in a run is to be either.
     """
-    rank_zero.log.log(logging.WARNING if warn else logging.INFO, line)
+    lightnings_log().log(logging.WARNING if warn else logging.INFO, line)
 
 
 def count(number: int, noun: str) -> str:

@@ -20,7 +20,6 @@ class Generation:
         label: the clock of each judge when it was taken.
         clock: updates that had been judged then, or at the rewind that brought it back.
         step: the place on the loggers' axis that it was taken at, before that step's update.
-        size: the host memory that it takes, in bytes; where ranks have different shares, the largest.
         size: the host memory that it takes, in bytes (where ranks have different shares, the largest), if there is a
             limit.
     """

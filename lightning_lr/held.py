@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lr.internals import writes
+
 
 class Known(NamedTuple):
     """What a tensor held when torch had counted so many writes to it."""
@@ -49,7 +51,7 @@ class HeldRates:
         if unread:
             numbers = dict(zip(unread, _numbers(list(unread.values())), strict=True))
             known = [
-                Known(r, _writes(r), numbers[id(r)]) if k is None and isinstance(r, Tensor) else k
+                Known(r, writes(r), numbers[id(r)]) if k is None and isinstance(r, Tensor) else k
                 for r, k in zip(rates, known, strict=True)
             ]
         self._known = known
@@ -58,13 +60,13 @@ class HeldRates:
     def wrote(self, groups: Sequence[dict[str, Any]], values: Sequence[float]) -> None:
         """Tells what the groups hold now, after somebody who knows it has written it."""
         self._known = [
-            Known(group["lr"], _writes(group["lr"]), value) if isinstance(group["lr"], Tensor) else None
+            Known(group["lr"], writes(group["lr"]), value) if isinstance(group["lr"], Tensor) else None
             for group, value in zip(groups, values, strict=True)
         ]
 
     def _still_known(self, tensor: Tensor, index: int) -> Known | None:
         known = self._known[index] if index < len(self._known) else None
-        if known is None or known.tensor is not tensor or known.writes is None or known.writes != tensor._version:
+        if known is None or known.tensor is not tensor or known.writes is None or known.writes != writes(tensor):
             return None
         return known
 
@@ -76,10 +78,6 @@ def rounded(value: float, tensor: Tensor) -> float:
     if tensor.dtype == torch.float32:
         return ctypes.c_float(value).value
     return float(torch.tensor(value, dtype=tensor.dtype))
-
-
-def _writes(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 def _numbers(tensors: list[Tensor]) -> list[float]:

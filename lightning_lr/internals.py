@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torchmetrics
+from lightning_utilities.core import rank_zero
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 TESTED = "pytorch-lightning and lightning 2.5.0 and 2.6.6 with torch 2.13.0 and torchmetrics 1.9.0"
 """The releases that the tests run with."""
@@ -70,6 +72,12 @@ def _of_kind(*kinds: str) -> Callable[[Any], Any]:
     return first
 
 
+SKIPS = {"EarlyStopping": "_should_skip_check", "ModelCheckpoint": "_should_skip_saving_checkpoint"}
+"""By the name of the class, which Lightning has under two names: the method by which it passes an occasion over."""
+
+DEFERRED = "_defer_save_until_validation"
+"""Where a `ModelCheckpoint` notes that a save waits for a metric; Lightning has it since 2.6."""
+
 INTERNALS = (
     Internal("Trainer", "_results", lambda trainer: trainer),
     Internal("Trainer", "_logger_connector", lambda trainer: trainer),
@@ -92,14 +100,14 @@ INTERNALS = (
     ),
     Internal("StochasticWeightAveraging", "_average_model", _of_kind("StochasticWeightAveraging")),
     Internal("WeightAveraging", "_average_model", _of_kind("WeightAveraging")),
-    Internal("EarlyStopping", "_should_skip_check", _of_kind("EarlyStopping")),
-    Internal("ModelCheckpoint", "_should_skip_saving_checkpoint", _of_kind("ModelCheckpoint")),
+    *(Internal(kind, name, _of_kind(kind)) for kind, name in SKIPS.items()),
+    Internal("lightning_utilities.core.rank_zero", "log", lambda _: rank_zero),
     *(
         Internal("torchmetrics.Metric", name, lambda _: _metric())
         for name in ("_defaults", "_update_count", "_computed", "_forward_cache")
     ),
     *(
-        Internal("torch.amp.GradScaler", name, lambda trainer: scaler(trainer))
+        Internal("torch.amp.GradScaler", name, lambda trainer: scaler_in_use(trainer))
         for name in ("_scale", "_growth_tracker")
     ),
     *(
@@ -108,6 +116,8 @@ INTERNALS = (
     ),
     *(Internal("torch", name, lambda _: torch) for name in ("_foreach_copy_", "_foreach_norm", "_foreach_sub")),
     Internal("torch.nn.Module", "_buffers", lambda trainer: trainer.lightning_module),
+    Internal("torch.Tensor", "_version", lambda _: Tensor),
+    Internal("torch.optim.Optimizer", "profile_hook_step", lambda _: Optimizer),
 )
 
 
@@ -180,18 +190,34 @@ def logged_value(gathered: Any, result: Any, *, on_step: bool) -> Tensor | None:
     return result._forward_cache if on_step else gathered._get_cache(result, False)
 
 
-def restarted_at_batch_end(trainer: Any) -> bool:
-    """Whether the run was resumed from a checkpoint that was saved at a training batch's end."""
-    return _epoch_loop(trainer).restarted_on_train_batch_end
+def forget_step_value(result: Any) -> None:
+    """Drops what a gathered value was in the latest batch; that of the epoch stays."""
+    result._forward_cache = None
+
+
+def restarted_before_validation(trainer: Any) -> bool:
+    """Whether the run was resumed from a checkpoint of an epoch's last batch, saved before its validation."""
+    loop = _epoch_loop(trainer)
+    return loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
+
+
+def restarted_in_validation(trainer: Any) -> bool:
+    """Whether the run was resumed from a checkpoint that was saved in the middle of a validation."""
+    loop = _epoch_loop(trainer)
+    progress = loop.val_loop.batch_progress
+    whole = progress.current.ready if progress.is_last_batch else None
+    return loop.restarting and progress.current.completed not in (0, whole)
+
+
+def lightnings_log() -> Any:
+    """The logger of Lightning's console messages."""
+    return rank_zero.log
 
 
 def averaged_models(callbacks: Iterable[Any]) -> list[nn.Module]:
     """The models that callbacks keep beside the trained one: averages of its weights."""
-    found = (
-        getattr(c, "_average_model", None)
-        for c in callbacks
-        if is_kind(c, "StochasticWeightAveraging", "WeightAveraging")
-    )
+    kinds = ("StochasticWeightAveraging", "WeightAveraging")
+    found = (callback._average_model for callback in callbacks if is_kind(callback, *kinds))
     return [model for model in found if model is not None]
 
 
@@ -202,12 +228,12 @@ foreach_norm: Any = getattr(torch, "_foreach_norm", None)
 foreach_sub: Any = getattr(torch, "_foreach_sub", None)
 
 
-def scaler(trainer: Any) -> Any:
+def scaler_in_use(trainer: Any) -> Any:
     """The gradient scaler in use, or None."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
-def scale(gradient_scaler: Any) -> Tensor | None:
+def scale_of(gradient_scaler: Any) -> Tensor | None:
     """What a scaler multiplies losses by; Tensor, shape (); None without a scaler, and before its first loss."""
     return None if gradient_scaler is None else gradient_scaler._scale
 
@@ -231,12 +257,44 @@ def skipped_on_device(optimizer: Any) -> bool:
     return found_inf is not None and float(found_inf) != 0.0
 
 
-def buffers(module: nn.Module) -> dict[str, Tensor | None]:
+def writes(tensor: Tensor) -> int | None:
+    """How often torch has seen the tensor written to; None where it doesn't count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+HOOKED_STEP = Optimizer.profile_hook_step(lambda *_: None).__code__
+"""The code that torch puts around every `step` in order to call its hooks."""
+
+
+def is_compiled(function: Any) -> bool:
+    """Whether a function was given to `torch.compile`."""
+    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(function, "_torchdynamo_disable", False)
+
+
+def buffers_of(module: nn.Module) -> dict[str, Any]:
     """A module's own buffers by name, live: a module may put another tensor there."""
     return module._buffers
 
 
 # torchmetrics ------------------------------------------------------------------------------------------------------
+
+
+def metric_updates(metric: torchmetrics.Metric) -> int:
+    """How often a metric was updated since its last reset."""
+    return metric._update_count
+
+
+def set_metric(metric: torchmetrics.Metric, updates: int, states: dict[str, Any]) -> None:
+    """Gives a metric other states, after so many updates."""
+    for name, value in states.items():
+        setattr(metric, name, value)
+    metric._update_count, metric._computed = updates, None
+
+
+def metric_memory(metric: torchmetrics.Metric) -> dict[str, Any]:
+    """All that an update of a metric changes, by attribute, live."""
+    names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
+    return {name: getattr(metric, name) for name in names if hasattr(metric, name)}
 
 
 def metric_states(metric: torchmetrics.Metric) -> dict[str, Any]:

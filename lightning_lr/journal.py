@@ -11,6 +11,7 @@ from lightning_lr.change import SCHEDULER, Part, RateChange
 from lightning_lr.console import console
 from lightning_lr.curves import EVENTS, FACTOR, FINDER, INCIDENT, Curves
 from lightning_lr.drift import MANY, Drift
+from lightning_lr.internals import loggers_step, logs_now
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName
 from lightning_lr.repeats import TOLD, Repeats
@@ -65,7 +66,7 @@ class Journal:
     @property
     def step(self) -> int:
         """The present place on the loggers' axis."""
-        return self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        return loggers_step(self._trainer)
 
     # what is told ----------------------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class Journal:
             self._end_drifts(ledger)
         if self._moved:
             self._factors(ledger)
-        logs = self._trainer._logger_connector.should_update_logs
+        logs = logs_now(self._trainer)
         self._turn_to_step()
         self._curves.rest(self._at, dense=logs and self.monitoring)
         self._write(logs=logs, ends=True)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.held import HeldRates, rounded
+from lightning_lr.internals import skipped_on_device
 from lightning_lr.line import Line, Used
 from lightning_lr.steps import hooked_steps, untraced
 
@@ -252,8 +253,7 @@ class Ledger:
             return
         self._take_back(index)
         # a fused optimizer under a gradient scaler is called even when it then skips the update on the device
-        found_inf = getattr(self.optimizers[index], "found_inf", None)
-        if self._discarded[index] or (found_inf is not None and float(found_inf) != 0.0):
+        if self._discarded[index] or skipped_on_device(self.optimizers[index]):
             return
         if self._trial[index] is None:
             self._updates[index] += 1

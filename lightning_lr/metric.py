@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lightning_lr.internals import logged_value, results
 from lightning_lr.signals import moved, widest_float
 
 
@@ -35,13 +36,13 @@ class Metric:
         Returns:
             Tensor, shape (), on the metric's own device: reading it is left to the caller.
         """
-        results = trainer._results
-        if results is None:
+        gathered = results(trainer)
+        if gathered is None:
             return None
-        for result in results.values():
+        for result in gathered.values():
             if result.has_reset or self.name not in _names(result.meta, on_step):
                 continue
-            value = result._forward_cache if on_step else results._get_cache(result, False)
+            value = logged_value(gathered, result, on_step=on_step)
             # a value of an earlier batch stays in the cache: it counts once
             if value is None or (on_step and value is self._last):
                 continue
@@ -91,14 +92,14 @@ class Metric:
         return [number if there else None for number, there in zip(numbers.tolist(), present.tolist(), strict=True)]
 
 
-def logged_names(results: Any) -> list[str]:
+def logged_names(gathered: dict[str, Any] | None) -> list[str]:
     """Every name by which a metric of a loop can be monitored, sorted.
 
     Args:
-        results: the loop's `_results`; None: of no loop.
+        gathered: what the loop's `self.log` has gathered; None: of no loop.
     """
     found: set[str] = set()
-    for result in () if results is None else results.values():
+    for result in () if gathered is None else gathered.values():
         if not result.has_reset:
             found.update(_names(result.meta, True), _names(result.meta, False))
     return sorted(found)

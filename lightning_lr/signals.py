@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor
 
+from lightning_lr.internals import foreach_norm, scale_of
 from lightning_lr.shards import local, pieces
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -48,7 +49,7 @@ class LossMeter:
         """
         loss = loss.detach()
         loss = loss if loss.ndim == 0 else loss.sum()
-        scale = getattr(scaler, "_scale", None)
+        scale = scale_of(scaler)
         self.losses.append(loss if scale is None else loss.to(widest_float(loss.device)) / scale.to(loss.device))
         self._parts = parts
 
@@ -215,8 +216,8 @@ def _norms(grads: list[Tensor]) -> list[Tensor]:
         grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
     half = [grad for grad in grads if grad.dtype in HALVES]
     if not half:
-        return list(_foreach_norm(grads))
+        return list(foreach_norm(grads))
     # the norm of numbers that are all finite in float16 may be none
-    norms = list(_foreach_norm(half, 2, dtype=torch.float32))
+    norms = list(foreach_norm(half, 2, dtype=torch.float32))
     rest = [grad for grad in grads if grad.dtype not in HALVES]
-    return [*norms, *_foreach_norm(rest)] if rest else norms
+    return [*norms, *foreach_norm(rest)] if rest else norms

@@ -9,13 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import (
-    Tensor,
-    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_sub,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch import Tensor
 
+from lightning_lr.internals import foreach_copy, foreach_norm, foreach_sub, metric_updates, set_metric
 from lightning_lr.memory import bytes_of, nested, slots
 from lightning_lr.shards import local, pieces
 from lightning_lr.source import Source
@@ -70,7 +66,7 @@ class Snapshot:
             if key not in self._host:
                 self._host[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         if live:
-            _foreach_copy_([self._host[key] for key in live], list(live.values()), non_blocking=True)
+            foreach_copy([self._host[key] for key in live], list(live.values()), non_blocking=True)
         self._events = _record({tensor.device for tensor in live.values() if tensor.is_cuda})
         self._plain = {key: _copied(value) for key, value in self.source.plain().items()}
         self._remember(tensors)
@@ -109,7 +105,7 @@ class Snapshot:
         live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
         there = {key for key, kept in self._host.items() if key in live and kept.shape == live[key].shape}
         if there:
-            _foreach_copy_([live[key] for key in there], [self._host[key] for key in there])
+            foreach_copy([live[key] for key in there], [self._host[key] for key in there])
         values: dict[str, Callable[[Tensor | None], Any]] = {}
         for key, value in {**self._host, **self._plain}.items():
             if key.startswith(("optimizer/", "group/")) and key not in there:
@@ -117,12 +113,10 @@ class Snapshot:
         self.source.set(values)
         for name, metric in self.source.metrics():
             count, held = self._plain.get(f"metric/{name}", (0, {}))
-            if metric._update_count < count or not held:
+            if metric_updates(metric) < count or not held:
                 metric.reset()
                 continue
-            for key, value in held.items():
-                setattr(metric, key, _copied(value))
-            metric._update_count, metric._computed = count, None
+            set_metric(metric, count, {key: _copied(value) for key, value in held.items()})
 
     @torch.no_grad()
     def change(self) -> tuple[Tensor, Tensor]:
@@ -151,7 +145,7 @@ class Snapshot:
         for (count, _, half), pairs in moved.items():
             now, kept = [a for a, _ in pairs], [b for _, b in pairs]
             least = LEAST_SCALE**2 * sum(b.numel() for b in kept)
-            distances = torch.stack([d.to(device, wide) for d in _norms(_foreach_sub(now, kept), half)])
+            distances = torch.stack([d.to(device, wide) for d in _norms(foreach_sub(now, kept), half)])
             norms = torch.stack([d.to(device, wide) for d in _norms(kept, half)])
             far = far + distances.square().sum() * (count / ranks)
             size = size + (norms.square().sum() + least) * (count / ranks)
@@ -289,7 +283,7 @@ def _record(devices: set[torch.device]) -> list[Any]:
 
 def _norms(tensors: list[Tensor] | tuple[Tensor, ...], half: bool) -> Sequence[Tensor]:
     # in half precision a norm would end at 65,504
-    return _foreach_norm(tensors, 2, torch.float32) if half else _foreach_norm(tensors)
+    return foreach_norm(tensors, 2, torch.float32) if half else foreach_norm(tensors)
 
 
 def _copied(value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_lr.internals import metric_states, metric_updates, scaler_tensors
 from lightning_lr.memory import bytes_of, entries, nested, slots, states
 from lightning_lr.shards import local
 
@@ -49,17 +50,14 @@ class Source:
         trained = self.parameters()
         found = {k: t for k, t in self.named().items() if k in trained or not k.startswith("parameter/0/")}
         found.update((key, value) for key, _, _, value in self._memory() if isinstance(value, Tensor))
-        for name in ("_scale", "_growth_tracker"):
-            value = getattr(self.scaler, name, None)
-            if isinstance(value, Tensor):
-                found[f"scaler/{name}"] = value
+        found.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
         return found
 
     def plain(self) -> dict[str, Any]:
         """All live values that are no tensors, by key; not copied."""
         found = {key: value for key, _, _, value in self._memory() if not isinstance(value, Tensor)}
         for name, metric in self.metrics():
-            found[f"metric/{name}"] = [metric._update_count, {key: getattr(metric, key) for key in metric._defaults}]
+            found[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
         return found
 
     @property

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-from torch.optim import Optimizer
+
+from lightning_lr.internals import HOOKED_STEP, is_compiled
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-HOOKED = Optimizer.profile_hook_step(lambda *_: None).__code__
-"""The code that torch puts around every `step` in order to call its hooks."""
 
 
 def hooked_steps(*optimizers: Any) -> int:
@@ -22,7 +20,7 @@ def hooked_steps(*optimizers: Any) -> int:
     """
     count, frame = 0, sys._getframe(1)
     while frame is not None:
-        if frame.f_code is HOOKED and any(frame.f_locals.get("self") is optimizer for optimizer in optimizers):
+        if frame.f_code is HOOKED_STEP and any(frame.f_locals.get("self") is optimizer for optimizer in optimizers):
             count += 1
         frame = frame.f_back
     return count
@@ -35,5 +33,4 @@ def untraced(function: F) -> F:
 
 def compiled(optimizer: Any) -> bool:
     """Whether the optimizer's `step` was given to `torch.compile`."""
-    step = optimizer.step
-    return hasattr(step, "_torchdynamo_orig_callable") and not getattr(step, "_torchdynamo_disable", False)
+    return is_compiled(optimizer.step)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_lr.internals import buffers_of, metric_memory
 from lightning_lr.memory import SETTINGS, nested
 from lightning_lr.shards import local, reshard
 
@@ -148,7 +149,7 @@ class Trial:
         self._buffers = [
             (owner, name, buffer)
             for owner in self._module.modules()
-            for name, buffer in owner._buffers.items()
+            for name, buffer in buffers_of(owner).items()
             if buffer is not None
         ]
         tensors = dict.fromkeys([*self._module.parameters(), *(buffer for _, _, buffer in self._buffers)])
@@ -176,11 +177,11 @@ class Trial:
         if self._sharded:
             reshard(self._module)
         for owner, name, buffer in self._buffers:
-            replaced = owner._buffers.get(name)
+            replaced = buffers_of(owner).get(name)
             if replaced is not buffer:  # by a module that assigns its buffer anew
                 if replaced is not None and replaced.shape == buffer.shape:
                     buffer.data = replaced.detach().to(buffer.dtype)
-                owner._buffers[name] = buffer
+                buffers_of(owner)[name] = buffer
         with torch.no_grad():
             for tensor, other in self._tensors.items():
                 shard = local(tensor.detach())
@@ -211,8 +212,7 @@ class Trial:
         """Sets the healthy states of all torchmetrics aside; the trial goes on with copies that nobody keeps."""
         self._metrics = []
         for metric in self._all_metrics:
-            names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
-            healthy = {name: getattr(metric, name) for name in names if hasattr(metric, name)}
+            healthy = metric_memory(metric)
             for name, value in healthy.items():
                 setattr(metric, name, _cloned(value))
             self._metrics.append((metric, healthy))

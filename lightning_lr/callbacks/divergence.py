@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, _foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import LRCallback
@@ -24,6 +24,7 @@ from lightning_lr.console import count
 from lightning_lr.curves import INCIDENT
 from lightning_lr.generations import Generations
 from lightning_lr.incident import FIRST_KEPT, LATEST_KEPT, keep_few, nonfinite_gradients, write_incident
+from lightning_lr.internals import averaged_models, buffers_of, foreach_copy, scale_of, scaler_in_use, unscales_itself
 from lightning_lr.memory import parted
 from lightning_lr.policies.divergence import DivergencePolicy
 from lightning_lr.policies.divergence_evidence import DRIFT_AGE
@@ -221,9 +222,8 @@ class DivergenceGuard(LRCallback):
             )
             self.reset()
         self._sharded = reshard(pl_module)
-        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
-        averages = [m for m in (getattr(c, "_average_model", None) for c in trainer.callbacks) if m is not None]
-        source = Source([pl_module, *averages], optimizers, self._scaler)
+        self._scaler = scaler_in_use(trainer)
+        source = Source([pl_module, *averaged_models(trainer.callbacks)], optimizers, self._scaler)
         self._parted = self._sharded or parted(optimizers, trainer.world_size)
         self.generations = Generations(
             source, self.snapshots, self.memory_limit, partial(_largest, pl_module.device) if self._parted else int
@@ -233,7 +233,7 @@ class DivergenceGuard(LRCallback):
         self._dropped, self._seen = [False] * len(optimizers), [False] * len(optimizers)
         self._trained = [len(self._parameters(index)) for index in range(len(optimizers))]
         # by name: a module may put another tensor there
-        held = [module._buffers for module in pl_module.modules()]
+        held = [buffers_of(module) for module in pl_module.modules()]
         self._buffers = [(buffers, name) for buffers in held for name, b in buffers.items() if b is not None]
         saved, self._saved = self._saved, None
         if len(self._jobs) != len(optimizers):
@@ -411,8 +411,7 @@ class DivergenceGuard(LRCallback):
                 )
                 more = (*more, torch.tensor(steps / share, dtype=torch.float64))
         ledger, rate = self.ledger, 0.0
-        scaled = self._scaler is not None and getattr(ledger.optimizers[index], "_step_supports_amp_scaling", False)
-        scale = getattr(self._scaler, "_scale", None) if scaled else None
+        scale = scale_of(self._scaler) if unscales_itself(ledger.optimizers[index]) else None
         for group in range(ledger.groups(index)):
             rate = max(rate, ledger.effective(index, group) / ledger.factor(self.name, index, group))
         device = self.run.trainer.strategy.root_device
@@ -478,7 +477,7 @@ class DivergenceGuard(LRCallback):
             return False
         if measured.loss is not None and not math.isfinite(measured.loss):
             return False
-        scale = getattr(self._scaler, "_scale", None)
+        scale = scale_of(self._scaler)
         return scale is not None and float(scale) > SCALE_FLOOR
 
     # verdicts --------------------------------------------------------------------------------------------------
@@ -600,7 +599,7 @@ class DivergenceGuard(LRCallback):
         broken = [k.split("/", 2)[2] for k, p in source.parameters().items() if not bool(local(p).isfinite().all())]
         # another rank's part may be broken
         number = torch.tensor(float(len(broken)), device=trainer.strategy.root_device)
-        if measure(None, [], None, [number]).more[0] == 0.0:
+        if measure(None, [], None, [number], device=number.device).more[0] == 0.0:
             return "The model holds the last healthy weights"
         where = _few(broken) if broken else "some of another rank's"
         return f"The model does not hold healthy weights, since there is no healthy copy of all; not finite: {where}"
@@ -622,12 +621,12 @@ class DivergenceGuard(LRCallback):
         if len(kept) != len(live) or any(a.shape != b.shape for a, b in zip(kept, live, strict=True)):
             self._buffers_before = [buffer.clone() for buffer in live]
         else:
-            _foreach_copy_(kept, live)
+            foreach_copy(kept, live)
 
     @torch.no_grad()
     def _restore_buffers(self) -> None:
         if self._buffers:
-            _foreach_copy_([buffers[name] for buffers, name in self._buffers], self._buffers_before)
+            foreach_copy([buffers[name] for buffers, name in self._buffers], self._buffers_before)
 
     def _set_factor(self, index: int, verdict: Verdict) -> None:
         cap, before = self.states[index].memory.cap, self._caps[index]

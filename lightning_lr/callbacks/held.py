@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lightning_lr.internals import DEFERRED, SKIPS
+
 RESTING = "not in a sweep"
 """The `interval` of a `ReduceLROnPlateau` that rests: Lightning steps those of `step` and `epoch`."""
-
-DEFERRED = "_defer_save_until_validation"
-
-SKIPS = {"EarlyStopping": "_should_skip_check", "ModelCheckpoint": "_should_skip_saving_checkpoint"}
-"""By the name of the class, which Lightning has under two names: the method by which it passes an occasion over."""
 
 
 class Held:

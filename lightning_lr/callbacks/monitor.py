@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.change import RateChange
+from lightning_lr.internals import logs_now, show_metrics
 
 
 class LRMonitor(LRCallback):
@@ -118,10 +119,8 @@ class LRMonitor(LRCallback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        connector = trainer._logger_connector
-        if connector.should_update_logs:
-            # trainer.callback_metrics is this very dict, but computes all metrics anew each time that it is asked for
-            connector._callback_metrics.update({tag: torch.tensor(rate) for tag, rate in self.rates.items()})
+        if logs_now(trainer):
+            show_metrics(trainer, {tag: torch.tensor(rate) for tag, rate in self.rates.items()})
         if self.prog_bar:
             for tag, rate in self.rates.items():
                 pl_module.log(tag, rate, prog_bar=True, logger=False, on_step=True, on_epoch=False)

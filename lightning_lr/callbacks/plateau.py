@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_lr.arguments import real_number, whole_number
 from lightning_lr.callbacks import missing
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.internals import restarted_before_validation, restarted_in_validation, results, training_results
 from lightning_lr.metric import Metric, MetricError, logged_names
 from lightning_lr.metric_name import looks_like_a_score, of_validation
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
@@ -107,19 +108,12 @@ class PlateauDecay(LRCallback):
         elif self._without_validation:
             rank_zero_warn(missing.without_validation(self))
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
-        loop = trainer.fit_loop.epoch_loop
-        validation = loop.val_loop.batch_progress
-        made, whole = validation.current.completed, validation.current.ready if validation.is_last_batch else None
-        if loop.restarting and self._produced in (None, "validation") and made not in (0, whole):
+        if self._produced in (None, "validation") and restarted_in_validation(trainer):
             rank_zero_warn(
                 f"the checkpoint was saved in the middle of a validation, of which Lightning makes only the rest on "
                 f"resume, or nothing: {self.name} checks a value of that rest, or none"
             )
-        if (
-            self._produced == "validation"
-            and getattr(loop, "restarted_on_train_batch_end", False)
-            and loop.batch_progress.is_last_batch
-        ):
+        if self._produced == "validation" and restarted_before_validation(trainer):
             rank_zero_warn(
                 f"the checkpoint was saved at the end of an epoch before its validation, which Lightning passes over "
                 f"on resume: {self.name} makes no check for that epoch. One saved on validation or on the epoch's end "
@@ -160,8 +154,8 @@ class PlateauDecay(LRCallback):
             if self._awaits("validation"):
                 self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
         if self._misses_metric and not self._told:
-            training = logged_names(trainer.fit_loop.epoch_loop._results)
-            words = missing.after_validation(self, logged_names(trainer._results), training)
+            training = logged_names(training_results(trainer))
+            words = missing.after_validation(self, logged_names(results(trainer)), training)
             if words is not None:
                 self._told = True
                 rank_zero_warn(words)

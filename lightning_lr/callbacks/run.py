@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lr import internals
 from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
@@ -31,10 +32,12 @@ class Run(Listener):
         peers: all callbacks of this package in `trainer.callbacks`, in their order; the first leads.
 
     Raises:
+        RuntimeError: when what is installed lacks a private name that is needed.
         ValueError: when two of them have one name, or the strategy is one that owns the optimizer's step.
     """
 
     def __init__(self, trainer: Any, peers: Sequence[LRCallback]) -> None:
+        internals.check(trainer)
         self.trainer = trainer
         self.peers = list(peers)
         self.ledger = Ledger([], self)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_lr.callbacks.unlogged import Unlogged
 from lightning_lr.finding import Finding
+from lightning_lr.internals import scaler_in_use
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
@@ -61,7 +62,7 @@ class Sweep:
     ) -> None:
         self.policy, self.journal, self.bar = policy, journal, bar
         self._trainer, self._module, self._ledger, self._index = trainer, module, ledger, index
-        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._scaler = scaler_in_use(trainer)
         self._random = RandomState(module.device)
         self._trial = self._new_trial()
         self._pause: Trial | None = None

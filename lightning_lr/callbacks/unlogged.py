@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_lr.internals import forget_step_value, training_results
+
 
 class Unlogged:
     """Sets what the training epoch has logged so far aside for the length of a batch."""
@@ -13,7 +15,7 @@ class Unlogged:
 
     def begin_batch(self, trainer: Any) -> None:
         """From here to `end_batch` nothing counts."""
-        results = trainer.fit_loop.epoch_loop._results
+        results = training_results(trainer)
         self._counted = dict(results)
         results.clear()
 
@@ -21,10 +23,10 @@ class Unlogged:
         """Puts back what was set aside; without effect outside of such a batch."""
         if self._counted is None:
             return
-        results = trainer.fit_loop.epoch_loop._results
+        results = training_results(trainer)
         results.clear()
         results.update(self._counted)
         self._counted = None
         for result in results.values():
             # `callback_metrics` keeps the last real value; the loggers are not to get it again as this batch's own
-            result._forward_cache = None
+            forget_step_value(result)
