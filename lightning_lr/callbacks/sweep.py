@@ -14,7 +14,7 @@ from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
 from lightning_lr.reference import reference_rates
-from lightning_lr.signals import LossMeter
+from lightning_lr.signals import LossMeter, measure
 from lightning_lr.trial import RandomState, Trial
 
 CURVE = "lr-finder"
@@ -138,6 +138,12 @@ class Sweep:
             return
         self.fresh = False
         self._take(self._loss())
+        if not self._trial.inside or optimizer != self._index:
+            return
+        loss = self._loss()
+        if loss is None:
+            return
+        self._take(loss)
         if self.over or self._module.automatic_optimization:
             self._trial.leave()
             if self.over:
@@ -222,11 +228,9 @@ class Sweep:
         assert self.now.rate is not None
         set_trial_rates(self._ledger, self._trainer, self._index, self.now.rate)
 
-    def _loss(self) -> float:
-        """The mean over the update's micro-batches and the ranks."""
-        loss = self._meter.take()
-        assert loss is not None
-        return float(self._trainer.strategy.reduce(loss, reduce_op="mean"))
+    def _loss(self) -> float | None:
+        """The mean over the update's micro-batches and the ranks that saw one; every rank asks, with a loss or not."""
+        return measure(self._meter.take(), [], device=self._trainer.strategy.root_device).loss
 
     def _take(self, loss: float) -> None:
         self.skipped = 0
@@ -241,6 +245,10 @@ class Sweep:
         loss = self._loss()
         self.skipped += 1
         if not math.isfinite(loss) or self.skipped > SKIPS:
+        if loss is None:
+            return
+        self._skipped += 1
+        if not math.isfinite(loss) or self._skipped > SKIPS:
             self._take(math.inf)
 
 
