@@ -66,14 +66,17 @@ class Writes(pl.Callback):
             "findings": [finding.to_dict() for finding in self.finder.findings],
             "changes": [vars(change) for change in self.monitor.changes],
             "batches": len(self.witness.rests) + 1,
+            "updates": self.finder.ledger.updates(0),
         }
         (self.root / f"rank-{trainer.global_rank}.json").write_text(json.dumps(record))
 
 
 def updates(record: dict[str, Any]) -> int:
-    """The real updates that a run with this record made: no trial's, and none that was skipped."""
+    """The real updates that a run with this record made: no trial's, no pause's, and none that was skipped."""
     swept = sum(len(finding["losses"]) for finding in record["findings"])
-    return EPOCHS * BATCHES - swept - record["skips"] - record["rewinds"]
+    pauses = EPOCHS * BATCHES - swept - record["skips"] - record["rewinds"] - record["updates"]
+    assert 0 <= pauses <= EPOCHS
+    return record["updates"]
 
 
 def main(strategy: str, devices: str, nodes: str, fault: str, root: str) -> None:

@@ -23,7 +23,7 @@ from tests.pool import Pool
 
 # this module must do without either name at import: tests.small has one
 NAMESPACES = tuple(n for n in ("pytorch_lightning", "lightning.pytorch") if importlib.util.find_spec(n.split(".")[0]))
-BATCHES, EPOCHS = 12, 6
+BATCHES, EPOCHS = 12, 9
 
 each = pytest.mark.parametrize("namespace", NAMESPACES)
 both = pytest.mark.skipif(len(NAMESPACES) < 2, reason="only one of the namespaces is installed")
@@ -196,7 +196,8 @@ def test_beside_a_callback_of_lightnings_own_too(name: str, tmp_path: Path) -> N
     assert records[0]["guard"][1] == 1
     assert (records[0]["steps"] < BATCHES * EPOCHS) == (name == "EarlyStopping")
     assert bool(records[0]["average"]) == name.endswith("Averaging")
-    assert len(records[0]["saved"]) == (EPOCHS if name == "ModelCheckpoint" else 0)
+    # at the end of an epoch that lies in a sweep a checkpoint that monitors something is not saved
+    assert (EPOCHS // 2 < len(records[0]["saved"]) < EPOCHS) == (name == "ModelCheckpoint")
 
 
 @both
@@ -289,7 +290,8 @@ def test_two_ranks_agree_and_the_first_speaks_for_both(namespace: str, pool: Poo
     assert first["guard"][:2] == [1, 0]
     assert silent == [[], []]
     assert len(warned) == 1
-    assert [line.split(":")[0] for line in said] == [
+    assert ["may take" in line for line in said] == [True, True, False, False, False]
+    assert [line.split(":")[0] for line in said[2:]] == [
         "LRFinder (asked for at=0)",
         "step 44",
         "LRFinder (asked for at=30)",

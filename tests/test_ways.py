@@ -19,7 +19,7 @@ NEVER = 10**6
 Make = Callable[[str], Any]
 
 NEUTRAL: dict[str, Make] = {
-    "LRFinder": lambda monitor: llr.LRFinder(at=NEVER, optimizer=0),
+    "LRFinder": lambda monitor: llr.LRFinder(at=None, optimizer=0),
     "Warmup": lambda monitor: llr.Warmup(1),
     "PlateauDecay": lambda monitor: llr.PlateauDecay(monitor, patience=NEVER),
     "DivergenceGuard": lambda monitor: llr.DivergenceGuard(),
@@ -28,7 +28,7 @@ NEUTRAL: dict[str, Make] = {
 """Callbacks that have nothing to do: with them a run must be the run without, bit for bit."""
 
 ACTIVE: dict[str, Make] = {
-    "LRFinder": lambda monitor: llr.LRFinder(at=10, optimizer=0, steps=30, min_lr=1e-4),
+    "LRFinder": lambda monitor: llr.LRFinder(at=10, optimizer=0, steps=20, min_lr=1e-4),
     "Warmup": lambda monitor: llr.Warmup(6),
     # nothing is ever good enough
     "PlateauDecay": lambda monitor: llr.PlateauDecay(
