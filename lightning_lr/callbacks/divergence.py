@@ -123,7 +123,7 @@ class DivergenceGuard(LRCallback):
             checkpoint at a batch's end may then hold one update that is not judged yet.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
         name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different names.
+            different ones: `DivergenceGuard(..., name="Second")`.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` below two

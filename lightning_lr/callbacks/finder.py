@@ -68,7 +68,7 @@ class LRFinder(LRCallback):
         optimizer: the index of the optimizer to sweep, where there are several.
         progress_bar: whether to show one, on rank zero, beside Lightning's own.
         name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different names.
+            different ones: `LRFinder(..., name="Second")`.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for several optimizers of

@@ -134,15 +134,12 @@ class Sweep:
             return
         self._stepped = True
         self.several = self.several or self._ledger.evaluations(optimizer) > 1
-        if not self._trying or not self._meter.losses:
-            return
-        self.fresh = False
-        self._take(self._loss())
-        if not self._trial.inside or optimizer != self._index:
+        if not self._trying:
             return
         loss = self._loss()
         if loss is None:
             return
+        self.fresh = False
         self._take(loss)
         if self.over or self._module.automatic_optimization:
             self._trial.leave()
@@ -159,7 +156,7 @@ class Sweep:
         """Puts the healthy state in place."""
         automatic = self._module.automatic_optimization
         window_over = (batch_idx + 1) % self._trainer.accumulate_grad_batches == 0 or self._trainer.is_last_batch
-        if self._meter.losses and window_over and automatic and not self.over:
+        if self._trying and not self._stepped and window_over and automatic and not self.over:
             self._skip()
         self.rest()
         if self._counts:
@@ -243,12 +240,10 @@ class Sweep:
     def _skip(self) -> None:
         """A gradient scaler skipped the update: no point, unless the trial is past healing."""
         loss = self._loss()
-        self.skipped += 1
-        if not math.isfinite(loss) or self.skipped > SKIPS:
         if loss is None:
             return
-        self._skipped += 1
-        if not math.isfinite(loss) or self._skipped > SKIPS:
+        self.skipped += 1
+        if not math.isfinite(loss) or self.skipped > SKIPS:
             self._take(math.inf)
 
 
