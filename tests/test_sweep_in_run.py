@@ -77,7 +77,7 @@ class Watch(pl.Callback):
             self.missing.append(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.epochs.append(round(float(trainer.callback_metrics["metric"]), 3))
+        self.epochs.append(round(float(trainer.callback_metrics.get("metric", -1.0)), 3))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.moved.append(float(trainer.callback_metrics["moved"]))
@@ -311,6 +311,36 @@ def test_resumed_right_after_the_last_batch_of_a_sweep_its_validation_still_deci
     assert not torch.isfinite(next(s for key, s in saved.items() if "EarlyStopping" in key)["best_score"])
     assert float(whole["best_score"]) == float(resumed["best_score"])
     assert all(map(torch.equal, weights, again))
+
+
+class Saves(pl.Callback):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.save_checkpoint(self.root / f"batch-{trainer.fit_loop.epoch_loop.total_batch_idx}.ckpt")
+
+
+@pytest.mark.parametrize("manual", [False, True], ids=["automatic, accumulated", "manual"])
+def test_resumed_before_and_after_a_pause_a_sweep_ends_as_if_uninterrupted(manual: bool, tmp_path: Path) -> None:
+    def run(resume: Any = None) -> tuple[Any, ...]:
+        finder, model = llr.LRFinder(**SHORT), Logs(manual=manual)
+        watch = Watch(finder)
+        settings: Any = {"accumulate_grad_batches": 1 if manual else 2, "max_epochs": 7, "limit_val_batches": 0}
+        callbacks = [watch, finder] if resume else [watch, finder, Saves(tmp_path)]
+        made = trainer(tmp_path, callbacks=callbacks, **settings)
+        made.fit(model, Loader(10 if manual else 20), ckpt_path=resume)
+        return finder.findings, model.weights(), model.trace, watch.epochs
+
+    findings, weights, trace, epochs = run()
+    first = 9 if manual else 19  # the last batch of the first epoch
+    for batch in (first - 2, first, first + (1 if manual else 2), 2 * first + 1):
+        again = run(str(tmp_path / f"batch-{batch}.ckpt"))
+        assert again[0] == findings
+        assert all(map(torch.equal, again[1], weights))
+        assert again[2] == trace[len(trace) - len(again[2]) :]
+        # of the epoch in which it went on there may be no batch left that counts
+        assert again[3][1:] == epochs[len(epochs) - len(again[3]) + 1 :]
 
 
 # batches that end in the middle ----------------------------------------------------------------------------------
