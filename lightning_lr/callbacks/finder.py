@@ -169,7 +169,8 @@ class LRFinder(LRCallback):
             )
         if (self.optimizer or 0) >= len(optimizers):
             raise ValueError(
-                f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers"
+                f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers: "
+                f"they count from 0, so write {self.written(optimizer=0)}"
             )
         self._index = self.optimizer or 0
         references(self.ledger, trainer, self._index)
