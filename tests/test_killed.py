@@ -111,7 +111,8 @@ def test_the_run_that_is_killed_has_everything_in_it(alone: Whole, together: Who
         assert len(lines) == BATCHES * EPOCHS
         assert last["skips"] == list(FAULTS.values()).count("nan")
         assert last["rewinds"] == list(FAULTS.values()).count("weight")
-        assert last["factors"]["DivergenceGuard"] < 1.0
+        # at the end a rate found later may lie below the guard's cap
+        assert min(line["factors"]["DivergenceGuard"] for line in lines) < 1.0
         assert last["factors"]["LRFinder"] != 1.0
     assert alone.lines[0][-1]["factors"]["PlateauDecay"] < 1.0
     assert len(findings(alone)) == 2
@@ -286,11 +287,11 @@ def messages(fit: Any, model: Any, checkpoint: Path) -> list[str]:
 
 
 def test_a_run_without_the_package_is_told_which_callbacks_state_it_leaves_out(tmp_path: Path) -> None:
-    first = trainer(tmp_path, callbacks=callbacks(), logger=pl.loggers.CSVLogger(tmp_path), max_epochs=6)
+    first = trainer(tmp_path, callbacks=callbacks(), logger=pl.loggers.CSVLogger(tmp_path), max_epochs=30)
     first.fit(Model(cosine), Loader(4), held_out())
     first.save_checkpoint(tmp_path / "with.ckpt")
     model = Model(cosine)
-    said_by_lightning = messages(trainer(tmp_path, max_epochs=7), model, tmp_path / "with.ckpt")
+    said_by_lightning = messages(trainer(tmp_path, max_epochs=31), model, tmp_path / "with.ckpt")
     (line,) = [line for line in said_by_lightning if "Please add the following callbacks" in line]
     assert all(callback.state_key in line for callback in callbacks())
     assert len(model.trace) == 4

@@ -46,7 +46,8 @@ class LRFinder(LRCallback):
     - Training metrics are those of the healthy weights. A batch counts for what `training_step` logs, torchmetrics
       included, if it ran at them: those before a trial's first update do. Each epoch whose first batch would be another
       one begins with a pause, in which the batch counts and the sweep waits for one update (under accumulation, for all
-      of its batches). What is logged in the other batches counts for nothing.
+      of its batches). Where epochs have fewer than four updates, some have none, and keep the values of the one before.
+      What is logged in the other batches counts for nothing.
     - Validation runs as always and is logged. But it finds the same weights again and again, so until the first batch
       after the sweep `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors a metric saves nothing, the
       user's `ReduceLROnPlateau` schedulers are not stepped, and `PlateauDecay` rests. A `ModelCheckpoint` without
@@ -174,7 +175,8 @@ class LRFinder(LRCallback):
             )
         if (self.optimizer or 0) >= len(optimizers):
             raise ValueError(
-                f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers"
+                f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers: "
+                f"they count from 0, so write {self.written(optimizer=0)}"
             )
         self._index = self.optimizer or 0
         references(self.ledger, trainer, self._index)
