@@ -30,7 +30,7 @@ class Snapshot:
         source: what is copied, and given back.
 
     Example:
-        >>> layer = nn.Linear(1, 1)
+        >>> layer = torch.nn.Linear(1, 1)
         >>> snapshot = Snapshot(Source([layer], []))
         >>> snapshot.take()
         >>> before = layer.weight.item()

@@ -249,7 +249,7 @@ class Halves(Net):
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 @pytest.mark.parametrize("lag", [0, 1])
-@pytest.mark.filterwarnings("ignore:DivergenceGuard sees no loss")
+@pytest.mark.filterwarnings("ignore:DivergenceGuard sees no loss", "ignore:the rates were saved for")
 def test_resumed_with_another_number_of_optimizers_the_guard_starts_afresh_in_words(
     before: int, after: int, lag: Any, tmp_path: Path
 ) -> None:
@@ -276,6 +276,7 @@ CHANGED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("how", CHANGED)
+@pytest.mark.filterwarnings("ignore:the rates were saved for")
 def test_copies_of_other_optimizers_are_dropped_in_words(how: str, tmp_path: Path) -> None:
     made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5))
     made.save_checkpoint(tmp_path / "kept.ckpt")

@@ -241,15 +241,6 @@ def test_warm_up_that_is_added_on_resume_starts_afresh_whatever_else_was_saved(t
     assert [row[0] for row in model.trace] == [0.05, 0.1, 0.1, 0.1]
 
 
-def test_warm_up_of_another_length_on_resume_says_which_goes_on(tmp_path: Path) -> None:
-    first = trainer(tmp_path, callbacks=[llr.Warmup(6)], max_epochs=2)
-    first.fit(Model(sgd), Loader(4))
-    first.save_checkpoint(tmp_path / "two.ckpt")
-    second = trainer(tmp_path, callbacks=[llr.Warmup(3)], max_epochs=3)
-    with pytest.warns(UserWarning, match=r"Warmup\(steps=3\) was saved with 6 updates, and goes on with those"):
-        second.fit(Model(sgd), Loader(4), ckpt_path=str(tmp_path / "two.ckpt"))
-
-
 class TwoLoaders(Model):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         self.log(f"loss{dataloader_idx}", 1.0, add_dataloader_idx=False)

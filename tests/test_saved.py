@@ -107,10 +107,10 @@ def test_a_state_of_another_release_is_refused_in_words_and_a_new_name_starts_af
     assert f"start {name} afresh under another name: {name}(name='{name}2')" in str(refused.value)
     (callback,) = MAKE[name]()
     callback.__init__(**{**callback.arguments, "name": f"{name}2"})
-    resumed = trainer(tmp_path, callbacks=[callback], max_epochs=12)
+    resumed = trainer(tmp_path, callbacks=[callback], max_epochs=16)
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint|holds no state of"):
         resumed.fit(Model(sgd), Loader(), held_out(), ckpt_path=path)
-    assert resumed.current_epoch == 12
+    assert resumed.current_epoch == 16
 
 
 @pytest.mark.parametrize("evaluate", ["validate", "test"])
@@ -265,6 +265,7 @@ class Halves(Model):
 @pytest.mark.parametrize(
     ("before", "after"), [((1, 1), (2, 1)), ((2, 1), (1, 1)), ((1, 1), (1, 2)), ((1, 2), (1, 1))], ids=str
 )
+@pytest.mark.filterwarnings("ignore:DivergenceGuard")
 def test_a_checkpoint_of_other_optimizers_or_groups_goes_on_in_words(before: Any, after: Any, tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         finder = {"steps": 20, "progress_bar": False, "optimizer": 0}

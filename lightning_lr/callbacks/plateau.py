@@ -91,6 +91,7 @@ class PlateauDecay(LRCallback):
         self._produced: str | None = None
         self._micro_batches: list[torch.Tensor] = []
         self._updates: list[torch.Tensor | None] = []
+        self._idle = False
         self._stepped = self._asked = self._validated = self._late = self._epoch_over = False
         self._groups: list[int] = []
         self._not_finite = 0
@@ -103,6 +104,9 @@ class PlateauDecay(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
+        self._idle = not self.ledger.optimizers
+        if self._idle:
+            return
         if self._mode_unknown:
             rank_zero_warn(missing.without_mode(self))
         elif self._without_validation:
@@ -182,8 +186,7 @@ class PlateauDecay(LRCallback):
     @property
     def _misses_metric(self) -> bool:
         """Whether none has come yet, of which nothing has been said at the start."""
-        missing_yet = self._awaits() and self._produced is None and not self._without_validation
-        return missing_yet and bool(self.ledger.optimizers)
+        return self._awaits() and self._produced is None and not self._without_validation and not self._idle
 
     def _take_step(self, trainer: Any) -> None:
         value = self._metric.produced(trainer, on_step=True)
