@@ -99,7 +99,7 @@ def main() -> None:
         max_epochs=args.epochs,
         accelerator="cpu",
         # the CSV file needs a folder of its own: it takes one over with all that is in it
-        logger=[tensorboard, CSVLogger(tensorboard.log_dir, name="", version="csv")],
+        logger=[tensorboard, CSVLogger(tensorboard.log_dir, name="csv", version=tensorboard.version)],
         log_every_n_steps=10,
         callbacks=[*autopilot, TQDMProgressBar(refresh_rate=10)],
     )
