@@ -153,8 +153,12 @@ def _installed() -> str:
 
 
 def is_kind(thing: Any, *kinds: str) -> bool:
-    """Whether one of its classes has such a name: Lightning has two namespaces, and torch moves classes."""
-    return any(kind.__name__ in kinds for kind in type(thing).__mro__)
+    """Whether one of its classes is Lightning's of such a name, in either namespace."""
+    return any(kind.__name__ in kinds and _lightnings(kind) for kind in type(thing).__mro__)
+
+
+def _lightnings(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
 
 
 # Lightning ---------------------------------------------------------------------------------------------------------

@@ -471,3 +471,66 @@ def test_sharded_weights_are_guarded_shard_by_shard(pool: Pool, tmp_path: Path) 
     assert first[2] == 1
     assert first[3] == 1
     assert all(abs(x) < 1e3 for row in first[0][0] for x in row)
+
+
+class Seldom(Faulty):
+    """Has a small loss for two batches of three, and for the third none."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        return None if batch_idx % 3 == 2 else 1e-3 * super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.", "ignore:DivergenceGuard sees no loss")
+def test_batches_without_a_loss_are_no_updates_and_no_incidents(lag: Any, tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10, lag=lag)
+    fit(Seldom(), tmp_path, guard, epochs=8)
+    assert (guard.skips, guard.rewinds, guard.updates_lost) == (0, 0, 0)
+    assert guard.states[0].update == 8 * BATCHES * 2 // 3
+
+
+class TwoAtTheEnd(Model):
+    """Two optimizers under manual optimization, and a batch of NaN as the last of an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m: [torch.optim.SGD(part.parameters(), lr=0.1) for part in (m.backbone, m.head)], 16)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        bad = self.trainer.fit_loop.epoch_loop.total_batch_idx == 4 * BATCHES - 1
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]) * (NAN if bad else 1.0))
+            optimizer.step()
+
+
+def test_a_rewind_before_validation_leaves_no_job_of_another_optimizer(tmp_path: Path) -> None:
+    guard = DivergenceGuard(snapshot_every=10, lag=1)
+    fit(TwoAtTheEnd(), tmp_path, guard, epochs=6)
+    assert guard.rewinds == 1
+
+
+class Second(pl.Callback):
+    """Gives the trainer two optimizers in the middle of an epoch."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == 15:
+            trainer.strategy.optimizers = [
+                torch.optim.SGD(part.parameters(), lr=0.1) for part in (pl_module.backbone, pl_module.head)
+            ]
+
+
+def test_optimizers_that_are_replaced_within_an_epoch_are_guarded(tmp_path: Path) -> None:
+    class OneOrTwo(TwoAtTheEnd):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+            found = super().optimizers(use_pl_optimizer)
+            return found if isinstance(found, list) else [found]
+
+    guard, model = DivergenceGuard(snapshot_every=10), OneOrTwo()
+    fit(model, tmp_path, Second(), guard, epochs=6)
+    assert len(guard.states) == 2
+    assert guard.skips >= 1
+    assert all(bool(weight.isfinite().all()) for weight in model.weights())

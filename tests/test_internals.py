@@ -13,7 +13,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 from lightning_lr import Warmup, internals
 from lightning_lr.internals import INTERNALS, TESTED, check
-from tests.small import Loader, Model, sgd, trainer
+from tests.small import Loader, Model, pl, sgd, trainer
 
 
 def ready(root: Path) -> Any:
@@ -68,6 +68,13 @@ def test_a_run_ends_before_its_first_batch_when_a_name_is_missing(
     with pytest.raises(RuntimeError, match="lightning_lr needs .*epoch_loop._batches_that_stepped, which is not in"):
         made.fit(model, Loader())
     assert model.trace == []
+
+
+def test_a_users_own_callback_may_have_the_name_of_lightnings(tmp_path: Path) -> None:
+    own = [type(name, (pl.Callback,), {})() for name in ("EarlyStopping", "ModelCheckpoint", "WeightAveraging")]
+    model = Model(sgd)
+    trainer(tmp_path, callbacks=[*own, Warmup(5)], max_epochs=1).fit(model, Loader())
+    assert len(model.trace) == 6
 
 
 PYTHON = {"_replace", "_asdict", "_fields", "_getframe"}

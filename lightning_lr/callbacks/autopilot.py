@@ -80,7 +80,7 @@ def autopilot(
         elif isinstance(given, dict):
             replaced = key == "warmup" and given.keys() & {"steps", "epochs", "fraction"}
             callbacks.append(_made(key, {} if replaced else defaults.get(key, {}), given))
-        elif given not in (None, False):
+        elif given is not None and given is not False:
             raise ValueError(
                 f"{key} must be a dict of arguments, a callback of lightning_lr, or None to leave it out, got "
                 f"{given!r}: write autopilot({key}={_example(kind, given)})"

@@ -59,7 +59,7 @@ SCALE_FLOOR = 1.0
 SIGNALS_KEPT = 64
 
 JUDGED = ("states", "_proven", "_caps", "_reasons", "_jobs")
-COUNTED = ("_clock", "_look_due", "_copy_due", "_look", "skips", "rewinds", "updates_lost")
+COUNTED = ("_clock", "_look_due", "_copy_due", "_look", "_decided", "_interval", "skips", "rewinds", "updates_lost")
 """What a verdict changes: lists by optimizer, and numbers."""
 
 
@@ -238,7 +238,7 @@ class DivergenceGuard(LRCallback):
         saved, self._saved = self._saved, None
         if len(self._jobs) != len(optimizers):
             self._jobs = [None] * len(optimizers)
-        if saved is None:
+        if saved is None or len(self.states) != len(optimizers):
             self.states = [self.policy.start() for _ in optimizers]
             self._proven = [0] * len(optimizers)
             self._caps = [math.inf] * len(optimizers)
@@ -271,18 +271,20 @@ class DivergenceGuard(LRCallback):
         )
         self._last_time = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
+    def _renew(self, trainer: Any, pl_module: Any) -> None:
         known = [] if self.generations is None else self.generations.source.optimizers
         now = self.ledger.optimizers
         if len(known) != len(now) or any(a is not b for a, b in zip(known, now, strict=True)):
             # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
+            self._jobs = [None] * len(now)
+            self._anchor_clock = self._clock
             self.started(trainer, pl_module)
 
     # signals ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._renew(trainer, pl_module)
         self._seen = [False] * len(self._seen)
         if not self._meter.losses:
             self._batches = []
@@ -323,6 +325,10 @@ class DivergenceGuard(LRCallback):
         if self._given_up:
             self._drop(index)
             return
+        automatic_alone = pl_module.automatic_optimization and trainer.world_size == 1
+        if loss is None and automatic_alone and all(p.grad is None for p in self._parameters(index)):
+            # training_step returned None, which Lightning allows on one process: the ledger discards the step
+            return
         self._before = {name: list(getattr(self, name)) for name in JUDGED}
         self._before.update((name, getattr(self, name)) for name in COUNTED)
         job = self._start(index, loss)
@@ -352,7 +358,8 @@ class DivergenceGuard(LRCallback):
 
     def _judge_late(self, trainer: Any, pl_module: Any) -> None:
         """Before somebody looks at the weights: judges what `lag` has left open."""
-        for index, job in enumerate(self._jobs):
+        for index in range(len(self._jobs)):
+            job = self._jobs[index]  # a rewind for the one before has dropped it, maybe
             if job is not None and not self._given_up:
                 self._jobs[index] = None
                 self._judge(trainer, pl_module, index, job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_lr.internals import DEFERRED, SKIPS
+from lightning_lr.internals import DEFERRED, SKIPS, is_kind
 
 RESTING = "not in a sweep"
 """The `interval` of a `ReduceLROnPlateau` that rests: Lightning steps those of `step` and `epoch`."""
@@ -24,7 +24,7 @@ class Held:
     def __init__(self, trainer: Any) -> None:
         self._returns: list[Callable[[], None]] = []
         for callback in trainer.callbacks:
-            for kind in {kind.__name__ for kind in type(callback).__mro__} & SKIPS.keys():
+            for kind in (kind for kind in SKIPS if is_kind(callback, kind)):
                 if getattr(callback, "monitor", None) is not None:
                     self._lend(callback, SKIPS[kind], skip)
                     if hasattr(callback, DEFERRED):

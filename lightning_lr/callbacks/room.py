@@ -126,8 +126,9 @@ def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, step
     needs = longest(steps, per_epoch)
     ahead = places_ahead(agenda, state, made=made, epoch=epoch, per_epoch=per_epoch, run=run, needs=needs)
     batches = needs * accumulation(trainer, epoch)
+    whole = f"the {run:.0f} updates that are left" if made else f"the run's {run:.0f} updates"
     costs = [
-        f"the sweep asked for {place.words} may take {needs} of the run's {run:.0f} updates ({batches} batches), in "
+        f"the sweep asked for {place.words} may take {needs} of {whole} ({batches} batches), in "
         f"which the model learns nothing"
         for place in ahead
         if place.fits and needs > DEAR * run
@@ -141,7 +142,7 @@ def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, step
             refusals[0] += f", or write {shorter}"
     late = [place for place in ahead if place.left <= 0]
     if late:
-        refusals.append(f"no sweep for {_listed(late)}: the run ends before, after {run:.0f} updates")
+        refusals.append(f"no sweep for {_listed(late)}: the run ends before, after {made + run:.0f} updates")
     return Outlook(frozenset(place.name for place in short + late), costs, refusals)
 
 

@@ -105,7 +105,7 @@ class Run(Listener):
             closure_gives_loss=self.trainer.lightning_module.automatic_optimization,
         )
         if self._saved is not None:
-            if resumed:
+            if resumed and self._saved["optimizers"]:  # there are none before training, when a tuner saves
                 self._tell_differences(self._saved["optimizers"])
             self.ledger.load_state_dict(self._saved, [peer.name for peer in self.peers])
             self._saved = None
