@@ -9,8 +9,8 @@ from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.change import RateChange
 from lightning_lr.finding import Finding
 from lightning_lr.metric import MetricError
-from lightning_lr.policies.divergence import DivergencePolicy
-from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
+from lightning_lr.policies.divergence import DivergencePolicy, DivergenceState
+from lightning_lr.policies.divergence_state import Signals, Verdict
 from lightning_lr.policies.plateau import PlateauPolicy, PlateauState
 from lightning_lr.policies.suggestion import Suggestion
 from lightning_lr.policies.sweep import SweepPolicy, SweepState

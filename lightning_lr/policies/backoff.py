@@ -1,0 +1,112 @@
+"""Backoff: the rate after weights have turned out to be broken, and how it grows back."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+RAISED = 1.5
+"""A rate this many times the highest one that was healthy is new territory, and to blame first."""
+
+LASTING = 200
+"""Healthy updates after a rewind that make its progress lasting, and a rate known; in as many a lowered rate doubles."""
+
+STEPS = 3
+"""The most backoffs at once; a start that failed makes them all: the tuned rate lies about a decade below the first one
+that overwrites the weights (Godbole et al., "Deep Learning Tuning Playbook")."""
+
+UNDER = 0.95
+"""The ceiling after a failure of a raised rate: just under it. Jacobson, "Congestion avoidance and control" (1988)."""
+
+RETRY = 2000
+"""Calm updates after which a ceiling is tried again one backoff higher; twice as many after each failure at it."""
+
+
+class Rate(NamedTuple):
+    """What is known about rates, all of them without the guard's own factor unless said otherwise.
+
+    Args:
+        healthy: the highest effective rate at which `LASTING` updates were healthy, or that the schedule plans; 0.0 for none.
+        recent: the highest effective rate since the best copy.
+        cap: the highest effective rate allowed now; inf for none.
+        ceiling: what the cap may grow to; inf for none.
+        since: accepted updates since the last rewind, or since the start.
+        calm: accepted updates since the ceiling was set.
+        rewinds: in a row, without lasting progress.
+        failures: that set the ceiling.
+        above: updates in a row at a rate above `healthy`.
+    """
+
+    healthy: float = 0.0
+    recent: float = 0.0
+    cap: float = math.inf
+    ceiling: float = math.inf
+    since: int = 0
+    calm: int = 0
+    rewinds: int = 0
+    failures: int = 0
+    above: int = 0
+
+    def factor(self, rate: float) -> float:
+        """What the rate is multiplied by."""
+        return 1.0 if self.cap >= rate else self.cap / rate
+
+
+def calm(known: Rate, rate: float, backoff: float, *, grow: bool) -> Rate:
+    """An update was accepted at `rate`; with `grow` nothing speaks against it."""
+    used = min(rate, known.cap)
+    cap, ceiling, count = known.cap, known.ceiling, known.calm + 1
+    since = known.since + 1
+    if grow and ceiling < math.inf and count >= RETRY * 2 ** min(known.failures, 8):
+        ceiling, count = ceiling / backoff, 0
+        if ceiling >= 2.0 * rate:
+            ceiling = math.inf
+    if grow and cap < ceiling:
+        cap = min(cap * 2.0 ** (1.0 / LASTING), ceiling)
+        if cap >= rate * RAISED and ceiling == math.inf:
+            cap = math.inf
+    lasting = since >= LASTING
+    above = known.above + 1 if used > known.healthy else 0
+    return known._replace(
+        healthy=used if above >= LASTING and grow else known.healthy,
+        above=above,
+        recent=max(known.recent, used),
+        cap=cap,
+        ceiling=ceiling,
+        since=since,
+        calm=count,
+        rewinds=0 if lasting and grow else known.rewinds,
+    )
+
+
+def failed(known: Rate, rate: float, backoff: float, *, sudden: bool, started: bool, all_lost: bool = False) -> tuple[Rate, bool]:
+    """The weights that `rate` led to were given up.
+
+    Args:
+        known: what is known.
+        rate: the one at the failure.
+        backoff: the ratio of the rate after a failure to the rate before.
+        sudden: whether they broke from one update to the next.
+        started: whether any healthy weights but those of the start were known.
+
+    Returns:
+        What is known now, and whether the rate was held to blame.
+    """
+    fault = max(min(rate, known.cap), known.recent)
+    rewinds = known.rewinds + 1
+    raised = 0.0 < RAISED * known.healthy < fault
+    now = known._replace(recent=0.0, since=0, rewinds=rewinds, above=0)
+    if sudden and known.healthy >= fault and known.since >= LASTING:
+        # a flipped bit: this rate was healthy for long, and one failure in hundreds of updates is none of its
+        return now, False
+    if not started:
+        cap = fault * backoff**STEPS
+        ceiling = cap
+    elif raised and rewinds == 1:
+        cap, ceiling = known.healthy, fault * UNDER
+    else:
+        steps = STEPS if all_lost and not raised else min(rewinds - raised, STEPS)
+        cap = (known.healthy if raised else fault) * backoff**steps
+        ceiling = cap if all_lost else fault * backoff
+    ceiling = max(cap, min(known.ceiling, ceiling))
+    return now._replace(cap=cap, ceiling=ceiling, calm=0, failures=known.failures + 1), True

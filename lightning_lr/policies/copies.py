@@ -1,0 +1,33 @@
+"""Copies: when the weights are to be copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEAST = 10
+"""Updates between two copies: fewer, and the older one is not proven when the newer one is due."""
+
+SHARE = 16
+"""A run that has gone on for `n` updates since its start or its last rewind loses about `n / (2 * SHARE)` at the next."""
+
+
+@dataclass(frozen=True)
+class CopyPolicy:
+    """Copies are close together after a start and a rewind, and then further and further apart.
+
+    Example:
+        >>> policy = CopyPolicy()
+        >>> [k for k in range(100) if policy.due(clock=k, last=k - 12, since=k, interval=500)]
+        []
+    """
+
+    def due(self, *, clock: int, last: int, since: int, interval: int) -> bool:
+        """Whether the weights at hand are to be copied.
+
+        Args:
+            clock: updates judged so far.
+            last: the same at the newest copy.
+            since: updates since the start or the last rewind.
+            interval: the most updates between two copies, >= 1.
+        """
+        return clock - last >= min(interval, max(LEAST, since // SHARE))
