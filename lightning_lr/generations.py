@@ -1,11 +1,9 @@
-"""Generations: a small ring of snapshots, of which the newest that is proven healthy is never lost."""
+"""Generations: two copies, the best and the newest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-
-from torch import Tensor
 
 from lightning_lr.memory import bytes_of
 from lightning_lr.snapshot import Snapshot
@@ -13,197 +11,175 @@ from lightning_lr.source import Source
 
 
 class Generation:
-    """A snapshot with its label.
+    """A snapshot, and when it was taken.
 
     Args:
         snapshot: the copy.
-        label: the clock of each judge when it was taken.
-        clock: updates that had been judged then, or at the rewind that brought it back.
+        clock: updates that had been judged then, or at the last rewind to it.
         step: the place on the loggers' axis that it was taken at, before that step's update.
+        lost: updates that had been lost then, or at the last rewind to it.
+        promoted: whether the copy before it became the best when it was taken.
         size: the host memory that it takes, in bytes (where ranks have different shares, the largest), if there is a
             limit.
     """
 
-    def __init__(self, snapshot: Snapshot, label: tuple[int, ...], clock: int, step: int, size: int) -> None:
-        self.snapshot, self.label, self.clock, self.step, self.size = snapshot, label, clock, step, size
-
-    def healthy(self, proven: tuple[int, ...]) -> bool:
-        """Was it taken before everything that is not proven yet?"""
-        return all(mine <= bound for mine, bound in zip(self.label, proven, strict=True))
+    def __init__(
+        self, snapshot: Snapshot, clock: int, step: int, lost: int = 0, promoted: bool = True, size: int = 0
+    ) -> None:
+        self.snapshot, self.clock, self.step, self.lost = snapshot, clock, step, lost
+        self.promoted, self.size = promoted, size
 
 
 class Generations:
-    """Keeps the anchor (what the present stretch of the run began from), the newest proven one, and candidates.
-
-    Memory is used again: a ring of `capacity` holds that many copies, made when they are first needed.
+    """Keeps the best copy and the newest, which may be one. Memory is used again.
 
     Args:
         source: what is copied.
-        capacity: the most snapshots kept, >= 2.
-        limit: the most host memory for all of them together, in bytes; None: no limit.
+        limit: the most host memory for both together, in bytes; None: no limit.
         largest: the largest of the numbers that the ranks give, on every rank: where their shares differ, ranks must
             not decide by their own.
 
-    Raises:
-        ValueError: for a capacity below 2: the only healthy copy would have to be overwritten by an unproven one.
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> pair = Generations(Source([layer], []))
+        >>> pair.take(0, 0)
+        True
+        >>> pair.best is pair.newest
+        True
+        >>> pair.take(5, 5)
+        True
+        >>> (pair.best.step, pair.newest.step)
+        (0, 5)
     """
 
-    def __init__(
-        self,
-        source: Source,
-        capacity: int,
-        limit: int | None = None,
-        largest: Callable[[int], int] = int,
-    ) -> None:
-        if capacity < 2:
-            raise ValueError(
-                f"capacity must be >= 2, got {capacity}: one healthy snapshot, and one that is to become it"
-            )
-        self.source, self.capacity, self.limit, self._largest = source, capacity, limit, largest
-        self.room = capacity
-        """How many copies there is room for: as many as `limit` has at their present size."""
-        self._kept: list[Generation] = []
-        self._free: list[Snapshot] = []
+    def __init__(self, source: Source, limit: int | None = None, largest: Callable[[int], int] = int) -> None:
+        self.source, self.limit, self._largest = source, limit, largest
+        self._best: Generation | None = None
+        self._newest: Generation | None = None
+        self._free: Snapshot | None = None
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    @property
+    def best(self) -> Generation:
+        assert self._best is not None
+        return self._best
 
     @property
     def newest(self) -> Generation:
-        return self._kept[-1]
+        assert self._newest is not None
+        return self._newest
 
     @property
-    def anchor(self) -> Generation:
-        return self._kept[0]
+    def empty(self) -> bool:
+        """Whether there is no copy yet."""
+        return self._best is None
+
+    @property
+    def kept(self) -> list[Generation]:
+        """The copies, each once; the best is the first."""
+        found = [g for g in (self._best, self._newest) if g is not None]
+        return found[:1] if self._best is self._newest else found
 
     @property
     def bytes(self) -> int:
         """The host memory that all copies take by now, on this rank."""
-        return sum(generation.snapshot.bytes for generation in self._kept) + sum(s.bytes for s in self._free)
+        free = 0 if self._free is None else self._free.bytes
+        return sum(generation.snapshot.bytes for generation in self.kept) + free
 
     def measure(self) -> int:
-        """The bytes that a copy takes now (where ranks have different shares, the largest); sets `room` by them."""
-        size = self._largest(self.source.bytes)
-        if self.limit is not None:
-            self.room = min(self.capacity, self.limit // max(size, 1))
-        return size
+        """The bytes that a copy takes now (where ranks have different shares, the largest)."""
+        return self._largest(self.source.bytes)
 
-    def take(
-        self, label: tuple[int, ...], clock: int, proven: tuple[int, ...], step: int = 0, *, keep_anchor: bool
-    ) -> bool:
-        """Takes a snapshot if there is room for one.
+    def take(self, clock: int, step: int, lost: int = 0, *, promote: bool = False) -> bool:
+        """Takes the newest copy, over the one before.
 
         Args:
-            label: the clock of each judge.
             clock: updates judged so far.
-            proven: up to which clocks of the judges weights are proven healthy.
             step: the present place on the loggers' axis.
-            keep_anchor: whether the oldest must stay although a newer one is proven.
+            lost: updates lost so far.
+            promote: whether the one before becomes the best.
 
         Returns:
-            Whether it was taken. There is no room while all but the proven one (and the anchor) are candidates still,
-            and none ever where `room` is below 2.
+            Whether it was taken: there must be room for it beside the best.
         """
-        if self._kept and (self.newest.label, self.newest.clock) == (label, clock):
-            return True  # of an update that was judged, and is judged again since something raised before it was made
-        self._drop_outlived(proven, keep_anchor)
-        if self._kept and len(self._kept) >= self.room:
-            return False
-        # without a limit, nobody asks
         size = 0 if self.limit is None else self.measure()
-        self._drop_outlived(proven, keep_anchor)
-        if not self._make_room(size):
+        first = self._newest is None
+        kept = self._newest if promote or self._best is None else self._best
+        if self.limit is not None and size + (0 if kept is None else kept.size) > self.limit:
             return False
-        snapshot = self._free.pop() if self._free else Snapshot(self.source)
+        if promote:
+            self.promote()
+        if self._newest is not None and self._newest is not self._best:
+            snapshot = self._newest.snapshot
+        else:
+            snapshot, self._free = self._free or Snapshot(self.source), None
         snapshot.take()
-        self._kept.append(Generation(snapshot, label, clock, step, size))
+        self._newest = Generation(snapshot, clock, step, lost, promote or first, size)
+        if first:
+            self._best = self._newest
         return True
 
-    def adopt(self, proven: tuple[int, ...]) -> bool:
+    def promote(self) -> None:
+        """The newest becomes the best; the memory of the best before is free."""
+        if self._best is not None and self._best is not self._newest:
+            self._free = self._best.snapshot
+        self._best = self._newest
+
+    def adopt(self) -> bool:
         """Takes parameters that were frozen until now into every copy, as far as there is room for them.
 
         Returns:
-            Whether any copy could take them.
+            Whether the copies could take them.
         """
-        size = 0 if self.limit is None else self.measure()
-        for generation in self._kept:
-            generation.size = max(generation.size, size)
-        self.trim(proven)
-        if self.limit is not None and sum(generation.size for generation in self._kept) > self.limit:
-            return False
-        for generation in self._kept:
+        if self.limit is not None:
+            size = self.measure()
+            if size * len(self.kept) > self.limit:
+                return False
+            for generation in self.kept:
+                generation.size = max(generation.size, size)
+            self._free = None
+        for generation in self.kept:
             generation.snapshot.adopt()
         return True
 
-    def trim(self, proven: tuple[int, ...]) -> None:
-        """Drops copies until as few are left as is allowed; never the newest proven one, nor the last."""
-        while len(self._kept) > 1 and (len(self._kept) > self.capacity or not self._make_room(0)):
-            last = self._newest_healthy(proven)
-            self._kept.pop(0 if last > 0 else -1)
+    def get(self, which: str) -> Generation:
+        """`best` or `newest`."""
+        return self.newest if which == "newest" else self.best
 
-    def rewind(self, proven: tuple[int, ...], clock: int) -> Generation:
-        """Gives back the newest proven generation (the oldest, if none is) and drops all that came after it."""
-        target = next((g for g in reversed(self._kept) if g.healthy(proven)), self._kept[0])
+    def restore(self, which: str, clock: int) -> Generation:
+        """Gives a copy back; from then on it is both the best and the newest."""
+        target = self.get(which)
         target.snapshot.restore()
-        while self._kept[-1] is not target:
-            self._free.append(self._kept.pop().snapshot)
-        self._free += [generation.snapshot for generation in self._kept[:-1]]
-        self._kept = [target]
+        for other in self.kept:
+            if other is not target:
+                self._free = other.snapshot
+        self._best = self._newest = target
         target.clock = clock
         return target
 
-    def change(self, *, anchor: bool) -> tuple[Tensor, ...]:
-        """Squared distance to the newest, its squared norm, and with `anchor` the same for it: shares of this rank."""
-        newest = self.newest.snapshot.change()
-        if not anchor:
-            return newest
-        return (*newest, *(newest if self.anchor is self.newest else self.anchor.snapshot.change()))
-
-    def _make_room(self, size: int) -> bool:
-        """Is there room for one more of so many bytes? What is free is used for it, or dropped."""
-        if self.limit is None:
-            return True
-        left = self.limit - size - sum(generation.size for generation in self._kept)
-        while self._free and sum(s.bytes for s in self._free[: -1 if size else None]) > max(left, 0):
-            self._free.pop(0)
-        return left >= 0
-
-    def _newest_healthy(self, proven: tuple[int, ...]) -> int:
-        return max((i for i, g in enumerate(self._kept) if g.healthy(proven)), default=0)
-
-    def _drop_outlived(self, proven: tuple[int, ...], keep_anchor: bool) -> None:
-        last = self._newest_healthy(proven)
-        # a ring too small for both gives up the anchor, never the proven one
-        keep_anchor = keep_anchor and self.room > 2
-        first = 1 if keep_anchor and last > 0 else 0
-        self._free += [generation.snapshot for generation in self._kept[first:last]]
-        del self._kept[first:last]
-
     def state_dict(self) -> dict[str, Any]:
-        """All copies with their labels, for a checkpoint."""
+        """All copies, for a checkpoint."""
         return {
             "layout": self.source.layout(),
-            "kept": [[list(g.label), g.clock, g.snapshot.state_dict()] for g in self._kept],
-            "steps": [g.step for g in self._kept],
+            "kept": [[g.clock, g.step, g.lost, g.promoted, g.snapshot.state_dict()] for g in self.kept],
         }
 
-    def load_state_dict(self, state: dict[str, Any], proven: tuple[int, ...]) -> bool:
-        """Takes up what `state_dict` gave, as many of the copies as are allowed.
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Takes up what `state_dict` gave; if there is no room for both copies, the best alone.
 
         Returns:
             Whether they fit; copies of another model, or of other optimizers, are left alone.
         """
-        snapshots = [Snapshot(self.source) for _ in state["kept"]]
-        if state.get("layout") != self.source.layout() or not all(
-            snapshot.fits(saved) for snapshot, (_, _, saved) in zip(snapshots, state["kept"], strict=True)
-        ):
+        saved = state["kept"]
+        sizes = [bytes_of(entry[-1]) for entry in saved]
+        if self.limit is not None and sum(sizes) > self.limit:
+            saved = saved[:1]
+        snapshots = [Snapshot(self.source) for _ in saved]
+        pairs = list(zip(snapshots, saved, strict=True))
+        if state["layout"] != self.source.layout() or not all(s.fits(entry[-1]) for s, entry in pairs):
             return False
-        self._kept = [
-            Generation(snapshot, tuple(label), clock, step, bytes_of(saved))
-            for snapshot, (label, clock, saved), step in zip(snapshots, state["kept"], state["steps"], strict=True)
-        ]
-        self.trim(proven)
-        for snapshot, (_, _, saved) in zip(snapshots, state["kept"], strict=True):
-            if any(generation.snapshot is snapshot for generation in self._kept):
-                snapshot.load_state_dict(saved)
+        for snapshot, entry in pairs:
+            snapshot.load_state_dict(entry[-1])
+        made = [Generation(s, *entry[:-1], size) for (s, entry), size in zip(pairs, sizes, strict=False)]
+        self._best, self._newest, self._free = made[0], made[-1], None
         return True

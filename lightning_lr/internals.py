@@ -114,7 +114,7 @@ INTERNALS = (
         Internal("torch.amp.GradScaler.step's optimizer", name, _scaler_step)
         for name in ("found_inf", "_step_supports_amp_scaling")
     ),
-    *(Internal("torch", name, lambda _: torch) for name in ("_foreach_copy_", "_foreach_norm", "_foreach_sub")),
+    *(Internal("torch", name, lambda _: torch) for name in ("_foreach_copy_", "_foreach_norm")),
     Internal("torch.nn.Module", "_buffers", lambda trainer: trainer.lightning_module),
     Internal("torch.Tensor", "_version", lambda _: Tensor),
     Internal("torch.optim.Optimizer", "profile_hook_step", lambda _: Optimizer),
@@ -229,7 +229,6 @@ def averaged_models(callbacks: Iterable[Any]) -> list[nn.Module]:
 
 foreach_copy: Any = getattr(torch, "_foreach_copy_", None)
 foreach_norm: Any = getattr(torch, "_foreach_norm", None)
-foreach_sub: Any = getattr(torch, "_foreach_sub", None)
 
 
 def scaler_in_use(trainer: Any) -> Any:

@@ -106,6 +106,11 @@ class Ledger:
             return trial[group]
         return self.base(optimizer, group) * self._lines[optimizer][group].product
 
+    def without(self, source: str, optimizer: int, group: int) -> float:
+        """The rate that the run's next real update would have without the source's factor, absolute."""
+        line = self._lines[optimizer][group]
+        return self.base(optimizer, group) * line.product / line.factors.get(source, 1.0)
+
     def in_trial(self, optimizer: int) -> bool:
         """Whether a trial rate is set: the updates made now are to be taken back."""
         return self._trial[optimizer] is not None

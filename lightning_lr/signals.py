@@ -70,12 +70,17 @@ class Pending:
         values: each a Tensor, shape ().
         finish: what becomes of them on the host.
         device: where they are brought together.
+        healthy: gives the gradient's norm, and whether that and the loss are finite, on the device.
     """
 
     def __init__(
-        self, values: list[Tensor], finish: Callable[[list[float]], Measured], device: torch.device = CPU
+        self,
+        values: list[Tensor],
+        finish: Callable[[list[float]], Measured],
+        device: torch.device = CPU,
+        healthy: Callable[[], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self._values, self._finish, self._device = values, finish, device
+        self._values, self._finish, self._device, self._healthy = values, finish, device, healthy
         self._sent: Any = None
 
     def send(self) -> Pending:
@@ -92,6 +97,15 @@ class Pending:
     def packed(self) -> Tensor:
         """All numbers in one tensor on the device; shape (n,)."""
         return torch.stack([moved(value, self._device) for value in self._values])
+
+    def coefficient(self, limit: float) -> tuple[Tensor, Tensor]:
+        """What the gradient is multiplied by so that its norm is `limit` at most, and whether all is finite.
+
+        Nobody waits for them: Tensors, shape (), on the device.
+        """
+        assert self._healthy is not None
+        norm, finite = self._healthy()
+        return (limit / norm).clamp(max=1.0), finite
 
     def read(self) -> Measured:
         """The numbers: one host sync, or none that waits when they were sent an update ago."""
@@ -159,7 +173,15 @@ def start(
         own = numbers[count] if loss is not None else None
         return Measured(own, norm, tuple(numbers[count + (loss is not None) :]), own)
 
-    return Pending(values, finish, device)
+    def healthy() -> tuple[Tensor, Tensor]:
+        wide = widest_float(device)
+        norms = [moved(norm, device).to(wide) for norm in values[:count]]
+        norm = torch.stack(norms).square().sum().sqrt() if norms else torch.zeros((), dtype=wide, device=device)
+        if scale is not None:
+            norm = norm / moved(scale, device).reshape(())
+        return norm, norm.isfinite() if loss is None else norm.isfinite() & moved(loss, device).isfinite()
+
+    return Pending(values, finish, device, healthy)
 
 
 def widest_float(device: torch.device) -> torch.dtype:
@@ -206,7 +228,10 @@ def _start_together(
         mean = losses / heard if heard else None
         return Measured(mean, norm, tuple(sums), None if loss is None else own_loss)
 
-    return Pending([own, *shared], finish, device)
+    def healthy() -> tuple[Tensor, Tensor]:
+        return shared[2].sqrt(), shared[0].isfinite() & shared[2].isfinite()
+
+    return Pending([own, *shared], finish, device, healthy)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:

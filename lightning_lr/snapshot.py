@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.internals import foreach_copy, foreach_norm, foreach_sub, metric_updates, set_metric
+from lightning_lr.internals import foreach_copy, metric_updates, set_metric
 from lightning_lr.memory import bytes_of, nested, slots
-from lightning_lr.shards import local, pieces
+from lightning_lr.shards import local
 from lightning_lr.source import Source
 
-LEAST_SCALE = 0.01
-"""Added to the root mean square of the weights in a relative change: against weights of zero, none is meaningful."""
+OWN, MEMORY = ("parameter/0/", "buffer/0/"), ("optimizer/", "group/")
+"""Keys of the model's own tensors, and of what optimizers remember."""
 
 
 class Snapshot:
@@ -99,18 +99,7 @@ class Snapshot:
         A parameter that it has no copy of stays as it is (see `lacking`). A metric that was reset since (a new epoch)
         is reset instead: what it held belongs to another epoch.
         """
-        self.wait()
-        self._rename_all()
-        self.source.forget([*self._host, *self._plain])
-        live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
-        there = {key for key, kept in self._host.items() if key in live and kept.shape == live[key].shape}
-        if there:
-            foreach_copy([live[key] for key in there], [self._host[key] for key in there])
-        values: dict[str, Callable[[Tensor | None], Any]] = {}
-        for key, value in {**self._host, **self._plain}.items():
-            if key.startswith(("optimizer/", "group/")) and key not in there:
-                values[key] = partial(self._made, key, value)
-        self.source.set(values)
+        self._show(lambda key: True, memory=True)
         for name, metric in self.source.metrics():
             count, held = self._plain.get(f"metric/{name}", (0, {}))
             if metric_updates(metric) < count or not held:
@@ -119,37 +108,31 @@ class Snapshot:
             set_metric(metric, count, {key: _copied(value) for key, value in held.items()})
 
     @torch.no_grad()
-    def change(self) -> tuple[Tensor, Tensor]:
-        """How far the parameters have moved since `take`: this rank's share, to be added over the ranks.
+    def show(self, *, memory: bool) -> None:
+        """Writes parameters and buffers of the model itself over those in place: a trial's, that is.
 
-        A parameter that `n` ranks hold alike counts by `1 / n` on each, so that the sum over all ranks is that of the
-        whole model. One that has no copy doesn't count.
+        Averaged models, torchmetrics and the gradient scaler are left alone.
 
-        Returns:
-            The squared distance, and the squared norm of the copy (with `LEAST_SCALE`), both 0 if nothing counts;
-            Tensors, shape (), float64 (float32 on a device that has no float64).
+        Args:
+            memory: whether the optimizers' state is written too.
         """
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self._show(lambda key: key.startswith((*OWN, *MEMORY) if memory else OWN), memory=memory)
+
+    def _show(self, chosen: Callable[[str], bool], *, memory: bool) -> None:
         self.wait()
-        parameters = self.source.parameters()
-        self._rename("named", parameters)
-        moved: dict[tuple[int, torch.device, bool], list[tuple[Tensor, Tensor]]] = {}
-        for key, parameter in parameters.items():
-            kept, now = self._host.get(key), local(parameter.detach())
-            if kept is not None and kept.shape == now.shape:
-                alike = pieces(parameter), now.device, now.dtype in (torch.float16, torch.bfloat16)
-                moved.setdefault(alike, []).append((now, kept.to(now.device, non_blocking=True)))
-        device = next((device for _, device, _ in moved), torch.device("cpu"))
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        far, size = torch.zeros((), dtype=wide, device=device), torch.zeros((), dtype=wide, device=device)
-        for (count, _, half), pairs in moved.items():
-            now, kept = [a for a, _ in pairs], [b for _, b in pairs]
-            least = LEAST_SCALE**2 * sum(b.numel() for b in kept)
-            distances = torch.stack([d.to(device, wide) for d in _norms(foreach_sub(now, kept), half)])
-            norms = torch.stack([d.to(device, wide) for d in _norms(kept, half)])
-            far = far + distances.square().sum() * (count / ranks)
-            size = size + (norms.square().sum() + least) * (count / ranks)
-        return far, size
+        self._rename_all()
+        if memory:
+            self.source.forget([*self._host, *self._plain])
+        live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
+        held = {key: kept for key, kept in self._host.items() if chosen(key)}
+        there = {key for key, kept in held.items() if key in live and kept.shape == live[key].shape}
+        if there:
+            foreach_copy([live[key] for key in there], [held[key] for key in there])
+        values: dict[str, Callable[[Tensor | None], Any]] = {}
+        for key, value in {**held, **self._plain}.items():
+            if memory and key.startswith(MEMORY) and key not in there:
+                values[key] = partial(self._made, key, value)
+        self.source.set(values)
 
     def wait(self) -> None:
         """Waits until the host memory holds what the last `take` copied."""
@@ -279,11 +262,6 @@ def _record(devices: set[torch.device]) -> list[Any]:
         event.record(torch.cuda.current_stream(device))
         events.append(event)
     return events
-
-
-def _norms(tensors: list[Tensor] | tuple[Tensor, ...], half: bool) -> Sequence[Tensor]:
-    # in half precision a norm would end at 65,504
-    return foreach_norm(tensors, 2, torch.float32) if half else foreach_norm(tensors)
 
 
 def _copied(value: Any) -> Any:

@@ -82,9 +82,13 @@ class Trial:
             raise RuntimeError("the trial's state is in place already")
         if fresh or not self._tensors:
             self._copy()
+        # all memory is made before anything is exchanged: where it is short, nothing has happened
+        copies = [{name: _cloned(value) for name, value in held.items()} for held in self._memory(metrics)]
         self._exchange()
-        if metrics:
-            self._keep_metrics()
+        self._metrics = list(zip(self._all_metrics, self._memory(metrics), strict=False))
+        for metric, held in zip(self._all_metrics, copies, strict=False):
+            for name, value in held.items():
+                setattr(metric, name, value)
         self._exchange_scaler(True)
         self.inside = True
 
@@ -208,14 +212,9 @@ class Trial:
         settings.clear()
         settings.update(held)
 
-    def _keep_metrics(self) -> None:
-        """Sets the healthy states of all torchmetrics aside; the trial goes on with copies that nobody keeps."""
-        self._metrics = []
-        for metric in self._all_metrics:
-            healthy = metric_memory(metric)
-            for name, value in healthy.items():
-                setattr(metric, name, _cloned(value))
-            self._metrics.append((metric, healthy))
+    def _memory(self, metrics: bool) -> list[dict[str, Any]]:
+        """The live states of all torchmetrics, which a trial may have copies of that nobody keeps."""
+        return [metric_memory(metric) for metric in self._all_metrics] if metrics else []
 
     def _exchange_scaler(self, entering: bool) -> None:
         if self._scaler is None or self._scaling == entering:

@@ -15,7 +15,7 @@ from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.saved import SavedStateError, fields, plain
 
-STATE = 2
+STATE = 3
 """The version of what `state_dict` gives."""
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
@@ -138,6 +138,17 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
     def settling(self) -> bool:
         """Whether metrics say nothing about the rate now (warm-up, a sweep, the updates after a rewind)."""
         return False
+
+    @property
+    def trying(self) -> bool:
+        """Whether it runs batches at other weights than the run's own now."""
+        return False
+
+    def go_first(self, trainer: Any) -> None:
+        """Moves it to the front of the trainer's callbacks: no other one sees a trial's weights at a batch's end or at
+        an exception."""
+        trainer.callbacks.remove(self)
+        trainer.callbacks.insert(0, self)
 
     def reset(self) -> None:
         """Forgets an earlier `fit`; a checkpoint's state is loaded after this."""

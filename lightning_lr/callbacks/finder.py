@@ -9,12 +9,13 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_lr.callbacks.aside import references
 from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.held import Held
 from lightning_lr.callbacks.length import updates_in_run, updates_per_epoch
 from lightning_lr.callbacks.room import SHORTEST, fits, longest, no_room, outlook
-from lightning_lr.callbacks.sweep import CURVE, Sweep, references
+from lightning_lr.callbacks.sweep import CURVE, Sweep
 from lightning_lr.finding import Finding
 from lightning_lr.memory import parted
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
@@ -120,6 +121,11 @@ class LRFinder(LRCallback):
         return self._sweep is not None
 
     @property
+    def trying(self) -> bool:
+        """Whether a sweep is under way."""
+        return self.sweeping
+
+    @property
     def settling(self) -> bool:
         """Whether a sweep is under way, or has ended and no batch has begun since: validation may still come."""
         return self._held is not None
@@ -147,9 +153,7 @@ class LRFinder(LRCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            # first at a batch's end and at an exception, so that no other callback sees a trial's weights there
-            trainer.callbacks.remove(self)
-            trainer.callbacks.insert(0, self)
+            self.go_first(trainer)
 
     def reset(self) -> None:
         self._close()
@@ -193,7 +197,9 @@ class LRFinder(LRCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._sweep is None:
             self._release()
-            if batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
+            # two at once would each take the other's weights for the run's
+            free = not any(peer.trying for peer in self.run.peers)
+            if free and batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
                 self._begin(trainer, pl_module)
         if self._sweep is not None:
             self._sweep.begin_batch(batch_idx)

@@ -7,15 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_lr.callbacks.unlogged import Unlogged
+from lightning_lr.callbacks.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
 from lightning_lr.finding import Finding
-from lightning_lr.internals import scaler_in_use
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
-from lightning_lr.reference import reference_rates
 from lightning_lr.signals import LossMeter, measure
-from lightning_lr.trial import RandomState, Trial
+from lightning_lr.trial import Trial
 
 CURVE = "lr-finder"
 """The first part of the curve's tags: `lr-finder/rate`, `lr-finder/loss`, and the figure `lr-finder`."""
@@ -62,11 +60,10 @@ class Sweep:
     ) -> None:
         self.policy, self.journal, self.bar = policy, journal, bar
         self._trainer, self._module, self._ledger, self._index = trainer, module, ledger, index
-        self._scaler = scaler_in_use(trainer)
-        self._random = RandomState(module.device)
-        self._trial = self._new_trial()
+        self._aside = Aside(trainer, module, ledger)
+        self._trial = self._aside.trial()
         self._pause: Trial | None = None
-        self._unlogged, self._meter = Unlogged(), LossMeter()
+        self._meter = LossMeter()
         self.skipped, self.since = 0, BETWEEN_PAUSES
         # the last epoch of which a batch has counted: after a resume its start is not always told
         self.counted = -1
@@ -103,30 +100,28 @@ class Sweep:
     @property
     def between_batches(self) -> bool:
         """Whether the healthy state is in place."""
-        return not self._trial.inside and (self._pause is None or not self._pause.inside)
+        return self._aside.resting
 
     def begin_batch(self, batch_idx: int) -> None:
         """Puts the trial in place, or the copy that a pause spoils."""
         automatic = self._module.automatic_optimization
         self._stepped = False
         self._counts = automatic and (self.now.restore or self.fresh) and not self.several
-        window_begins = not automatic or batch_idx % self._trainer.accumulate_grad_batches == 0
         due = self.counted != self._trainer.current_epoch and self.since >= BETWEEN_PAUSES
-        if window_begins and not self._counts and due:
+        if self._aside.window_begins(batch_idx) and not self._counts and due:
             self.pausing = True
+        self._counts = self._counts or self.pausing
+        self._aside.begin_batch(counts=self._counts)
         if self.pausing:
-            self._counts = True
             self._enter_pause()
-            return
-        if not self._counts:
-            self._unlogged.begin_batch(self._trainer)
-        self._enter(metrics=not self._counts)
+        else:
+            self._enter(metrics=not self._counts)
 
     def see(self, loss: Tensor) -> None:
         """Takes a loss as it goes into its backward pass."""
         # of an update that evaluates the loss several times (LBFGS, SAM) the first is the one at the weights
         if self._trying and self._ledger.evaluations(self._index) <= 1:
-            self._meter.add(loss, self._trainer.accumulate_grad_batches, self._scaler)
+            self._meter.add(loss, self._trainer.accumulate_grad_batches, self._aside.scaler)
 
     def updated(self, optimizer: int) -> None:
         """After an optimizer's real step: a point, if it is the swept one's and its training step gave a loss."""
@@ -155,17 +150,16 @@ class Sweep:
     def end_batch(self, batch_idx: int) -> None:
         """Puts the healthy state in place."""
         automatic = self._module.automatic_optimization
-        window_over = (batch_idx + 1) % self._trainer.accumulate_grad_batches == 0 or self._trainer.is_last_batch
+        window_over = self._aside.window_over(batch_idx)
         if self._trying and not self._stepped and window_over and automatic and not self.over:
             self._skip()
         self.rest()
         if self._counts:
             self._counts, self.counted, self.since = False, self._trainer.current_epoch, 0
-        elif window_over or not automatic:
+        elif window_over:
             self.since += 1
         if self.pausing and (window_over if automatic else self._stepped):
-            self.pausing, self._pause = False, None
-            self._trial.unpark()
+            self._end_pause()
 
     def cut_batch(self) -> None:
         """At the end of an epoch: one of its batches may have begun without an end (`on_train_batch_start` gave -1)."""
@@ -176,10 +170,7 @@ class Sweep:
 
     def rest(self) -> None:
         """Puts the healthy state in place, wherever in a batch something raised."""
-        self._trial.end_batch()
-        if self._pause is not None:
-            self._pause.end_batch()
-        self._unlogged.end_batch(self._trainer)
+        self._aside.rest()
 
     def finding(self) -> Finding:
         """What has come out, at the end."""
@@ -189,20 +180,13 @@ class Sweep:
 
     def close(self) -> None:
         """Gives back all that was borrowed, whether the sweep is over or not."""
-        self.rest()
-        end_trial_rates(self._ledger)
-        for optimizer in self._ledger.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self._random.restore()
+        self._aside.close()
         if self.bar is not None:
             self.bar.close()
 
     @property
     def _trying(self) -> bool:
         return self._trial.inside and not self.pausing
-
-    def _new_trial(self) -> Trial:
-        return Trial(self._module, self._ledger.optimizers, self._scaler)
 
     def _enter(self, *, metrics: bool = True) -> None:
         self.fresh = self.fresh or self.now.restore
@@ -217,13 +201,20 @@ class Sweep:
         elif self._pause is None:
             # on the device there is never more than one copy of the weights
             self._trial.park()
-            self._pause = self._new_trial()
+            self._pause = self._aside.trial()
         self._pause.enter(fresh=fresh, metrics=False)
-        set_trial_rates(self._ledger, self._trainer, None, 0.0)
+        set_trial_rates(self._ledger, None, [])
+
+    def _end_pause(self) -> None:
+        if self._pause is not None and self._pause is not self._trial:
+            self._aside.drop(self._pause)
+        self.pausing, self._pause = False, None
+        self._trial.unpark()
 
     def _enter_rates(self) -> None:
         assert self.now.rate is not None
-        set_trial_rates(self._ledger, self._trainer, self._index, self.now.rate)
+        peaks = references(self._ledger, self._trainer, self._index)
+        set_trial_rates(self._ledger, self._index, in_ratio(self.now.rate, peaks))
 
     def _loss(self) -> float | None:
         """The mean over the update's micro-batches and the ranks that saw one; every rank asks, with a loss or not."""
@@ -245,40 +236,3 @@ class Sweep:
         self.skipped += 1
         if not math.isfinite(loss) or self.skipped > SKIPS:
             self._take(math.inf)
-
-
-def references(ledger: Ledger, trainer: Any, index: int) -> list[float]:
-    """The rates of an optimizer's param groups that a suggestion is compared with; see `reference_rates`.
-
-    Raises:
-        ValueError: when none is above 0 and finite: there is no ratio to keep.
-    """
-    rates = reference_rates(ledger.optimizers[index], [config.scheduler for config in trainer.lr_scheduler_configs])
-    if not 0.0 < max(rates) < math.inf:
-        raise ValueError(
-            f"a found rate keeps the ratio of the param groups' rates, but the highest is {max(rates)}: "
-            f"give the optimizer any lr > 0"
-        )
-    return rates
-
-
-def set_trial_rates(ledger: Ledger, trainer: Any, index: int | None, rate: float) -> None:
-    """Gives the groups of optimizer `index` a trial rate in their ratio, the highest `rate`, and all others their own.
-
-    A rate of its own is a trial's too: no update counts until `end_trial_rates`.
-    """
-    for other in range(len(ledger.optimizers)):
-        if other == index:
-            peaks = references(ledger, trainer, other)
-            rates = [rate * peak / max(peaks) for peak in peaks]
-        else:
-            # what it would be now, not what it was when the trial's rate was last set
-            ledger.set_trial(None, optimizer=other)
-            rates = [ledger.effective(other, group) for group in range(ledger.groups(other))]
-        ledger.set_trial(rates, optimizer=other)
-
-
-def end_trial_rates(ledger: Ledger) -> None:
-    """From here on updates count, at the rates that the ledger has."""
-    for optimizer in range(len(ledger.optimizers)):
-        ledger.set_trial(None, optimizer=optimizer)

@@ -1,0 +1,77 @@
+"""Buffers: running statistics as they were before a batch that may turn out to be bad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lr.internals import buffers_of, foreach_copy
+
+
+class Buffers:
+    """Copies of a model's buffers from before the forward passes of the latest updates, on their device.
+
+    Args:
+        module: whose; by name, since a module may put another tensor there.
+        back: to how many updates back they can be given back, >= 1.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> kept = Buffers(norm)
+        >>> kept.keep()
+        >>> _ = norm(torch.ones(4, 2))
+        >>> kept.restore()
+        >>> norm.running_mean.tolist()
+        [0.0, 0.0]
+    """
+
+    def __init__(self, module: nn.Module, back: int = 1) -> None:
+        held = [buffers_of(part) for part in module.modules()]
+        self._places = [(buffers, name) for buffers in held for name, b in buffers.items() if b is not None]
+        self._back = back
+        self.count = 0
+        """How often they were kept."""
+        self._sets: list[list[Tensor]] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copies them as they are now; of the sets kept, the oldest one's memory is used again."""
+        self.count += 1
+        if not self._places:
+            return
+        # a module may have given one up (a parametrisation that was removed)
+        self._places = [(buffers, name) for buffers, name in self._places if buffers.get(name) is not None]
+        live: list[Any] = [buffers[name] for buffers, name in self._places]
+        oldest = self._sets.pop() if len(self._sets) == self._back else []
+        if len(oldest) != len(live) or any(a.shape != b.shape for a, b in zip(oldest, live, strict=True)):
+            oldest = [buffer.clone() for buffer in live]
+        else:
+            foreach_copy(oldest, live)
+        self._sets.insert(0, oldest)
+
+    @torch.no_grad()
+    def restore(self, back: int = 1) -> None:
+        """Gives back what they were before the latest update, or `back` updates ago; all later sets become this one."""
+        back = min(back, len(self._sets))
+        if not back or len(self._sets[back - 1]) != len(self._places):
+            return
+        if self._places:
+            kept = self._sets[back - 1]
+            foreach_copy([buffers[name] for buffers, name in self._places], kept)
+            for later in self._sets[: back - 1]:
+                if len(later) == len(kept):
+                    foreach_copy(later, kept)
+
+    def state_dict(self) -> list[list[Tensor]]:
+        """The sets, latest first."""
+        return [[buffer.clone() for buffer in kept] for kept in self._sets]
+
+    def load_state_dict(self, saved: list[list[Tensor]]) -> None:
+        """Takes up what `state_dict` gave, as far as it fits."""
+        live = [buffers[name] for buffers, name in self._places]
+        for kept in saved:
+            if len(kept) != len(live) or any(a.shape != b.shape for a, b in zip(kept, live, strict=True)):
+                return
+        self._sets = [[a.to(b.device, copy=True) for a, b in zip(kept, live, strict=True)] for kept in saved]

@@ -1,0 +1,190 @@
+"""Guarded: what a guard has within one run, how it begins, and how it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_lr.buffers import Buffers
+from lightning_lr.callbacks.incidents import Incidents
+from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, known
+from lightning_lr.callbacks.keeper import Keeper
+from lightning_lr.callbacks.run import Run
+from lightning_lr.callbacks.tryout import Tryout
+from lightning_lr.console import count
+from lightning_lr.generations import Generations
+from lightning_lr.internals import averaged_models, scaler_in_use
+from lightning_lr.memory import parted
+from lightning_lr.policies.divergence_state import Signals
+from lightning_lr.shards import reshard
+from lightning_lr.source import Source
+
+
+class Guarded:
+    """The judges of one run's optimizers, with the copies and the trial that they share.
+
+    Args:
+        guard: the callback: its name, its policy and its arguments.
+        run: the run.
+        module: the model.
+        judges: those of optimizers that these have replaced.
+        saved: what `state_dict` gave.
+
+    Raises:
+        ValueError: for a `memory_limit` below two copies.
+    """
+
+    def __init__(self, guard: Any, run: Run, module: Any, judges: list[Judge], saved: dict[str, Any] | None) -> None:
+        self._guard, self._run, self._module = guard, run, module
+        self.name, self.policy, self.lag = guard.name, guard.policy, guard.lag
+        self.record: Incidents = guard.record
+        self.given_up = self._blind = self._warned = False
+        self.take_back: Callable[[], None] | None = None
+        """Undoes the verdict of the update under way, until that is made."""
+        optimizers, trainer = run.ledger.optimizers, run.trainer
+        self.optimizers = list(optimizers)
+        sharded, scaler = reshard(module), scaler_in_use(trainer)
+        self._parted = sharded or parted(optimizers, trainer.world_size)
+        self.ground = Ground(run, self.name, module, scaler, sharded=sharded)
+        source = Source([module, *averaged_models(trainer.callbacks)], optimizers, scaler)
+        largest = partial(_largest, module.device) if self._parted else int
+        copies = Generations(source, guard.memory_limit, largest)
+        self.one = copies.measure()
+        if guard.memory_limit is not None and 2 * self.one > guard.memory_limit:
+            raise ValueError(
+                f"memory_limit must hold two copies of {self.one} bytes each, got {guard.memory_limit}: "
+                f"write {guard.written(memory_limit=2 * self.one)}, or {guard.left_out}"
+            )
+        interval = None if guard.snapshot_every == "auto" else guard.snapshot_every
+        self.keeper = Keeper(copies, interval, self._short)
+        self.buffers = Buffers(module, back=1 + self.lag * len(optimizers))
+        self.tryout: Tryout | None = None
+        self.judges = [Judge(index, self.policy.start()) for index in range(len(optimizers))]
+        if len(judges) == len(optimizers):
+            self.judges = [Judge(judge.index, judge.state, judge.reason, judge.cap) for judge in judges]
+        for judge in self.judges:
+            judge.trained = len(self.ground.parameters(judge.index))
+        if saved is not None:
+            self._load(saved)
+        if copies.empty:
+            # the weights at hand are all there is to go back to
+            clock = self.record.counts["judged"]
+            copies.take(clock, run.journal.step, self.record.counts["lost"])
+            self.keeper.since = self.keeper.tried = clock
+            self.tryout = None
+            for judge in self.judges:
+                judge.state = self.first_copy(self.policy.broken_off(judge.state))
+
+    def first_copy(self, state: Any) -> Any:
+        """The state after a copy that is both the newest and the best."""
+        return self.policy.promoted(self.policy.copied(state))
+
+    def _try_out(self, owner: int, saved: dict[str, Any] | None = None) -> Tryout:
+        """A trial for a judge."""
+        run = self._run
+        return Tryout(owner, run.trainer, self._module, run.ledger, self.keeper.generations, saved)
+
+    def _remember(self) -> Callable[[], None]:
+        """Gives what takes back all that a verdict changes, but a rewind."""
+        judges, counts = [dict(vars(judge)) for judge in self.judges], dict(self.record.counts)
+        tryout, tried = self.tryout, self.keeper.tried
+        plan = None if tryout is None else tryout.remember()
+
+        def back() -> None:
+            for judge, before in zip(self.judges, judges, strict=True):
+                vars(judge).update(before)
+            self.record.counts.update(counts)
+            self.tryout, self.keeper.tried = tryout, tried
+            if plan is not None:
+                plan()
+
+        return back
+
+    def _copy(self, clock: int) -> None:
+        """Takes a copy of the weights at hand if one is due and every judge lets it."""
+        keeper, newest = self.keeper, self.keeper.generations.newest
+        if newest.clock == clock > keeper.since:
+            # of an update that was judged, and is judged again since something raised before it was made
+            promote = newest.promoted
+        elif all(judge.copy for judge in self.judges) and keeper.due(clock):
+            promote = all(self.policy.settled(judge.state) for judge in self.judges)
+            if not keeper.take(clock, self._run.journal.step, self.record.counts["lost"], promote=promote):
+                return
+        else:
+            return
+        for judge in self.judges:
+            judge.state = self.policy.copied(self.policy.promoted(judge.state) if promote else judge.state)
+
+    def _adopt(self, judge: Judge, clock: int) -> None:
+        """Takes parameters that an optimizer has gained into the copies."""
+        now = len(self.ground.parameters(judge.index))
+        if now > judge.trained and not self.keeper.generations.adopt():
+            self.keeper.tell_short(clock)
+        judge.trained = now
+
+    def state_dict(self, left: dict[str, Any] | None) -> dict[str, Any]:
+        """All of it as plain numbers, strings and lists; with `save_snapshots` the copies and the trial too.
+
+        Args:
+            left: what was saved of a trial that an exception has ended.
+        """
+        jobs = [None if judge.job is None else finish(judge.job)[1] for judge in self.judges]
+        offsets = [0 if judge.job is None else judge.job.kept - self.buffers.count for judge in self.judges]
+        bad = any(signals is not None and not finite(signals) for signals in jobs)
+        # a checkpoint holds the state of rank zero, and of what is parted every rank has its own copies
+        copies = self._guard.save_snapshots and not self._parted
+        trial = left if self.tryout is None or not copies else self.tryout.state_dict()
+        return {
+            "states": [judge.state.to_dict() for judge in self.judges],
+            "judges": [judge.to_dict() for judge in self.judges],
+            "jobs": [None if s is None else [list(s), at] for s, at in zip(jobs, offsets, strict=True)],
+            "buffers": self.buffers.state_dict() if bad else [],
+            "keeper": self.keeper.state_dict(),
+            "generations": self.keeper.generations.state_dict() if copies else None,
+            "trial": trial if copies else None,
+            "given_up": self.given_up,
+        }
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        kind = type(self.policy.start())
+        for judge, state, own, job in zip(self.judges, saved["states"], saved["judges"], saved["jobs"], strict=True):
+            judge.state = kind.from_dict(state)
+            vars(judge).update(own)
+            judge.job = None if job is None else known(Signals(*job[0]), job[1])
+        self.buffers.load_state_dict(saved["buffers"])
+        self.keeper.load_state_dict(saved["keeper"])
+        copies = None if self._parted else saved["generations"]
+        if copies is not None and not self.keeper.generations.load_state_dict(copies):
+            rank_zero_warn(
+                f"{self.name}: the checkpoint's copies are of another model or of other optimizers, and are "
+                f"dropped: the resumed weights are the first copy"
+            )
+        elif copies is not None and saved["trial"] is not None:
+            self.tryout = self._try_out(saved["trial"]["owner"], saved["trial"])
+        if saved["given_up"]:
+            rank_zero_warn(
+                f"the checkpoint was saved after {self.name} had given up: it judges the run anew, from the weights in "
+                f"the checkpoint on, at the rate that the last rewind left"
+            )
+            for judge in self.judges:
+                judge.state = self.policy.again(judge.state)
+
+    def _short(self, one: int, age: int) -> str:
+        return (
+            f"{self.name}: a copy takes {one} bytes of host memory by now, and two of them are more than "
+            f"memory_limit={self._guard.memory_limit}: it takes no more copies, and a rewind goes back to one that it "
+            f"has (the newest is {count(age, 'update')} old), so that it may lose much. For two copies write "
+            f"{self._guard.written(memory_limit=2 * one)}"
+        )
+
+
+def _largest(device: torch.device, number: int) -> int:
+    """The largest of the numbers that the ranks have, on every rank."""
+    mine = torch.tensor(number, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
+    return int(mine)

@@ -1,0 +1,211 @@
+"""Guarding: gather an update's numbers, ask the policy, act."""
+
+from __future__ import annotations
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_lr.callbacks.finder import LRFinder
+from lightning_lr.callbacks.guarded import Guarded
+from lightning_lr.callbacks.incidents import few
+from lightning_lr.callbacks.judge import Job, Judge, finish, finite
+from lightning_lr.callbacks.plateau import PlateauDecay
+from lightning_lr.console import count
+from lightning_lr.limits import limit_gradients, scale_gradients
+from lightning_lr.policies.divergence_state import Verdict
+
+ASK_FINDER = 3
+"""Rewinds without lasting progress after which an `LRFinder` beside the guard is asked for a rate."""
+
+
+class DivergenceError(RuntimeError):
+    """The run diverged again and again; the model holds the weights of the last healthy copy."""
+
+
+class Guarding(Guarded):
+    """Takes each update of each optimizer from its gradients to what becomes of it."""
+
+    def see(self, judge: Judge, loss: Tensor | None) -> None:
+        """The gradients of an update are there, and not used yet."""
+        index, trainer, tryout = judge.index, self._run.trainer, self.tryout
+        if self._run.ledger.evaluations(index) > 1 or (tryout is None and self._run.ledger.in_trial(index)):
+            # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
+            return
+        if self.given_up:
+            self._drop(judge)
+            return
+        parameters = self.ground.parameters(index)
+        alone = self._module.automatic_optimization and trainer.world_size == 1
+        if loss is None and alone and all(p.grad is None for p in parameters):
+            # training_step returned None, which Lightning allows on one process: the ledger discards the step
+            return
+        if tryout is not None and (tryout.owner != index or tryout.over):
+            if not tryout.updates:
+                self._drop(judge)
+            return
+        self.take_back = self._remember()
+        job = self._start(judge, loss)
+        if self.lag and tryout is None:
+            limit_gradients(parameters, job.pending, judge.limit)
+            job.pending.send()
+            job, judge.job = judge.job, job
+            if job is not None:
+                self._judge(judge, job, late=True)
+            if self.tryout is None or self.tryout.owner != index:
+                return
+            # a trial begins: the update at hand is part of it, and judged at once
+            job, judge.job = judge.job, None
+        if job is not None:
+            self._judge(judge, job)
+
+    def judge_late(self) -> None:
+        """Before somebody looks at the weights: judges what `lag` has left open."""
+        for judge in self.judges:
+            # a rewind for the one before may have dropped it
+            if judge.job is not None and self.tryout is None and not self.given_up:
+                job, judge.job = judge.job, None
+                self._judge(judge, job, late=True)
+                judge.dropped = False
+
+    def _start(self, judge: Judge, loss: Tensor | None) -> Job:
+        clock = self.record.counts["judged"]
+        self._adopt(judge, clock)
+        more, side = {}, "present"
+        if steps := self.keeper.timing(clock):
+            more["steps"] = steps[0]
+        if self.tryout is not None and self.tryout.side is not None:
+            # a rank on which memory was short is heard of by all with the same collective
+            more["failed"], side = float(self.tryout.failed), self.tryout.side
+        return self.ground.start(judge.index, loss, side, self.buffers.count, more)
+
+    def _judge(self, judge: Judge, job: Job, *, late: bool = False) -> None:
+        measured, signals = finish(job)
+        more = dict(zip(job.asked, measured.more, strict=True))
+        if "steps" in more:
+            self.keeper.decide(more["steps"])
+        if more.get("failed", 0.0) > 0.0:
+            self._break_off(judge)
+            return
+        if job.signals is None and measured.loss is None and not self._blind:
+            self._blind = True
+            rank_zero_warn(f"{self.name} sees no loss (use self.manual_backward): it judges by gradients alone")
+        if self.ground.calibrating(measured):
+            if self.tryout is None:
+                return
+            # a trial asks for the loss
+            signals = signals._replace(grad_norm=0.0)
+        if signals.side == "present" and not finite(signals):
+            signals = signals._replace(broken=self.ground.broken())
+        if judge.state.update == 0:
+            planned = self.ground.planned_rate(judge.index, self._guard)
+            judge.state = self.first_copy(self.policy.start(planned))
+        judge.state, verdict = self.policy.step(judge.state, signals)
+        judge.limit, judge.copy = verdict.limit, verdict.copy
+        clock = self.record.counts["judged"]
+        self.record.saw(judge.state.update, signals, verdict)
+        back = ""
+        if verdict.kind in ("rewind", "give_up"):
+            self._drop(judge)
+            back = self._rewind(judge, verdict, clock)
+        elif not late:
+            self._apply(judge, verdict, fit=finite(signals))
+        elif verdict.kind == "drop":
+            self.buffers.restore(self.buffers.count - job.kept + 1)
+        self._plan(judge, verdict)
+        if self.tryout is None and not back:
+            self._copy(clock)
+        ledger = self._run.ledger
+        if ledger.factor(self.name, judge.index, 0) != verdict.factor:
+            factor = judge.factor(verdict, signals.rate)
+            ledger.set_factor(self.name, factor, judge.reason, optimizer=judge.index)
+        self.record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, back)
+        if verdict.kind == "give_up":
+            self._give_up(judge, verdict)
+
+    def _apply(self, judge: Judge, verdict: Verdict, *, fit: bool) -> None:
+        """Makes the update at hand what the verdict says: limited, dropped, or made as it is."""
+        tryout = self.tryout
+        if tryout is not None and tryout.updates:
+            made = verdict.look is not None and fit
+        else:
+            made = verdict.kind == "accept" and tryout is None
+        if not made:
+            self._drop(judge)
+            if tryout is None or tryout.side is None or tryout.failed:
+                self.buffers.restore()
+        elif verdict.scale < 1.0:
+            scale_gradients(self.ground.parameters(judge.index), verdict.scale)
+
+    def _plan(self, judge: Judge, verdict: Verdict) -> None:
+        if verdict.look is not None and self.tryout is None:
+            self.tryout = self._try_out(judge.index)
+        if self.tryout is not None:
+            self.tryout.plan(verdict)
+
+    def _break_off(self, judge: Judge) -> None:
+        """There was no memory for the trial's state: the run goes on without it."""
+        judge.state = self.policy.broken_off(judge.state)
+        self._drop(judge)
+        self.buffers.restore()
+        assert self.tryout is not None
+        self.tryout.over = True
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"{self.name}: there is no memory on the device for a trial, which takes a second copy of weights and "
+                f"optimizer state, so it was broken off; write {self._guard.written(trials=False)} to make none"
+            )
+
+    def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> str:
+        """Gives a copy back; says where it was taken and what is lost."""
+        if self.tryout is not None:
+            self.tryout.leave()
+        target, counts = self.keeper.generations.get(verdict.to), self.record.counts
+        # those that were dropped or held since are lost already
+        lost = max(clock + 1 - target.clock - (counts["lost"] - target.lost), 0)
+        counts["lost"] += lost
+        counts["rewinds"] += 1
+        if lacking := target.snapshot.lacking():
+            rank_zero_warn(
+                f"{self.name} rewinds, but holds no copy of {few(lacking)}: they came into the model, or were changed "
+                f"in size, after it was taken, and stay as they are"
+            )
+        self.keeper.restore(verdict.to, clock + 1)
+        target.lost = counts["lost"]
+        self.take_back = None
+        for other in self.judges:
+            other.job, other.copy = None, False
+            if other is not judge:
+                other.state = self.policy.rewound(other.state, verdict.to)
+        for peer in self._run.peers:
+            if isinstance(peer, PlateauDecay):
+                peer.forget()
+            elif isinstance(peer, LRFinder) and judge.state.rewinds == ASK_FINDER:
+                peer.request(f"{ASK_FINDER} rewinds without lasting progress")
+        return f"to step {target.step} ({count(lost, 'update')} lost)"
+
+    def _give_up(self, judge: Judge, verdict: Verdict) -> None:
+        self.given_up = True
+        in_a_row, rewinds = judge.state.rewinds, self.record.counts["rewinds"]
+        some = "" if in_a_row == rewinds else f", {in_a_row} of them"
+        after = f" after {count(rewinds, 'rewind')}{some} without lasting progress" if in_a_row else ""
+        line = f"{self.name} gives up{after}: {verdict.cause}. {self._weights_left()}"
+        journal = self._run.journal
+        journal.sum_up()
+        if self._guard.on_give_up == "raise":
+            journal.say(line)
+            raise DivergenceError(line)
+        journal.tell(line, warn=True)
+        self._run.trainer.should_stop = True
+
+    def _weights_left(self) -> str:
+        """What weights the model holds at the end, in words."""
+        if not self.ground.broken():
+            return "The model holds the last healthy weights"
+        broken = self.ground.nonfinite()
+        where = few(broken) if broken else "some of another rank's"
+        return f"The model does not hold healthy weights, since there is no healthy copy of all; not finite: {where}"
+
+    def _drop(self, judge: Judge) -> None:
+        judge.dropped = True
+        self._run.ledger.discard_update(judge.index)
