@@ -135,7 +135,7 @@ class Trial:
 
     def park(self) -> None:
         """Moves the trial's state to host memory while the healthy one is in place, to make room for another trial."""
-        self._move(lambda value: Parked(value.to("cpu"), value.device))
+        self._move(lambda value: value if isinstance(value, Parked) else Parked(value.to("cpu"), value.device))
 
     def unpark(self) -> None:
         """Takes the trial's state back to its devices."""

@@ -169,6 +169,7 @@ class Run(Listener):
     # the ledger's calls ----------------------------------------------------------------------------------------
 
     def before_update(self, optimizer: int) -> None:
+        self._seen.add(optimizer)
         if len(self.names[optimizer]) != self.ledger.groups(optimizer):
             optimizers: Sequence[Optimizer] = self.ledger.optimizers
             self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
@@ -197,7 +198,6 @@ class Run(Listener):
 
     def after_update(self, optimizer: int) -> None:
         self._updated = True
-        self._seen.add(optimizer)
         self.journal.updated()
         for peer in self.peers:
             peer.after_update(optimizer)
