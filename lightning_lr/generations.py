@@ -59,6 +59,9 @@ class Generations:
         self._newest: Generation | None = None
         self._free: Snapshot | None = None
 
+    def __len__(self) -> int:
+        return len(self.kept)
+
     @property
     def best(self) -> Generation:
         assert self._best is not None
@@ -68,11 +71,6 @@ class Generations:
     def newest(self) -> Generation:
         assert self._newest is not None
         return self._newest
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is no copy yet."""
-        return self._best is None
 
     @property
     def kept(self) -> list[Generation]:
@@ -180,6 +178,8 @@ class Generations:
             return False
         for snapshot, entry in pairs:
             snapshot.load_state_dict(entry[-1])
-        made = [Generation(s, *entry[:-1], size) for (s, entry), size in zip(pairs, sizes, strict=False)]
+        made = []
+        for (snapshot, (clock, step, lost, promoted, _)), size in zip(pairs, sizes, strict=False):
+            made.append(Generation(snapshot, clock, step, lost, promoted, size))
         self._best, self._newest, self._free = made[0], made[-1], None
         return True

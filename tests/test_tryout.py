@@ -143,7 +143,7 @@ def guard(*begin: int, looks: tuple[Look, ...] = SIDES, lag: Any = 0, **more: An
 
 
 def taken(*begin: int, looks: tuple[Look, ...] = SIDES, per_update: int = 1) -> dict[int, bool]:
-    """The batches, from 0, that trials take; and whether each is one that begins a trial, and so counts as any other."""
+    """The batches, from 0, that trials take; and whether each is the first one, which counts as any other."""
     updates = {b - 1 + k: k == 0 for b in begin for k in range(len(looks) + 1)}
     return {update * per_update + k: counts for update, counts in updates.items() for k in range(per_update)}
 
@@ -291,7 +291,12 @@ def fit(model: Any, root: Path, *callbacks: Any, batches: int = BATCHES, **more:
 
 
 def check_no_trace(
-    make: Callable[[dict[int, bool]], Any], root: Path, *begin: int, looks: Any = SIDES, per_update: int = 1, **more: Any
+    make: Callable[[dict[int, bool]], Any],
+    root: Path,
+    *begin: int,
+    looks: Any = SIDES,
+    per_update: int = 1,
+    **more: Any,
 ) -> tuple[Any, llr.DivergenceGuard]:
     """A run with trials is the one in which their batches have no loss, in every bit, at every batch's end."""
     tried, dropped = Books(), Books()
@@ -361,9 +366,7 @@ def test_averaged_weights_are_left_alone(tmp_path: Path) -> None:
     watcher = pl.callbacks.LambdaCallback(
         on_train_end=lambda *_: seen.append([p.clone() for p in made[-1]._average_model.parameters()])
     )
-    check_no_trace(
-        lambda drops: Net(adam, drops), tmp_path, 8, looks=TRAINS, callbacks=lambda: [watcher, *callbacks()]
-    )
+    check_no_trace(lambda drops: Net(adam, drops), tmp_path, 8, looks=TRAINS, callbacks=lambda: [watcher, *callbacks()])
     assert same(*seen)
 
 
@@ -628,9 +631,7 @@ def test_a_sweep_waits_for_a_trial_and_a_trial_for_none(tmp_path: Path) -> None:
     finder = llr.LRFinder(at=9, steps=20, min_lr=1e-4, apply=False, progress_bar=False)
     both: list[tuple[bool, bool]] = []
     watching = guard(8, looks=SIDES * 2)
-    watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: both.append((finder.sweeping, watching.trying))
-    )
+    watcher = pl.callbacks.LambdaCallback(on_train_batch_end=lambda *_: both.append((finder.sweeping, watching.trying)))
     fit(Net(), tmp_path, finder, watcher, watching, max_epochs=5)
     assert len(finder.findings) == 1
     assert watching.record.counts["trials_passed"] == 1
@@ -754,5 +755,3 @@ def test_sharded_weights_are_tried_out_shard_by_shard(limit: float, pool: Pool, 
     assert first[3]
     assert first[2]["trials_passed"] == 2
     assert (first[2]["limited"] > 0) == (limit < 1.0)
-
-

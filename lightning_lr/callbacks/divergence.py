@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,32 +11,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.checks import check
 from lightning_lr.callbacks.guarding import DivergenceError, Guarding
 from lightning_lr.callbacks.incidents import Incidents
 from lightning_lr.console import count
 from lightning_lr.generations import Generations
 from lightning_lr.policies.divergence import DivergencePolicy
-from lightning_lr.signals import LossMeter
 
 __all__ = ["DivergenceError", "DivergenceGuard"]
 
 SETTLING = 24
 """Updates after a rewind in which metrics say nothing about the rate."""
-
-CHECKED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "limit": (
-        lambda x: x is None or (isinstance(x, (int, float)) and not isinstance(x, bool) and 1.0 < x < math.inf),
-        "a number > 1 (multiples of the largest gradient norm of late), or None for no limit",
-    ),
-    "trials": (lambda x: isinstance(x, bool), "True or False"),
-    "snapshot_every": (lambda x: x == "auto" or whole(x), "a whole number >= 1 or 'auto'"),
-    "memory_limit": (lambda x: x is None or whole(x), "a whole number of bytes >= 1, or None"),
-    "save_snapshots": (lambda x: isinstance(x, bool), "True or False"),
-    "loss_falls": (lambda x: x is None or isinstance(x, bool), "True, False, or None to go by the optimizers"),
-    "lag": (lambda x: x in (0, 1) and not isinstance(x, bool), "0 or 1: the updates after which a verdict comes"),
-    "on_give_up": (lambda x: x in ("raise", "stop"), "'raise' or 'stop'"),
-}
-"""By argument: whether a value is allowed, and which are, in words."""
 
 
 class DivergenceGuard(LRCallback):
@@ -108,9 +91,7 @@ class DivergenceGuard(LRCallback):
     ) -> None:
         super().__init__(name)
         self.keep_arguments(locals())
-        for key, (allowed, words) in CHECKED.items():
-            if not allowed(self.arguments[key]):
-                raise ValueError(f"{key} must be {words}, got {self.arguments[key]!r}")
+        check(self.arguments)
         self.policy = DivergencePolicy(limit, trials, backoff, max_rewinds)
         self.loss_falls, self.snapshot_every, self.memory_limit = loss_falls, snapshot_every, memory_limit
         self.save_snapshots, self.lag, self.on_give_up = save_snapshots, lag, on_give_up
@@ -172,10 +153,6 @@ class DivergenceGuard(LRCallback):
         self.record = Incidents(self.name, self.incidents_dir)
         self._guarded: Guarding | None = None
         self._saved: dict[str, Any] | None = None
-        self._left: dict[str, Any] | None = None
-        self._meter = LossMeter()
-        # the last epoch of which a batch has counted: after a resume its start is not always told
-        self._counted = -1
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
@@ -193,10 +170,10 @@ class DivergenceGuard(LRCallback):
         self.policy = replace(self.policy, loss_falls=falls)
         if saved is not None:
             self.record.load_state_dict(saved["record"], trainer.global_rank)
-        self._end_trial()
         known = [] if self._guarded is None else self._guarded.judges
+        if self._guarded is not None:
+            self._guarded.close()
         self._guarded = Guarding(self, self.run, pl_module, known, saved)
-        self._counted = -1 if saved is None else saved["counted"]
         rank_zero_info(
             f"{self.name}: a copy takes {self._guarded.one / 2**20:.3g} MiB of host memory on each rank now, and two "
             f"are kept; optimizer state that comes later adds to it"
@@ -209,62 +186,33 @@ class DivergenceGuard(LRCallback):
         if [id(o) for o in now] != ([] if self._guarded is None else [id(o) for o in self._guarded.optimizers]):
             # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
             self.started(trainer, pl_module)
-        if self._guarded is None:
-            return
-        first = not self._meter.losses
-        for judge in self._guarded.judges:
-            judge.seen, judge.dropped = False, judge.dropped and not first
-        if first:
-            self._guarded.buffers.keep()
-        self.record.batch(batch, first=first)
-        tryout = self._guarded.tryout
-        if tryout is None:
-            self._counted = trainer.current_epoch
-        elif not any(peer.trying for peer in self.run.peers if peer is not self):
-            tryout.begin_batch(batch_idx, must_count=self._counted != trainer.current_epoch)
+        if self._guarded is not None:
+            self._guarded.begin_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self._guarded is not None:
-            self._meter.add(loss, trainer.accumulate_grad_batches, self._guarded.ground.scaler)
+            self._guarded.meter.add(loss, trainer.accumulate_grad_batches, self._guarded.ground.scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
-        for judge in [] if self._guarded is None else self._guarded.judges:
-            if self.ledger.optimizers[judge.index] is optimizer:
-                judge.dropped, judge.seen = False, True
-                self._guarded.see(judge, self._meter.take())
+        if self._guarded is not None:
+            self._guarded.gradients_of(optimizer)
 
     def gradients_ready(self, optimizer: int) -> None:
-        if self._guarded is None or optimizer >= len(self._guarded.judges):
-            return
-        judge = self._guarded.judges[optimizer]
-        if not judge.seen:
-            # a step by the bare optimizer, which Lightning doesn't tell of
-            self._guarded.see(judge, self._meter.take())
-        elif judge.dropped:
-            # under a gradient scaler the step begins only now
-            self.ledger.discard_update(optimizer)
-        judge.seen = judge.dropped = False
+        if self._guarded is not None:
+            self._guarded.step_begins(optimizer)
 
     def after_update(self, optimizer: int) -> None:
-        self._settle()
+        if self._guarded is not None:
+            self._guarded.take_back = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._settle()
-        tryout = None if self._guarded is None else self._guarded.tryout
-        if tryout is not None:
-            if tryout.counted:
-                self._counted = trainer.current_epoch
-            tryout.end_batch(batch_idx)
-            if tryout.over:
-                self._end_trial()
+        if self._guarded is not None:
+            self._guarded.end_batch(batch_idx)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        tryout = None if self._guarded is None else self._guarded.tryout
-        if tryout is not None and tryout.inside:
-            # a batch that began without an end (`on_train_batch_start` gave -1)
-            tryout.rest()
-            self._meter.take()
+        if self._guarded is not None:
+            self._guarded.cut_batch()
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -278,32 +226,14 @@ class DivergenceGuard(LRCallback):
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        guarded = self._guarded
-        if guarded is not None:
-            if guarded.tryout is not None:
-                guarded.tryout.rest()
-            if guarded.take_back is not None:
-                # something raised between the verdict and the update, and a resumed run makes the batch again
-                guarded.take_back()
-            if guarded.tryout is not None:
-                # somebody may still save a checkpoint
-                self._left = guarded.tryout.state_dict()
-        self._end_trial()
+        if self._guarded is not None:
+            self._guarded.fail()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._end_trial()
-        super().teardown(trainer, pl_module, stage)
-
-    def _settle(self) -> None:
         if self._guarded is not None:
-            self._guarded.take_back = None
-
-    def _end_trial(self) -> None:
-        tryout = None if self._guarded is None else self._guarded.tryout
-        if self._guarded is not None and tryout is not None:
-            self._guarded.tryout = None
-            tryout.close()
+            self._guarded.close()
+        super().teardown(trainer, pl_module, stage)
 
     # state -----------------------------------------------------------------------------------------------------
 
@@ -311,18 +241,9 @@ class DivergenceGuard(LRCallback):
         """The judges' states and the clocks; with `save_snapshots` the copies, and the trial under way, too."""
         if self._guarded is None:
             return self._saved or {}
-        return {
-            "record": self.record.state_dict(),
-            "counted": self._counted,
-            **self._guarded.state_dict(self._left),
-        }
+        return {"record": self.record.state_dict(), **self._guarded.state_dict()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         if state:
             self._saved = state
             self.record.load_state_dict(state["record"])
-
-
-def whole(value: Any) -> bool:
-    """Whether it is a whole number >= 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -21,6 +21,7 @@ from lightning_lr.internals import averaged_models, scaler_in_use
 from lightning_lr.memory import parted
 from lightning_lr.policies.divergence_state import Signals
 from lightning_lr.shards import reshard
+from lightning_lr.signals import LossMeter
 from lightning_lr.source import Source
 
 
@@ -45,6 +46,11 @@ class Guarded:
         self.given_up = self._blind = self._warned = False
         self.take_back: Callable[[], None] | None = None
         """Undoes the verdict of the update under way, until that is made."""
+        self.meter = LossMeter()
+        # the last epoch of which a batch has counted: after a resume its start is not always told
+        self._counted = -1
+        # of a trial that an exception has ended, for a checkpoint that somebody may still save
+        self._left: dict[str, Any] | None = None
         optimizers, trainer = run.ledger.optimizers, run.trainer
         self.optimizers = list(optimizers)
         sharded, scaler = reshard(module), scaler_in_use(trainer)
@@ -70,7 +76,7 @@ class Guarded:
             judge.trained = len(self.ground.parameters(judge.index))
         if saved is not None:
             self._load(saved)
-        if copies.empty:
+        if not len(copies):
             # the weights at hand are all there is to go back to
             clock = self.record.counts["judged"]
             copies.take(clock, run.journal.step, self.record.counts["lost"])
@@ -126,18 +132,64 @@ class Guarded:
             self.keeper.tell_short(clock)
         judge.trained = now
 
-    def state_dict(self, left: dict[str, Any] | None) -> dict[str, Any]:
-        """All of it as plain numbers, strings and lists; with `save_snapshots` the copies and the trial too.
+    # batches ---------------------------------------------------------------------------------------------------
 
-        Args:
-            left: what was saved of a trial that an exception has ended.
-        """
+    def begin_batch(self, batch: Any, batch_idx: int) -> None:
+        """Keeps what the batch may spoil, and puts a trial's weights in place."""
+        first, trainer = not self.meter.losses, self._run.trainer
+        for judge in self.judges:
+            judge.seen, judge.dropped = False, judge.dropped and not first
+        if first:
+            self.buffers.keep()
+        self.record.batch(batch, first=first)
+        if self.tryout is None:
+            self._counted = trainer.current_epoch
+        elif not any(peer.trying for peer in self._run.peers if peer is not self._guard):
+            self.tryout.begin_batch(batch_idx, must_count=self._counted != trainer.current_epoch)
+
+    def end_batch(self, batch_idx: int) -> None:
+        """Puts the run's own weights in place."""
+        self.take_back = None
+        if self.tryout is not None:
+            if self.tryout.counted:
+                self._counted = self._run.trainer.current_epoch
+            self.tryout.end_batch(batch_idx)
+            if self.tryout.over:
+                self.close()
+
+    def cut_batch(self) -> None:
+        """At the end of an epoch: one of its batches may have begun without an end (`on_train_batch_start` gave -1)."""
+        if self.tryout is not None and self.tryout.inside:
+            self.tryout.rest()
+            self.meter.take()
+
+    def fail(self) -> None:
+        """Something raised: the run's own weights are put in place, and the trial ends."""
+        if self.tryout is not None:
+            self.tryout.rest()
+        if self.take_back is not None:
+            # between the verdict and the update: a resumed run makes the batch again
+            self.take_back()
+        if self.tryout is not None:
+            self._left = self.tryout.state_dict()
+        self.close()
+
+    def close(self) -> None:
+        """Ends the trial, if there is one, and gives back what it has borrowed."""
+        tryout, self.tryout = self.tryout, None
+        if tryout is not None:
+            tryout.close()
+
+    # state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, strings and lists; with `save_snapshots` the copies and the trial too."""
         jobs = [None if judge.job is None else finish(judge.job)[1] for judge in self.judges]
         offsets = [0 if judge.job is None else judge.job.kept - self.buffers.count for judge in self.judges]
         bad = any(signals is not None and not finite(signals) for signals in jobs)
         # a checkpoint holds the state of rank zero, and of what is parted every rank has its own copies
         copies = self._guard.save_snapshots and not self._parted
-        trial = left if self.tryout is None or not copies else self.tryout.state_dict()
+        trial = self._left if self.tryout is None or not copies else self.tryout.state_dict()
         return {
             "states": [judge.state.to_dict() for judge in self.judges],
             "judges": [judge.to_dict() for judge in self.judges],
@@ -146,7 +198,7 @@ class Guarded:
             "keeper": self.keeper.state_dict(),
             "generations": self.keeper.generations.state_dict() if copies else None,
             "trial": trial if copies else None,
-            "given_up": self.given_up,
+            "flags": [self.given_up, self._counted],
         }
 
     def _load(self, saved: dict[str, Any]) -> None:
@@ -165,7 +217,8 @@ class Guarded:
             )
         elif copies is not None and saved["trial"] is not None:
             self.tryout = self._try_out(saved["trial"]["owner"], saved["trial"])
-        if saved["given_up"]:
+        given_up, self._counted = saved["flags"]
+        if given_up:
             rank_zero_warn(
                 f"the checkpoint was saved after {self.name} had given up: it judges the run anew, from the weights in "
                 f"the checkpoint on, at the rate that the last rewind left"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.guarded import Guarded
@@ -25,9 +26,29 @@ class DivergenceError(RuntimeError):
 class Guarding(Guarded):
     """Takes each update of each optimizer from its gradients to what becomes of it."""
 
-    def see(self, judge: Judge, loss: Tensor | None) -> None:
+    def gradients_of(self, optimizer: Optimizer) -> None:
+        """Lightning tells that the gradients of an optimizer are there."""
+        for judge in self.judges:
+            if self._run.ledger.optimizers[judge.index] is optimizer:
+                judge.dropped, judge.seen = False, True
+                self._see(judge)
+
+    def step_begins(self, index: int) -> None:
+        """The same within the optimizer's own step, as the ledger tells it."""
+        if index >= len(self.judges):
+            return
+        judge = self.judges[index]
+        if not judge.seen:
+            # a step by the bare optimizer, which Lightning doesn't tell of
+            self._see(judge)
+        elif judge.dropped:
+            # under a gradient scaler the step begins only now
+            self._run.ledger.discard_update(index)
+        judge.seen = judge.dropped = False
+
+    def _see(self, judge: Judge) -> None:
         """The gradients of an update are there, and not used yet."""
-        index, trainer, tryout = judge.index, self._run.trainer, self.tryout
+        index, trainer, tryout, loss = judge.index, self._run.trainer, self.tryout, self.meter.take()
         if self._run.ledger.evaluations(index) > 1 or (tryout is None and self._run.ledger.in_trial(index)):
             # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
             return
