@@ -84,7 +84,7 @@ class Bytes(pl.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self.guard.generations is not None
-        self.began = len(self.guard.generations), self.guard._interval
+        self.began = len(self.guard.generations), self.guard._guarded.keeper.interval  # pyright: ignore
         self.most = self.guard.generations.bytes
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -146,7 +146,7 @@ def test_weights_unfrozen_late_stay_within_memory_limit(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_holds_to_the_new_settings(tmp_path: Path) -> None:
-    first = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=10, snapshots=6), batches=100)
+    first = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=10, save_snapshots=True), batches=100)
     first.save_checkpoint(tmp_path / "kept.ckpt")
 
     def resumed(**settings: Any) -> Bytes:
@@ -157,14 +157,14 @@ def test_a_resumed_run_holds_to_the_new_settings(tmp_path: Path) -> None:
         assert model.finite[-1]
         return seen
 
-    seen = resumed(snapshot_every=200, snapshots=2)
+    seen = resumed(snapshot_every=200)
     assert seen.began == (2, 200)
     limit = 7 * size(Net())
     seen = resumed(snapshot_every=3, memory_limit=limit)
     assert seen.began == (2, 3)
     assert seen.most <= limit
-    seen = resumed(snapshot_every="auto", snapshots=3)
-    assert seen.began[0] == 3
+    seen = resumed(snapshot_every="auto")
+    assert seen.began[0] == 2
     with pytest.raises(ValueError, match="memory_limit must hold two copies"):
         resumed(memory_limit=5 * size(Net()))
 
@@ -174,7 +174,7 @@ def test_resumed_under_a_memory_limit_the_run_ends_as_the_uninterrupted_one(at: 
     def run(*more: Any, **settings: Any) -> Any:
         model = Net(breaks={30: "weight", 52: "weight"})
         # room for two copies with Adam's state, and for more as long as they are smaller
-        guard = DivergenceGuard(snapshot_every=4, memory_limit=7 * size(model))
+        guard = DivergenceGuard(snapshot_every=4, memory_limit=7 * size(model), save_snapshots=True)
         fit(model, tmp_path, guard, *more, **settings)
         return guard.rewinds, guard.updates_lost, guard.states, [w.tolist() for w in model.weights()]
 
@@ -215,7 +215,7 @@ def fit_uneven(root: str, limit: int) -> Any:
         fit(Uneven(), Path(root), guard, seen, devices=2, strategy=strategy, use_distributed_sampler=False)
     assert guard.generations is not None
     told = [str(w.message) for w in caught if "two of them are more" in str(w.message)]
-    return [g.label for g in guard.generations._kept], len(told), seen.most
+    return [(g.clock, g.step) for g in guard.generations.kept], len(told), seen.most
 
 
 @pytest.mark.parametrize("limit", [2600, 3800, 6000, 12000])
@@ -278,11 +278,11 @@ CHANGED: dict[str, Any] = {
 @pytest.mark.parametrize("how", CHANGED)
 @pytest.mark.filterwarnings("ignore:the rates were saved for")
 def test_copies_of_other_optimizers_are_dropped_in_words(how: str, tmp_path: Path) -> None:
-    made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5))
+    made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5, save_snapshots=True))
     made.save_checkpoint(tmp_path / "kept.ckpt")
     saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)
     torch.save({**saved, "optimizer_states": []}, tmp_path / "kept.ckpt")
-    model, guard = Net(CHANGED[how], {62: "weight"}), DivergenceGuard(snapshot_every=5)
+    model, guard = Net(CHANGED[how], {62: "weight"}), DivergenceGuard(snapshot_every=5, save_snapshots=True)
     with pytest.warns(UserWarning, match="the resumed weights are the first copy"):
         fit(model, tmp_path, guard, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
     assert guard.rewinds == 1
@@ -290,13 +290,13 @@ def test_copies_of_other_optimizers_are_dropped_in_words(how: str, tmp_path: Pat
 
 
 def test_copies_of_another_model_are_dropped_in_words(tmp_path: Path) -> None:
-    made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5))
+    made = fit(Net(), tmp_path, DivergenceGuard(snapshot_every=5, save_snapshots=True))
     made.save_checkpoint(tmp_path / "kept.ckpt")
     saved = torch.load(tmp_path / "kept.ckpt", weights_only=True)
     weights = {k: v[:8] if k.startswith("backbone") else v[:, :8] for k, v in saved["state_dict"].items() if v.ndim > 1}
     weights = {**saved["state_dict"], **weights, "backbone.bias": saved["state_dict"]["backbone.bias"][:8]}
     torch.save({**saved, "state_dict": weights, "optimizer_states": []}, tmp_path / "kept.ckpt")
-    model, guard = Net(breaks={62: "weight"}), DivergenceGuard(snapshot_every=5)
+    model, guard = Net(breaks={62: "weight"}), DivergenceGuard(snapshot_every=5, save_snapshots=True)
     model.backbone, model.head = nn.Linear(64, 8), nn.Linear(8, 10)
     with pytest.warns(UserWarning, match="the resumed weights are the first copy"):
         fit(model, tmp_path, guard, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
@@ -526,7 +526,7 @@ def pruning(model: Net, every: bool) -> Any:
 @pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("at", [11, 30])
 def test_weights_that_are_pruned_in_mid_run_are_rewound(every: bool, at: int, tmp_path: Path) -> None:
-    model, guard = Net(breaks={at: "weight"}), DivergenceGuard(snapshot_every=5)
+    model, guard = Net(breaks={at: "weight"}), DivergenceGuard(snapshot_every=5, trials=False)
     fit(model, tmp_path, pruning(model, every), guard, batches=10, max_epochs=6)
     assert guard.rewinds == 1
     assert model.finite[-1]
@@ -586,13 +586,13 @@ class Regrown(Net):
     """Puts another tensor, of another size, into the net, and breaks it for good."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 40:
+        if batch_idx == 43:
             self.backbone, self.head = nn.Linear(64, 20), nn.Linear(20, 10)
 
 
 def test_weights_that_no_copy_has_are_named_and_not_called_healthy(tmp_path: Path) -> None:
-    model = Regrown(breaks=dict.fromkeys(range(41, 300), "weight"))
-    guard = DivergenceGuard(snapshot_every=5, max_rewinds=1)
+    model = Regrown(breaks=dict.fromkeys(range(44, 300), "weight"))
+    guard = DivergenceGuard(snapshot_every=100, max_rewinds=1)
     with (
         pytest.warns(UserWarning, match="holds no copy of backbone.weight, backbone.bias, head.weight: they"),
         pytest.raises(DivergenceError, match="does not hold healthy weights.*not finite: backbone.weight"),
@@ -633,23 +633,6 @@ def test_buffers_that_go_away_in_mid_run_stop_nothing(tmp_path: Path) -> None:
 # several devices ---------------------------------------------------------------------------------------------------
 
 
-def test_the_change_is_summed_over_devices() -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        net = nn.ParameterList([nn.Parameter(torch.zeros(3, device=f"cuda:{i}")) for i in range(2)])
-        snapshot = Snapshot(Source([net], []))
-        snapshot._host = {f"parameter/0/{i}": torch.zeros(3) for i in range(2)}
-        far, size = snapshot.change()
-        assert far.device == size.device == torch.device("cuda:0")
-
-
-def test_the_change_is_summed_without_float64_where_the_device_has_none() -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        net = nn.ParameterList([nn.Parameter(torch.zeros(3, device="mps"))])
-        snapshot = Snapshot(Source([net], []))
-        snapshot._host = {"parameter/0/0": torch.zeros(3)}
-        assert [number.dtype for number in snapshot.change()] == [torch.float32, torch.float32]
-
-
 def test_a_copy_waits_for_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
 
@@ -677,17 +660,6 @@ def test_a_copy_waits_for_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(event.waited for event in events)
 
 
-def test_half_precision_weights_of_a_large_norm_are_measured() -> None:
-    net = nn.Linear(100, 100, bias=False).half()
-    nn.init.constant_(net.weight, 1000.0)
-    snapshot = Snapshot(Source([net], []))
-    snapshot.take()
-    with torch.no_grad():
-        net.weight.mul_(2.0)
-    far, size = snapshot.change()
-    assert float((far / size).sqrt()) == pytest.approx(1.0, rel=1e-3)
-
-
 # the incidents' folder ---------------------------------------------------------------------------------------------
 
 
@@ -696,13 +668,13 @@ def test_incident_folders_of_a_run_are_bounded_also_over_a_resume(tmp_path: Path
     (root / "step-00000003-rank-0").mkdir(parents=True)
     (root / "notes").mkdir()
     breaks = dict.fromkeys(range(21, 1000, 2), "nan")
-    guard = DivergenceGuard(incidents_dir=root)
+    guard = DivergenceGuard(incidents_dir=root, trials=False)
     with pytest.warns(UserWarning, match="incidents_dir") as caught:
         made = fit(Net(breaks=breaks), tmp_path, guard, batches=300)
     assert len([w for w in caught if "incidents_dir" in str(w.message)]) == 1
     assert guard.skips > 110
     made.save_checkpoint(tmp_path / "kept.ckpt")
-    model, guard = Net(breaks=breaks), DivergenceGuard(incidents_dir=root)
+    model, guard = Net(breaks=breaks), DivergenceGuard(incidents_dir=root, trials=False)
     with pytest.warns(UserWarning, match="incidents_dir"):
         fit(model, tmp_path, guard, batches=300, max_epochs=2, ckpt_path=str(tmp_path / "kept.ckpt"))
     kept = sorted(path.name for path in root.iterdir())

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
-from lightning_lr.generations import Generations
-from lightning_lr.source import Source
 from tests.killed import (
     BATCHES,
     EPOCHS,
@@ -266,14 +263,6 @@ def test_sharded_weights_go_back_to_where_they_were_resumed_each_rank_to_its_own
         assert differences(*([{**line, "buffers": 0} for line in one[:46]] for one in (whole_lines, lines))) == []
         assert lines[46]["rewinds"] == 1
         assert lines[46]["weights"] == lines[29]["weights"]
-
-
-def test_a_snapshot_of_one_moment_is_taken_once() -> None:
-    layer = nn.Linear(1, 1)
-    generations = Generations(Source([layer], []), 2)
-    for _ in range(3):
-        assert generations.take((8,), 8, (0,), keep_anchor=False)
-    assert len(generations) == 1
 
 
 # with and without ------------------------------------------------------------------------------------------------

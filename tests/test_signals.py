@@ -225,7 +225,7 @@ def collected(kind: str) -> Any:
     return {
         "wrong": wrong,
         "found": finder.result,
-        "judged": repr(guard._window),
+        "judged": repr(guard.record._window),
         "incidents": (guard.skips, guard.rewinds),
         "weights": [p.tolist() for p in model.parameters()],
     }

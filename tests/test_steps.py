@@ -431,7 +431,7 @@ def test_a_raw_step_is_judged_and_a_bad_one_is_truly_skipped(closure: bool, own:
         assert model.rests[update].equal(model.rests[update - 1])
         assert not model.rests[update + 1].equal(model.rests[update])
     assert model.rests[-1].isfinite().all()
-    assert guard._meter.losses == []
+    assert guard._guarded.meter.losses == []
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -465,7 +465,7 @@ def test_of_two_steps_in_a_batch_each_is_judged_once_and_only_the_bad_one_is_ski
     model.moved = []
     trainer(tmp_path, callbacks=[guard], max_epochs=3).fit(model, Loader(6))
     assert [at for at, moved in enumerate(model.moved) if not moved] == [2 * 7 + raw]
-    assert guard._clock == 36
+    assert guard.summary()["judged"] == 36
     assert guard.ledger.updates(0) == 35
 
 

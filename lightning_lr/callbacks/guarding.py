@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,7 +15,7 @@ from lightning_lr.callbacks.judge import Job, Judge, finish, finite
 from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.console import count
 from lightning_lr.limits import limit_gradients, scale_gradients
-from lightning_lr.policies.divergence_state import Verdict
+from lightning_lr.policies.divergence_state import Side, Verdict
 
 ASK_FINDER = 3
 """Rewinds without lasting progress after which an `LRFinder` beside the guard is asked for a rate."""
@@ -91,12 +93,15 @@ class Guarding(Guarded):
     def _start(self, judge: Judge, loss: Tensor | None) -> Job:
         clock = self.record.counts["judged"]
         self._adopt(judge, clock)
-        more, side = {}, "present"
+        more: dict[str, float | Tensor] = {}
+        side: Side = "present"
         if steps := self.keeper.timing(clock):
             more["steps"] = steps[0]
         if self.tryout is not None and self.tryout.side is not None:
             # a rank on which memory was short is heard of by all with the same collective
             more["failed"], side = float(self.tryout.failed), self.tryout.side
+        if judge.measure and side == "present":
+            more.update(self.ground.size())
         return self.ground.start(judge.index, loss, side, self.buffers.count, more)
 
     def _judge(self, judge: Judge, job: Job, *, late: bool = False) -> None:
@@ -117,11 +122,13 @@ class Guarding(Guarded):
             signals = signals._replace(grad_norm=0.0)
         if signals.side == "present" and not finite(signals):
             signals = signals._replace(broken=self.ground.broken())
+        if more.get("number"):
+            signals = signals._replace(**{"size": math.sqrt(max(more["square"], 0.0) / more["number"])})
         if judge.state.update == 0:
             planned = self.ground.planned_rate(judge.index, self._guard)
             judge.state = self.first_copy(self.policy.start(planned))
         judge.state, verdict = self.policy.step(judge.state, signals)
-        judge.limit, judge.copy = verdict.limit, verdict.copy
+        judge.limit, judge.copy, judge.measure = verdict.limit, verdict.copy, getattr(verdict, "measure", False)
         clock = self.record.counts["judged"]
         self.record.saw(judge.state.update, signals, verdict)
         back = ""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.warmup import Warmup
-from lightning_lr.internals import scale_of, unscales_itself
+from lightning_lr.internals import foreach_norm, scale_of, unscales_itself
 from lightning_lr.policies.divergence_state import Side, Signals, Verdict
 from lightning_lr.reference import reference_rates
-from lightning_lr.shards import local
-from lightning_lr.signals import Measured, Pending, measure, start
+from lightning_lr.shards import local, pieces
+from lightning_lr.signals import Measured, Pending, measure, moved, start, widest_float
 
 SCALE_FLOOR = 1.0
 """A gradient scaler above this scale is still calibrating: its overflows are no incidents."""
@@ -54,6 +54,7 @@ class Judge:
         cap: the highest effective rate that the factor allows; inf for none.
         limit: the largest gradient norm that the next update may have.
         copy: whether the latest verdict lets the weights be copied.
+        measure: whether it asks for the weights' size.
         job: an update that is judged later.
         trained: the number of parameters that the optimizer had at its last update.
         dropped: whether the step under way is to be a skip.
@@ -66,6 +67,7 @@ class Judge:
     cap: float = math.inf
     limit: float = math.inf
     copy: bool = False
+    measure: bool = False
     job: Job | None = None
     trained: int = 0
     dropped: bool = False
@@ -86,7 +88,8 @@ class Judge:
 
     def to_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, but the state and the job."""
-        return {"reason": self.reason, "cap": self.cap, "limit": self.limit, "copy": self.copy}
+        names = ("reason", "cap", "limit", "copy", "measure")
+        return {name: getattr(self, name) for name in names}
 
 
 class Ground:
@@ -108,12 +111,12 @@ class Ground:
         """The parameters of an optimizer."""
         return [p for group in self._run.ledger.optimizers[index].param_groups for p in group["params"]]
 
-    def start(self, index: int, loss: Tensor | None, side: Side, kept: int, more: dict[str, float]) -> Job:
+    def start(self, index: int, loss: Tensor | None, side: Side, kept: int, more: dict[str, float | Tensor]) -> Job:
         """Starts to measure an update: one small collective where there are several ranks."""
         ledger = self._run.ledger
         scale = scale_of(self.scaler) if unscales_itself(ledger.optimizers[index]) else None
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
-        numbers = [torch.tensor(number, dtype=torch.float64) for number in more.values()]
+        numbers = [torch.as_tensor(number, dtype=widest_float(self._device)) for number in more.values()]
         pending = start(loss, self.parameters(index), scale, numbers, device=self._device, sharded=self.sharded)
         return Job(pending, rate if rate > 0.0 else 1.0, side, kept, tuple(more))
 
@@ -123,6 +126,21 @@ class Ground:
         bad = sum((~p.isfinite().all()).to(self._device, torch.float32) for p in parts if p.is_floating_point())
         number = torch.as_tensor(bad, dtype=torch.float32, device=self._device)
         return measure(None, [], None, [number], device=self._device).more[0] > 0.0
+
+    @torch.no_grad()
+    def size(self) -> dict[str, float | Tensor]:
+        """This rank's shares of the sum of squares of all trained weights and of their number."""
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        shares: dict[int, list[Tensor]] = {}
+        for p in self._trained().values():
+            shares.setdefault(pieces(p), []).append(local(p.detach()))
+        square, number = torch.zeros((), dtype=widest_float(self._device), device=self._device), 0.0
+        for count, parts in shares.items():
+            # in half precision a norm would end at 65,504
+            norms = torch.stack([moved(norm, self._device) for norm in foreach_norm(parts, 2, torch.float32)])
+            square = square + norms.to(square.dtype).square().sum() * (count / ranks)
+            number += sum(part.numel() for part in parts) * count / ranks
+        return {"square": square, "number": number}
 
     def calibrating(self, measured: Measured) -> bool:
         """Does a gradient scaler see to this overflow? Not where the loss itself, which it doesn't touch, is none."""
@@ -145,12 +163,11 @@ class Ground:
 
     def nonfinite(self) -> list[str]:
         """The names of the trained parameters that are not finite on this rank."""
+        return [name for name, p in self._trained().items() if not bool(local(p.detach()).isfinite().all())]
+
+    def _trained(self) -> dict[str, Tensor]:
         held = {id(p) for index in range(len(self._run.ledger.optimizers)) for p in self.parameters(index)}
-        return [
-            name
-            for name, p in self._module.named_parameters()
-            if (p.requires_grad or id(p) in held) and not bool(local(p.detach()).isfinite().all())
-        ]
+        return {name: p for name, p in self._module.named_parameters() if p.requires_grad or id(p) in held}
 
 
 def finish(job: Job) -> tuple[Measured, Signals]:
