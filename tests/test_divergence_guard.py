@@ -44,7 +44,7 @@ def rmsprop(module: Any, lr: float = 1e-3) -> Any:
 class Faulty(Model):
     """A small net with faults by batch number, on the ranks named.
 
-    Faults: `nan` (in the inputs), `grad` (NaN in one gradient), `loss` (times 1e6), `weight` (one set to 1e30).
+    Faults: `nan` (in the inputs), `grad` (NaN in one gradient), `loss` (times 1e6), `weight` (one set to NaN).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Faulty(Model):
             images = images * NAN
         if self.fault == "weight":
             with torch.no_grad():
-                self.head.weight[0, :] = 1e30
+                self.head.weight[0, :] = NAN
         loss = nn.functional.cross_entropy(self(self.norm(images)), labels)
         return loss * 1e6 if self.fault == "loss" else loss
 
@@ -137,9 +137,9 @@ def test_a_healthy_run_has_the_same_bits_with_and_without_the_guard(configure: A
 
 
 @pytest.mark.parametrize("configure", [adamw, momentum, rmsprop])
-@pytest.mark.parametrize("fault", ["nan", "grad", "loss"])
+@pytest.mark.parametrize("fault", ["nan", "grad"])
 @pytest.mark.parametrize("way", ["plain", "scaler", "clipped"])
-def test_a_skipped_update_moves_not_one_bit(configure: Any, fault: str, way: str, tmp_path: Path) -> None:
+def test_a_dropped_update_moves_not_one_bit(configure: Any, fault: str, way: str, tmp_path: Path) -> None:
     watch, guard, more = Watch(40), DivergenceGuard(snapshot_every=10), {}
     if way == "scaler":
         scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000)
@@ -160,7 +160,7 @@ def test_an_overflow_that_the_scaler_calibrates_is_no_incident(tmp_path: Path) -
     guard = DivergenceGuard(snapshot_every=10)
     fit(Faulty(), tmp_path, guard, plugins=MixedPrecision("16-mixed", "cpu", scaler))
     assert (guard.skips, guard.rewinds) == (0, 0)
-    assert guard._clock < 6 * BATCHES
+    assert guard.summary()["judged"] < 6 * BATCHES
 
 
 @pytest.mark.parametrize("configure", [adamw, momentum])
@@ -215,18 +215,18 @@ INCIDENT = {20: "nan", 33: "weight", 50: "loss", 60: "grad"}
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     root = tmp_path_factory.mktemp("resume")
-    model, guard = Faulty(cosine, INCIDENT), DivergenceGuard(snapshot_every=6)
+    model, guard = Faulty(cosine, INCIDENT), DivergenceGuard(snapshot_every=6, save_snapshots=True)
     keep = ModelCheckpoint(root / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
     made = fit(model, root, guard, keep, enable_checkpointing=True)
     assert guard.rewinds >= 1
-    assert guard.skips >= 3
+    assert guard.skips >= 2
     return root, state(model, made), (guard.skips, guard.rewinds, guard.states, guard.ledger.state_dict())
 
 
 @pytest.mark.parametrize("step", [1, 5, 9, *range(18, 24), *range(30, 48), 51, 59, 61])
 def test_resumed_after_any_update_the_run_ends_as_the_uninterrupted_one(step: int, uninterrupted: Any) -> None:
     root, end, decisions = uninterrupted
-    model, guard = Faulty(cosine, INCIDENT), DivergenceGuard(snapshot_every=6)
+    model, guard = Faulty(cosine, INCIDENT), DivergenceGuard(snapshot_every=6, save_snapshots=True)
     path = root / "kept" / f"step={step}.ckpt"
     torch.load(path, weights_only=True)
     made = fit(model, root / "again", guard, ckpt_path=str(path))
@@ -248,7 +248,7 @@ def test_accumulated_micro_batches_are_one_update(tmp_path: Path) -> None:
     guard = DivergenceGuard(snapshot_every=10)
     model = Faulty(faults={42: "nan"})
     fit(model, tmp_path, guard, accumulate_grad_batches=4, epochs=8)
-    assert (guard.skips, guard._clock) == (1, 8 * BATCHES // 4)
+    assert (guard.skips, guard.summary()["judged"]) == (1, 8 * BATCHES // 4)
     assert model.is_finite()
 
 
@@ -306,7 +306,7 @@ def test_it_gives_up_with_healthy_weights_and_says_so(tmp_path: Path) -> None:
 
 
 def test_it_can_stop_the_run_cleanly_instead(tmp_path: Path) -> None:
-    model = Faulty(faults=always("nan"))
+    model = Faulty(faults=always("weight"))
     guard = DivergenceGuard(snapshot_every=10, max_rewinds=2, on_give_up="stop")
     made = fit(model, tmp_path, guard, epochs=20)
     assert made.current_epoch < 19
@@ -319,32 +319,34 @@ def test_an_incident_leaves_batch_signals_and_names(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "incidents").iterdir()
     facts = json.loads((folder / "incident.json").read_text())
     assert facts["parameters_with_nonfinite_gradients"] == ["head.bias"]
-    assert (facts["update"], facts["rank"], facts["verdict"]) == (41, 0, "skip")
+    assert (facts["update"], facts["rank"], facts["verdict"]) == (41, 0, "drop")
     images, labels = torch.load(folder / "batch.pt", weights_only=True)[0]
     assert (images.shape, labels.shape) == ((16, 64), (16,))
     rows = list(csv.reader((folder / "signals.csv").read_text().splitlines()))
     assert len(rows) == 42
-    assert rows[-1][-1] == "skip"
+    assert rows[-1][-1] == "drop"
 
 
 def test_the_story_is_told_once_for_each_incident(tmp_path: Path) -> None:
     guard = DivergenceGuard(snapshot_every=10)
     fit(Faulty(faults={20: "nan", 40: "weight"}), tmp_path, guard, logger=True)
-    story = [line for line in guard.journal.story if re.search("DivergenceGuard: (skipped|rewound)", line)]
+    story = [line for line in guard.journal.story if re.search("DivergenceGuard: (dropped|rewound)", line)]
     assert len(story) == guard.skips + guard.rewinds
-    assert "skipped this update: the loss or a gradient is not finite" in story[0]
+    assert "dropped this update: the loss is not finite" in story[0]
     assert any("rewound to step" in line for line in story)
     assert any("updates judged" in line for line in guard.journal.story)
 
 
-def test_a_rewind_makes_plateau_decay_forget_and_warm_up_start_again(tmp_path: Path) -> None:
-    plateau, warm = llr.PlateauDecay("val_loss", patience=100), llr.Warmup(5)
-    guard = DivergenceGuard(snapshot_every=10, rewarm=True)
-    model = Faulty(faults={40: "weight"})
-    fit(model, tmp_path, guard, plateau, warm)
-    rates = [row[0] for row in model.trace]
-    assert guard.rewinds == 1
-    assert min(rates[38:45]) < 0.3 * rates[35]
+def test_a_rewind_makes_plateau_decay_forget(tmp_path: Path) -> None:
+    class Forgets(llr.PlateauDecay):
+        def forget(self) -> None:
+            super().forget()
+            forgotten.append(guard.rewinds)
+
+    forgotten: list[int] = []
+    guard = DivergenceGuard(snapshot_every=10)
+    fit(Faulty(faults={40: "weight"}), tmp_path, guard, Forgets("val_loss", patience=100))
+    assert forgotten == [1]
 
 
 def test_after_three_rewinds_without_progress_a_finder_is_asked_for_a_rate(tmp_path: Path) -> None:
@@ -369,7 +371,10 @@ def test_memory_for_fewer_than_two_copies_is_refused(tmp_path: Path) -> None:
     [
         ({"snapshot_every": 0}, "snapshot_every must be a whole number >= 1 or 'auto', got 0"),
         ({"snapshot_every": "often"}, "snapshot_every must be"),
-        ({"snapshots": 1}, "snapshots must be a whole number >= 2, got 1"),
+        ({"limit": 1.0}, "limit must be a number > 1 .*, or None for no limit, got 1.0"),
+        ({"trials": 3}, "trials must be True or False, got 3"),
+        ({"save_snapshots": None}, "save_snapshots must be True or False, got None"),
+        ({"loss_falls": "yes"}, "loss_falls must be True, False, or None"),
         ({"memory_limit": 0}, "memory_limit must be"),
         ({"on_give_up": "cry"}, "on_give_up must be 'raise' or 'stop', got 'cry'"),
         ({"backoff": 2.0}, "backoff must be in"),
@@ -409,7 +414,7 @@ def fit_on_a_rank(root: str, faults: dict[int, str], **settings: Any) -> Any:
 def test_a_fault_on_one_rank_is_everybodys(pool: Pool, tmp_path: Path) -> None:
     first, second = pool.run(fit_on_a_rank, str(tmp_path), {20: "nan", 30: "grad", 40: "loss"})
     assert first == second
-    assert first[3] == 3
+    assert first[3] == 2
 
 
 def test_weights_that_break_on_one_rank_come_back_on_all(pool: Pool, tmp_path: Path) -> None:
@@ -419,7 +424,7 @@ def test_weights_that_break_on_one_rank_come_back_on_all(pool: Pool, tmp_path: P
 
 
 def fit_forever_bad(root: str) -> Any:
-    return fit_on_a_rank(root, always("nan"), max_rewinds=1)
+    return fit_on_a_rank(root, always("weight"), max_rewinds=1)
 
 
 def test_ranks_give_up_together(pool: Pool, tmp_path: Path) -> None:
@@ -448,7 +453,7 @@ class Sharded(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.global_rank == 1 and self.trainer.global_step == 40:
             with torch.no_grad():
-                next(self.net.parameters()).to_local().fill_(1e30)  # pyright: ignore
+                next(self.net.parameters()).to_local().fill_(NAN)  # pyright: ignore
 
     def configure_optimizers(self) -> Any:
         return adamw(self.net)
@@ -490,7 +495,9 @@ def test_batches_without_a_loss_are_no_updates_and_no_incidents(lag: Any, tmp_pa
 
 
 class TwoAtTheEnd(Model):
-    """Two optimizers under manual optimization, and a batch of NaN as the last of an epoch."""
+    """Two optimizers under manual optimization, and a batch of NaN, or weights that break, at the end of an epoch."""
+
+    breaks = False
 
     def __init__(self) -> None:
         super().__init__(lambda m: [torch.optim.SGD(part.parameters(), lr=0.1) for part in (m.backbone, m.head)], 16)
@@ -498,6 +505,9 @@ class TwoAtTheEnd(Model):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         bad = self.trainer.fit_loop.epoch_loop.total_batch_idx == 4 * BATCHES - 1
+        if bad and self.breaks:
+            with torch.no_grad():
+                self.head.weight.fill_(NAN)
         for optimizer in self.optimizers():
             optimizer.zero_grad()
             self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]) * (NAN if bad else 1.0))
@@ -505,9 +515,12 @@ class TwoAtTheEnd(Model):
 
 
 def test_a_rewind_before_validation_leaves_no_job_of_another_optimizer(tmp_path: Path) -> None:
-    guard = DivergenceGuard(snapshot_every=10, lag=1)
-    fit(TwoAtTheEnd(), tmp_path, guard, epochs=6)
-    assert guard.rewinds == 1
+    for breaks in (False, True):
+        guard, model = DivergenceGuard(snapshot_every=10, lag=1), TwoAtTheEnd()
+        model.breaks = breaks
+        fit(model, tmp_path, guard, epochs=6)
+        assert (guard.skips, guard.rewinds) == ((0, 1) if breaks else (2, 0))
+        assert all(bool(weight.isfinite().all()) for weight in model.weights())
 
 
 class Second(pl.Callback):

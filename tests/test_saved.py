@@ -88,10 +88,10 @@ OTHER = {
     "an agenda": ("LRFinder", lambda s: s["own"]["agenda"].update(version=99), "AgendaState is saved in version 99"),
     "a finding": ("LRFinder", lambda s: s["own"]["findings"][0].update(version=2), "Finding is saved in version 2"),
     "more flags": ("DivergenceGuard", lambda s: s["own"]["flags"].append(False), "its entries are not those"),
-    "no reasons": ("DivergenceGuard", lambda s: s["own"].pop("reasons"), "its entries are not those"),
+    "no clocks": ("DivergenceGuard", lambda s: s["own"].pop("keeper"), "its entries are not those"),
     "a judge": (
         "DivergenceGuard",
-        lambda s: s["own"]["states"][0].update(version=2),
+        lambda s: s["own"]["states"][0].update(version=99),
         "DivergenceState is saved in vers",
     ),
     "no restarts": ("Warmup", lambda s: s["own"].pop("restarted"), "its entries are not those"),
@@ -228,10 +228,10 @@ class Bad(Model):
 
 
 def test_a_run_that_was_given_up_trains_again_when_it_is_resumed_and_says_so(tmp_path: Path) -> None:
-    fit = fitted(tmp_path, [llr.DivergenceGuard(on_give_up="stop", snapshot_every=5)], Bad(sgd), max_epochs=40)
+    fit = fitted(tmp_path, [llr.DivergenceGuard(on_give_up="stop", snapshot_every=5, trials=False)], Bad(sgd), max_epochs=80)
     assert fit.should_stop
     fit.save_checkpoint(tmp_path / "a.ckpt")
-    guard, model = llr.DivergenceGuard(on_give_up="stop", snapshot_every=5), Model(sgd)
+    guard, model = llr.DivergenceGuard(on_give_up="stop", snapshot_every=5, trials=False), Model(sgd)
     resumed = trainer(tmp_path, callbacks=[guard], max_epochs=fit.current_epoch + 5)
     with pytest.warns(UserWarning, match="saved after DivergenceGuard had given up: it judges the run anew"):
         resumed.fit(model, Loader(), held_out(), ckpt_path=tmp_path / "a.ckpt")

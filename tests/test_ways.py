@@ -34,7 +34,7 @@ ACTIVE: dict[str, Make] = {
     "PlateauDecay": lambda monitor: llr.PlateauDecay(
         monitor, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs"
     ),
-    "DivergenceGuard": lambda monitor: llr.DivergenceGuard(snapshot_every=5),
+    "DivergenceGuard": lambda monitor: llr.DivergenceGuard(snapshot_every=5, save_snapshots=True),
     "LRMonitor": lambda monitor: llr.LRMonitor(),
 }
 """Callbacks that all have something to do."""

@@ -111,7 +111,7 @@ def test_every_ramp_is_one_drift(factors: list[float], tmp_path: Path) -> None:
 
 
 def incidents(guard: llr.DivergenceGuard) -> list[str]:
-    return [line for line in guard.journal.story if "DivergenceGuard: skipped" in line]
+    return [line for line in guard.journal.story if "DivergenceGuard: dropped" in line]
 
 
 @pytest.mark.parametrize("apart", [1, 7])
@@ -119,7 +119,7 @@ def test_fifty_bad_batches_are_four_lines_and_fifty_points(
     apart: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults = {30 + apart * i: "nan" for i in range(50)}
-    guard = llr.DivergenceGuard(snapshot_every=10)
+    guard = llr.DivergenceGuard(snapshot_every=10, trials=False)
     epochs = (40 + apart * 50) // 12
     with caplog.at_level(logging.INFO, CONSOLE):
         fit(Faulty(faults=faults), tmp_path, guard, epochs=epochs, logger=CSVLogger(tmp_path, name="csv"))
@@ -128,25 +128,24 @@ def test_fifty_bad_batches_are_four_lines_and_fifty_points(
     assert len(lines) == 4
     assert [line.split(":")[0] for line in lines[:3]] == [f"step {30 + apart * i}" for i in range(3)]
     assert lines[2].endswith("; more like this are counted")
-    last = f"skipped 47 more like this, steps {30 + 3 * apart} to {30 + 49 * apart} (last: loss nan, gradient norm nan)"
+    last = f"dropped 47 more like this, steps {30 + 3 * apart} to {30 + 49 * apart} (last: loss nan, gradient norm nan)"
     assert lines[3].endswith(last)
-    told = [record.message for record in caplog.records if "DivergenceGuard: skipped" in record.message]
+    told = [record.message for record in caplog.records if "DivergenceGuard: dropped" in record.message]
     assert told == lines
     with open(tmp_path / "csv" / "version_0" / "metrics.csv") as file:
         assert sum(row["lr-incident/loss"] != "" for row in csv.DictReader(file)) == 50
 
 
 def test_an_incident_of_another_kind_brings_the_count_up_to_date(tmp_path: Path) -> None:
-    faults = {**dict.fromkeys(range(30, 36), "nan"), 45: "loss", 46: "nan"}
-    guard = llr.DivergenceGuard(snapshot_every=10)
+    faults = {**dict.fromkeys(range(30, 36), "nan"), 45: "grad", 46: "nan"}
+    guard = llr.DivergenceGuard(snapshot_every=10, trials=False)
     fit(Faulty(faults=faults), tmp_path, guard)
     words = [re.sub(r" \(.*", "", line.split("DivergenceGuard: ")[1]) for line in incidents(guard)]
-    skip = "skipped this update: the loss or a gradient is not finite"
     assert words == [
-        *[skip] * 3,
-        "skipped 3 more like this, steps 33 to 35",
-        "skipped this update: the loss is a spike",
-        "skipped 1 more like this, step 46",
+        *["dropped this update: the loss is not finite"] * 3,
+        "dropped 3 more like this, steps 33 to 35",
+        "dropped this update: a gradient is not finite",
+        "dropped 1 more like this, step 46",
     ]
 
 
@@ -160,18 +159,18 @@ def test_after_a_quiet_while_the_count_is_told_and_the_next_one_is_new() -> None
     assert repeats.add("a", 9 + QUIET, "skipped", "", warn=False) == 1
 
 
-def test_a_rewind_warns_and_a_skip_informs_and_neither_is_a_python_warning(
+def test_a_rewind_warns_and_a_drop_informs_and_neither_is_a_python_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard = llr.DivergenceGuard(snapshot_every=10)
     with caplog.at_level(logging.INFO, CONSOLE):
         fit(Faulty(faults={20: "nan", 40: "weight"}), tmp_path, guard)
-    levels = {"skipped this": set[int](), "rewound to": set[int]()}
+    levels = {"dropped this": set[int](), "rewound to": set[int]()}
     for record in caplog.records:
         for words, seen in levels.items():
             if words in record.message:
                 seen.add(record.levelno)
-    assert levels == {"skipped this": {logging.INFO}, "rewound to": {logging.WARNING}}
+    assert levels == {"dropped this": {logging.INFO}, "rewound to": {logging.WARNING}}
 
 
 # giving up ---------------------------------------------------------------------------------------------------------
@@ -180,17 +179,17 @@ def test_a_rewind_warns_and_a_skip_informs_and_neither_is_a_python_warning(
 @pytest.mark.parametrize("how", ["raise", "stop"])
 def test_giving_up_says_only_what_there_is_to_say(how: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # bad data at healthy weights: no rewind came before
-    guard = llr.DivergenceGuard(snapshot_every=10, on_give_up=how)
-    model = Faulty(faults=dict.fromkeys(range(30, 200), "nan"))
+    guard = llr.DivergenceGuard(snapshot_every=10, on_give_up=how, trials=False)
+    model = Faulty(faults=dict.fromkeys(range(30, 600), "nan"))
     with caplog.at_level(logging.INFO, CONSOLE):
         if how == "raise":
             with pytest.raises(llr.DivergenceError, match="^DivergenceGuard gives up: "):
-                fit(model, tmp_path, guard, epochs=20)
+                fit(model, tmp_path, guard, epochs=40)
         else:
-            fit(model, tmp_path, guard, epochs=20)
+            fit(model, tmp_path, guard, epochs=40)
             assert [r.levelno for r in caplog.records if "gives up" in r.message] == [logging.WARNING]
     (line,) = [line for line in guard.journal.story if "gives up" in line]
-    assert re.match(r"step \d+: DivergenceGuard gives up: 51 updates in a row were not finite at healthy", line)
+    assert re.match(r"step \d+: DivergenceGuard gives up: \d+ updates in a row were not finite at weights", line)
 
 
 @pytest.mark.parametrize(("rewinds", "words"), [(1, "after 2 rewinds without lasting progress: ")])
@@ -233,7 +232,7 @@ class Spoiled(Model):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.trainer.fit_loop.epoch_loop._batches_that_stepped == self.at:
             with torch.no_grad():
-                self.head.weight[0] = 1e30
+                self.head.weight[0] = torch.nan
         return super().training_step(batch, batch_idx)
 
 
@@ -250,7 +249,7 @@ def test_a_rewind_names_the_step_whose_weights_come_back(accumulate: int, tmp_pa
     watch, guard = Weights(), llr.DivergenceGuard(snapshot_every=10)
     fit(Spoiled(65), 7, guard, watch, ckpt_path=tmp_path / "without.ckpt")
     (line,) = [line for line in guard.journal.story if "rewound" in line]
-    found = re.match(r"step 65: DivergenceGuard: rewound to step (\d+) \((\d+) updates lost\), factor 0\.5: ", line)
+    found = re.match(r"step 65: DivergenceGuard: rewound to step (\d+) \((\d+) updates lost\)", line)
     assert found
     target, lost = int(found[1]), int(found[2])
     assert 24 < target < 65
@@ -262,11 +261,11 @@ def test_a_rewind_names_the_step_whose_weights_come_back(accumulate: int, tmp_pa
 def test_a_resumed_run_names_the_same_step(tmp_path: Path) -> None:
     lines = []
     for resumed in (False, True):
-        guard = llr.DivergenceGuard(snapshot_every=10)
+        guard = llr.DivergenceGuard(snapshot_every=10, save_snapshots=True)
         path = tmp_path / "half.ckpt"
         model = Faulty(faults={40: "weight"})
         if resumed:
-            fit(Faulty(), tmp_path, llr.DivergenceGuard(snapshot_every=10), epochs=3).save_checkpoint(path)
+            fit(Faulty(), tmp_path, llr.DivergenceGuard(snapshot_every=10, save_snapshots=True), epochs=3).save_checkpoint(path)
             fit(model, tmp_path, guard, ckpt_path=path)
         else:
             fit(model, tmp_path, guard)
@@ -278,10 +277,10 @@ def test_a_resumed_run_names_the_same_step(tmp_path: Path) -> None:
 def test_every_line_of_the_guard_on_the_console_begins_with_the_loggers_step(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard, monitor = llr.DivergenceGuard(snapshot_every=10), llr.LRMonitor()
+    guard, monitor = llr.DivergenceGuard(snapshot_every=10, trials=False), llr.LRMonitor()
     with caplog.at_level(logging.INFO, CONSOLE):
         fit(Faulty(faults={20: "nan", 40: "weight"}), tmp_path, guard, monitor, logger=CSVLogger(tmp_path))
-    told = [r.message for r in caplog.records if "DivergenceGuard" in r.message and "a snapshot takes" not in r.message]
+    told = [r.message for r in caplog.records if "DivergenceGuard" in r.message and "a copy takes" not in r.message]
     assert len(told) == 3
     assert told == [line for line in monitor.story if ": DivergenceGuard: " in line]
     assert not [line for line in monitor.story if re.search(r"update \d", line)]
@@ -291,11 +290,11 @@ def test_the_guards_last_words_are_told_whoever_comes_first(tmp_path: Path) -> N
     guard = llr.DivergenceGuard(snapshot_every=10)
     fit(Faulty(faults={20: "nan"}), tmp_path, llr.Warmup(3), guard)
     assert re.match(
-        r"step 72: DivergenceGuard: 72 updates judged: 1 skipped, 0 rewinds, 1 update ", guard.journal.story[-1]
+        r"step 72: DivergenceGuard: 72 updates judged: 1 dropped, 1 update lost; copies ", guard.journal.story[-1]
     )
 
 
-def test_of_several_optimizers_the_one_that_was_skipped_is_named(tmp_path: Path) -> None:
+def test_of_several_optimizers_the_one_that_was_dropped_is_named(tmp_path: Path) -> None:
     class Pair(Model):
         """Two nets, each with a loss of its own; one gradient of the second is broken once."""
 
@@ -315,7 +314,7 @@ def test_of_several_optimizers_the_one_that_was_skipped_is_named(tmp_path: Path)
     trainer(tmp_path, max_epochs=3, callbacks=[guard]).fit(Pair(), Loader(12, 16))
     assert guard.skips == 1
     (line,) = incidents(guard)
-    assert line.startswith("step 20: DivergenceGuard: skipped this update of Adam-1: the loss or a gradient is not fin")
+    assert line.startswith("step 20: DivergenceGuard: dropped this update of Adam-1: a gradient is not finite")
 
 
 # changes -----------------------------------------------------------------------------------------------------------
@@ -346,7 +345,7 @@ def test_a_changes_optimizer_and_group_spell_the_tag(configure: Any, tags: list[
 
 
 def fit_bad(root: str) -> tuple[list[str], list[str]]:
-    model, guard = Faulty(faults=dict.fromkeys(range(20, 30), "nan"), rank=1), llr.DivergenceGuard(snapshot_every=10)
+    model, guard = Faulty(faults=dict.fromkeys(range(20, 30), "nan"), rank=1), llr.DivergenceGuard(snapshot_every=10, trials=False)
     made = trainer(root, max_epochs=5, callbacks=[guard], devices=2, strategy="ddp")
     kept: list[str] = []
     handler = logging.Handler()
@@ -360,7 +359,7 @@ def fit_bad(root: str) -> tuple[list[str], list[str]]:
     finally:
         console.removeHandler(handler)
         console.setLevel(level)
-    return list(guard.journal.story), [line for line in kept if "skipped" in line]
+    return list(guard.journal.story), [line for line in kept if "dropped" in line]
 
 
 def test_two_ranks_count_the_same_and_one_tells(pool: Pool, tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ CHECKED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number > 1 (multiples of the largest gradient norm of late), or None for no limit",
     ),
     "trials": (lambda x: isinstance(x, bool), "True or False"),
+    "backoff": (
+        lambda x: isinstance(x, (int, float)) and 0.0 < x < 1.0,
+        "in (0, 1): the ratio of the rate after a failure to the rate before",
+    ),
+    "max_rewinds": (whole, "a whole number >= 1"),
     "snapshot_every": (lambda x: x == "auto" or whole(x), "a whole number >= 1 or 'auto'"),
     "memory_limit": (lambda x: x is None or whole(x), "a whole number of bytes >= 1, or None"),
     "save_snapshots": (lambda x: isinstance(x, bool), "True or False"),

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.checks import check
+from lightning_lr.callbacks.guarded import readable
 from lightning_lr.callbacks.guarding import DivergenceError, Guarding
 from lightning_lr.callbacks.incidents import Incidents
 from lightning_lr.console import count
@@ -245,5 +246,9 @@ class DivergenceGuard(LRCallback):
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         if state:
-            self._saved = state
+            self._saved = readable(state, self.policy)
             self.record.load_state_dict(state["record"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what a run has refers to its optimizers
+        return {**super().__getstate__(), "_guarded": None}

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_lr.buffers import Buffers
 from lightning_lr.callbacks.incidents import Incidents
-from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, known
+from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, judges_of
 from lightning_lr.callbacks.keeper import Keeper
 from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.tryout import Tryout
@@ -19,10 +19,26 @@ from lightning_lr.console import count
 from lightning_lr.generations import Generations
 from lightning_lr.internals import averaged_models, scaler_in_use
 from lightning_lr.memory import parted
-from lightning_lr.policies.divergence_state import Signals
 from lightning_lr.shards import reshard
 from lightning_lr.signals import LossMeter
 from lightning_lr.source import Source
+
+
+ENTRIES = ("states", "judges", "jobs", "buffers", "keeper", "generations", "trial", "flags", "record")
+"""Of a guard's saved state; `flags` are `given_up` and the last epoch of which a batch has counted."""
+
+
+def readable(saved: dict[str, Any], policy: Any) -> dict[str, Any]:
+    """A guard's saved state, if it is one of this release.
+
+    Raises:
+        LookupError, TypeError, ValueError: if not.
+    """
+    if saved.keys() != set(ENTRIES):
+        raise LookupError(f"other entries: {', '.join(sorted(saved.keys() ^ set(ENTRIES)))}")
+    judges_of(saved, type(policy.start()))
+    _, _ = saved["flags"]
+    return saved
 
 
 class Guarded:
@@ -70,7 +86,9 @@ class Guarded:
         self.buffers = Buffers(module, back=1 + self.lag * len(optimizers))
         self.tryout: Tryout | None = None
         self.judges = [Judge(index, self.policy.start()) for index in range(len(optimizers))]
-        if len(judges) == len(optimizers):
+        if saved is not None:
+            self.judges = judges_of(saved, type(self.policy.start()))
+        elif len(judges) == len(optimizers):
             self.judges = [Judge(judge.index, judge.state, judge.reason, judge.cap) for judge in judges]
         for judge in self.judges:
             judge.trained = len(self.ground.parameters(judge.index))
@@ -202,11 +220,6 @@ class Guarded:
         }
 
     def _load(self, saved: dict[str, Any]) -> None:
-        kind = type(self.policy.start())
-        for judge, state, own, job in zip(self.judges, saved["states"], saved["judges"], saved["jobs"], strict=True):
-            judge.state = kind.from_dict(state)
-            vars(judge).update(own)
-            judge.job = None if job is None else known(Signals(*job[0]), job[1])
         self.buffers.load_state_dict(saved["buffers"])
         self.keeper.load_state_dict(saved["keeper"])
         copies = None if self._parted else saved["generations"]

@@ -184,6 +184,16 @@ def finite(signals: Signals) -> bool:
     return math.isfinite(signals.loss) and math.isfinite(signals.grad_norm)
 
 
+def judges_of(saved: dict[str, Any], kind: type) -> list[Judge]:
+    """The judges of a checkpoint; `kind`: of the policy's states."""
+    judges = []
+    for index, (state, own, job) in enumerate(zip(saved["states"], saved["judges"], saved["jobs"], strict=True)):
+        judge = Judge(index, kind.from_dict(state), **own)  # pyright: ignore[reportAttributeAccessIssue]
+        judge.job = None if job is None else known(Signals(*job[0]), job[1])
+        judges.append(judge)
+    return judges
+
+
 def known(signals: Signals, kept: int) -> Job:
     """An update of which only the numbers are left."""
     return Job(Pending([], lambda _: Measured(None, 0.0, (), None)), signals.rate, signals.side, kept, (), signals)
