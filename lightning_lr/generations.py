@@ -159,7 +159,8 @@ class Generations:
         """All copies, for a checkpoint."""
         return {
             "layout": self.source.layout(),
-            "kept": [[g.clock, g.step, g.lost, g.promoted, g.snapshot.state_dict()] for g in self.kept],
+            "kept": [[g.clock, g.lost, g.promoted, g.snapshot.state_dict()] for g in self.kept],
+            "steps": [g.step for g in self.kept],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
@@ -179,7 +180,7 @@ class Generations:
         for snapshot, entry in pairs:
             snapshot.load_state_dict(entry[-1])
         made = []
-        for (snapshot, (clock, step, lost, promoted, _)), size in zip(pairs, sizes, strict=False):
+        for (snapshot, (clock, lost, promoted, _)), step, size in zip(pairs, state["steps"], sizes, strict=False):
             made.append(Generation(snapshot, clock, step, lost, promoted, size))
         self._best, self._newest, self._free = made[0], made[-1], None
         return True

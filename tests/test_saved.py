@@ -228,7 +228,9 @@ class Bad(Model):
 
 
 def test_a_run_that_was_given_up_trains_again_when_it_is_resumed_and_says_so(tmp_path: Path) -> None:
-    fit = fitted(tmp_path, [llr.DivergenceGuard(on_give_up="stop", snapshot_every=5, trials=False)], Bad(sgd), max_epochs=80)
+    fit = fitted(
+        tmp_path, [llr.DivergenceGuard(on_give_up="stop", snapshot_every=5, trials=False)], Bad(sgd), max_epochs=80
+    )
     assert fit.should_stop
     fit.save_checkpoint(tmp_path / "a.ckpt")
     guard, model = llr.DivergenceGuard(on_give_up="stop", snapshot_every=5, trials=False), Model(sgd)

@@ -265,7 +265,9 @@ def test_a_resumed_run_names_the_same_step(tmp_path: Path) -> None:
         path = tmp_path / "half.ckpt"
         model = Faulty(faults={40: "weight"})
         if resumed:
-            fit(Faulty(), tmp_path, llr.DivergenceGuard(snapshot_every=10, save_snapshots=True), epochs=3).save_checkpoint(path)
+            fit(
+                Faulty(), tmp_path, llr.DivergenceGuard(snapshot_every=10, save_snapshots=True), epochs=3
+            ).save_checkpoint(path)
             fit(model, tmp_path, guard, ckpt_path=path)
         else:
             fit(model, tmp_path, guard)
@@ -345,7 +347,10 @@ def test_a_changes_optimizer_and_group_spell_the_tag(configure: Any, tags: list[
 
 
 def fit_bad(root: str) -> tuple[list[str], list[str]]:
-    model, guard = Faulty(faults=dict.fromkeys(range(20, 30), "nan"), rank=1), llr.DivergenceGuard(snapshot_every=10, trials=False)
+    model, guard = (
+        Faulty(faults=dict.fromkeys(range(20, 30), "nan"), rank=1),
+        llr.DivergenceGuard(snapshot_every=10, trials=False),
+    )
     made = trainer(root, max_epochs=5, callbacks=[guard], devices=2, strategy="ddp")
     kept: list[str] = []
     handler = logging.Handler()

@@ -23,7 +23,6 @@ from lightning_lr.shards import reshard
 from lightning_lr.signals import LossMeter
 from lightning_lr.source import Source
 
-
 ENTRIES = ("states", "judges", "jobs", "buffers", "keeper", "generations", "trial", "flags", "record")
 """Of a guard's saved state; `flags` are `given_up` and the last epoch of which a batch has counted."""
 
