@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning_lr.policies.divergence_evidence import PATIENT
-from lightning_lr.policies.divergence_limits import REVIEW
 
 from lightning_lr.policies.divergence import (
     DATA_LIMIT,
@@ -20,6 +18,8 @@ from lightning_lr.policies.divergence import (
     SKIP_LIMIT,
     DivergencePolicy,
 )
+from lightning_lr.policies.divergence_evidence import PATIENT
+from lightning_lr.policies.divergence_limits import REVIEW
 from lightning_lr.policies.divergence_state import DivergenceState, Signals, Verdict
 
 NAN, INF = math.nan, math.inf

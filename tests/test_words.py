@@ -347,10 +347,8 @@ def test_a_changes_optimizer_and_group_spell_the_tag(configure: Any, tags: list[
 
 
 def fit_bad(root: str) -> tuple[list[str], list[str]]:
-    model, guard = (
-        Faulty(faults=dict.fromkeys(range(20, 30), "nan"), rank=1),
-        llr.DivergenceGuard(snapshot_every=10, trials=False),
-    )
+    model = Faulty(faults=dict.fromkeys(range(20, 30), "nan"), rank=1)
+    guard = llr.DivergenceGuard(snapshot_every=10, trials=False)
     made = trainer(root, max_epochs=5, callbacks=[guard], devices=2, strategy="ddp")
     kept: list[str] = []
     handler = logging.Handler()
