@@ -103,10 +103,6 @@ class Incidents:
         if more != "limited":
             self._write(run, index, update, measured, signals, verdict, names)
 
-    def summary(self, factor: float) -> dict[str, float]:
-        """All numbers."""
-        return {**self.counts, "factor": factor}
-
     def last_words(self, run: Run, size: int) -> None:
         """The run in one line."""
         run.journal.sum_up()
