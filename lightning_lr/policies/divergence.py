@@ -132,8 +132,10 @@ class DivergencePolicy:
             return self._nonfinite(state, signals)
         seen, bound = state.seen, suspicion.largest_norm(state.seen, self.limit)
         scale = 1.0 if signals.grad_norm <= bound else bound / signals.grad_norm
+        if signals.size is not None:
+            seen = suspicion.sized(seen, signals.size)
         before, usual = seen, signals.loss <= seen.usual
-        seen = suspicion.accepted(seen, signals.loss, signals.grad_norm, min(signals.grad_norm, bound))
+        seen = suspicion.accepted(seen, signals.loss, min(signals.grad_norm, bound))
         state = state._replace(seen=seen)
         why = suspicion.reason(seen) if self.trials and self.loss_falls else ""
         if why and state.spent <= FREE + BUDGET * state.update:
@@ -186,7 +188,7 @@ class DivergencePolicy:
         )
 
     def _nonfinite(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
-        seen = state.seen._replace(nonfinite=state.seen.nonfinite + 1, surge=math.inf)
+        seen = state.seen._replace(nonfinite=state.seen.nonfinite + 1)
         state = state._replace(seen=seen)
         what = "the loss" if not math.isfinite(signals.loss) else "a gradient"
         if signals.broken:
@@ -213,7 +215,7 @@ class DivergencePolicy:
         lows = state.lows + 2 if why == "start" and seen.patience[3] else state.lows
         rate = min(signals.rate, state.rate.cap) * self.backoff ** (rates.STEPS * max(lows - 2, 0))
         trying = evidence.begin(
-            why, usual, margin, seen.far, newest=both and why != "level", both=both, loss=signals.loss, rate=rate, asked=seen.patience[3]
+            why, usual, margin, seen.far if seen.gained else math.inf, newest=both and why != "level", both=both, loss=signals.loss, rate=rate, asked=seen.patience[3]
         )
         state = state._replace(trying=trying, lows=lows)
         return self._look(state, signals, trying)
@@ -232,6 +234,14 @@ class DivergencePolicy:
         mark = state.newest if trying.to == "newest" else state.best
         at = f"{there:.3g} at those of update {mark.update}" if there is not None else "the copy's were not needed"
         words = f"loss {here:.3g} at the present weights, {at} ({trying.batches} updates)"
+        started = state.best.seen.gained
+        if outcome == "weights" and not started and math.isfinite(here) and state.seen.growth <= suspicion.LARGE:
+            # nothing was learned yet, and the weights are no larger: a loss that rises from next to nothing
+            outcome, numbers["outcome"] = "data", "data"
+        if outcome == "weights" and started and math.isfinite(here) and state.rate.rewinds >= rates.HELPLESS:
+            outcome, numbers["outcome"] = "data", "data"
+            state = state._replace(rate=rates.absolved(state.rate))
+            words += f", and {rates.HELPLESS} rewinds to ever lower rates have not helped"
         if outcome in ("weights", "rate"):
             to: Side = "newest" if trying.to == "newest" else "best"
             seen = state.seen
@@ -273,7 +283,8 @@ class DivergencePolicy:
             signals.rate,
             self.backoff,
             sudden=sudden,
-            started=mark.seen.best is not None,
+            started=mark.seen.gained,
+            blown=signals.broken or (numbers.get("here") is not None and seen0.initial is not None and numbers["here"] > seen0.initial + 0.5 * abs(seen0.initial)),
             all_lost=seen0.initial is not None and numbers.get("here") is not None and numbers["here"] >= seen0.initial - 0.1 * seen0.gain,
         )
         if trying is not None and trying.to == "trained":
@@ -292,7 +303,7 @@ class DivergencePolicy:
         self, state: DivergenceState, signals: Signals, kind: Any, cause: str = "", **more: Any
     ) -> tuple[DivergenceState, Verdict]:
         bound = suspicion.largest_norm(state.seen, self.limit)
-        return state, Verdict(kind, cause, limit=bound, factor=state.rate.factor(signals.rate), **more)
+        return state, Verdict(kind, cause, limit=bound, factor=state.rate.factor(signals.rate), measure=suspicion.wants_size(state.seen), **more)
 
 
 FEW_ODD = 8
@@ -301,4 +312,4 @@ FEW_ODD = 8
 
 def _back(seen: Seen, mark: Mark) -> Seen:
     """What had been seen when the copy was taken; how often a suspicion was wrong is not forgotten."""
-    return mark.seen._replace(patience=seen.patience, high=0, up=0, nonfinite=0, surge=max(seen.surge, mark.seen.surge))
+    return mark.seen._replace(patience=seen.patience, high=0, up=0, nonfinite=0, size=seen.size)

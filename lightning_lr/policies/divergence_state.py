@@ -21,6 +21,7 @@ class Signals(NamedTuple):
         rate: the rate that the run would have without the guard (the largest of all groups), > 0. Its unit is free, it
             only has to stay the same through the run.
         side: the weights that loss and gradient were computed at.
+        size: the root mean square of the run's trained weights; None where it was not measured.
         broken: whether the run's weights themselves are not finite; asked for only where loss or gradient are not.
     """
 
@@ -29,6 +30,7 @@ class Signals(NamedTuple):
     rate: float = 1.0
     side: Side = "present"
     broken: bool = False
+    size: float | None = None
 
 
 class Verdict(NamedTuple):
@@ -51,6 +53,7 @@ class Verdict(NamedTuple):
         outcome: of the trial that ends with this verdict; empty where none does.
         here, there: the trial's median losses at the present weights and at those of the copy; None without one.
         batches: updates that the trial has taken.
+        measure: whether the next signals should have the weights' `size`.
     """
 
     kind: Kind
@@ -67,3 +70,4 @@ class Verdict(NamedTuple):
     here: float | None = None
     there: float | None = None
     batches: int = 0
+    measure: bool = False

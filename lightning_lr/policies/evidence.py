@@ -71,7 +71,7 @@ def begin(why: Reason, usual: float, margin: float, far: float, *, newest: bool,
     """A trial that has seen one loss at the present weights; `newest`: whether it begins with the newest copy."""
     to: Side = "newest" if newest and why != "start" else "best"
     here = (math.inf, math.inf) if why == "nonfinite" else (loss,)
-    return Trying(why, usual, margin, far, to, both and newest, here, rate=rate, batches=1, length=TRAINED * 2 ** min(max(asked - 1, 0), 3), candidates=CANDIDATES if asked else 0)
+    return Trying(why, usual, margin, far, to, both and newest, here, rate=rate, batches=1, length=TRAINED * 2 ** min(max(asked - 1, 0), 3), candidates=0)
 
 
 def seen(trying: Trying, side: Side, loss: float) -> Trying:
@@ -128,6 +128,9 @@ def judged(trying: Trying) -> tuple[Trying, Outcome]:
     if count >= MOST and share >= CLEAR and better >= trying.margin / 2.0:
         return trying, "rate" if trying.to == "trained" else "weights"
     if hopeless or count >= MOST:
+        if trying.why == "start" and trying.to == "best" and better >= -trying.margin / 2.0:
+            # the weights have become many times as large, and say no more than those of the start
+            return trying, "weights"
         if trying.why == "start" and trying.candidates:
             # no worse than at the start, and no better: would a lower rate do better?
             rate = trying.rate * trying.step

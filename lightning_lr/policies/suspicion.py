@@ -33,15 +33,24 @@ LOST = 0.15
 NOISE = 4.0
 """Standard errors of a level that no suspicion lies within."""
 
+SURE = 5.0
+"""Standard errors of a level that a run must have gained before it has learned anything for certain."""
+
 FLAT = 0.05
 """The same as a share of the level itself, for a run that has gained next to nothing."""
+
+PERSISTENT = 2
+"""Looks in a row that must find the level up."""
 
 DEAD_AFTER = 24
 """Updates after a start that blew up before a run without any gain is suspected to be dead."""
 
-SURGE = 3.0
-"""Only where the gradient was once this many times the first one: nets that a rate has killed show it, plateaus of sound
-runs seldom do."""
+LARGE = 3.0
+"""So many times as large as at the start are weights that a rate has blown up: dead nets had 4 to 20 within 96 updates,
+sound ones up to 3.7, and then had learned something."""
+
+LEAST = 0.03
+"""Added to the root mean square of weights: that they grow from next to nothing is no sign."""
 
 MOST_PATIENCE = 6
 """A suspicion that a trial has not borne out must last twice as long the next time, at most 2^6 times."""
@@ -61,8 +70,8 @@ class Seen(NamedTuple):
         best: its lowest level; None before the first.
         noise: the standard deviation of a loss from one update to the next, without the trend.
         margin: by how much a level above the best is suspicious.
-        first: the gradient's norm at the start; 0.0 before the first.
-        surge: the largest since the start; inf where one was not finite.
+        size: the root mean square of the weights at the start; 0.0 before the first.
+        growth: the largest ratio of it since to that.
         high: losses in a row above all of the window.
         up: looks in a row that found the level up.
         nonfinite: updates in a row that were not finite.
@@ -78,8 +87,8 @@ class Seen(NamedTuple):
     best: float | None = None
     noise: float = 0.0
     margin: float = math.inf
-    first: float = 0.0
-    surge: float = 0.0
+    size: float = 0.0
+    growth: float = 1.0
     high: int = 0
     up: int = 0
     nonfinite: int = 0
@@ -95,7 +104,7 @@ class Seen(NamedTuple):
     @property
     def gained(self) -> bool:
         """Has it learned more than noise could feign?"""
-        return self.gain > 2.0 * NOISE * _error(self.noise)
+        return self.gain > SURE * _error(self.noise)
 
     @property
     def level(self) -> float:
@@ -136,8 +145,8 @@ def largest_norm(seen: Seen, limit: float | None) -> float:
     return limit * most if most > 0.0 else math.inf
 
 
-def accepted(seen: Seen, loss: float, norm: float, limited: float) -> Seen:
-    """An update was applied, its gradient's `norm` limited to `limited`."""
+def accepted(seen: Seen, loss: float, limited: float) -> Seen:
+    """An update was applied, with a gradient of the norm `limited`."""
     highest = seen.highest
     high = seen.high + 1 if loss > highest else 0
     # one that is beyond belief must not set the measure of all that come
@@ -152,13 +161,25 @@ def accepted(seen: Seen, loss: float, norm: float, limited: float) -> Seen:
         norms=(*seen.norms, limited)[-WINDOW:],
         count=count,
         initial=_beginning(losses) if count <= FEW else seen.initial,
-        first=min((*seen.norms, norm)[:3]) if count <= 3 else seen.first,
-        surge=max(seen.surge, norm),
         high=high,
         nonfinite=0,
         odd=odd,
     )
     return _looked(seen) if count % FEW == 0 and len(losses) >= LEVEL else seen
+
+
+def sized(seen: Seen, size: float) -> Seen:
+    """The root mean square of the weights is known."""
+    if not math.isfinite(size):
+        return seen._replace(growth=math.inf)
+    if seen.size == 0.0:
+        return seen._replace(size=size + LEAST)
+    return seen._replace(growth=max(seen.growth, (size + LEAST) / seen.size))
+
+
+def wants_size(seen: Seen) -> bool:
+    """Whether the weights' size is to be measured at the next update."""
+    return seen.size == 0.0 or (not seen.gained and seen.count < WINDOW and (seen.high > 0 or seen.count % FEW == FEW - 1))
 
 
 def _beginning(losses: tuple[float, ...]) -> float:
@@ -194,7 +215,7 @@ def reason(seen: Seen) -> Reason:
         return "nonfinite"
     if seen.high >= IN_A_ROW * 2**high:
         return "high"
-    if seen.up >= 2**level and seen.up:
+    if seen.up >= PERSISTENT * 4**level:
         return "level"
     since = seen.count - seen.asked
     if (
@@ -202,7 +223,7 @@ def reason(seen: Seen) -> Reason:
         and seen.initial is not None
         and seen.best is not None
         and not seen.gained
-        and seen.surge > SURGE * seen.first
+        and seen.growth > LARGE
     ):
         return "start"
     return ""
