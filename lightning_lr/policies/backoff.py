@@ -85,15 +85,18 @@ def calm(known: Rate, rate: float, backoff: float, *, grow: bool) -> Rate:
     )
 
 
-def failed(known: Rate, rate: float, backoff: float, *, sudden: bool, started: bool, all_lost: bool = False, blown: bool = False) -> tuple[Rate, bool]:
+def failed(
+    known: Rate, rate: float, backoff: float, *, learned: bool, all_lost: bool = False, blown: bool = False
+) -> tuple[Rate, bool]:
     """The weights that `rate` led to were given up.
 
     Args:
         known: what is known.
         rate: the one at the failure.
         backoff: the ratio of the rate after a failure to the rate before.
-        sudden: whether they broke from one update to the next.
-        started: whether any healthy weights but those of the start were known.
+        learned: whether the weights that come back had learned anything.
+        all_lost: whether the others had lost all that was learned.
+        blown: whether they were far worse than those of the start.
 
     Returns:
         What is known now, and whether the rate was held to blame.
@@ -104,10 +107,10 @@ def failed(known: Rate, rate: float, backoff: float, *, sudden: bool, started: b
     now = known._replace(
         recent=0.0, since=0, rewinds=rewinds, above=0, before=known.before if known.rewinds else known.cap
     )
-    if sudden and known.healthy >= fault and known.since >= LASTING:
-        # a flipped bit: this rate was healthy for long, and one failure in hundreds of updates is none of its
+    if learned and known.healthy >= fault and known.since >= LASTING:
+        # a flipped bit, say: this rate was healthy for long, and one failure in hundreds of updates is none of its
         return now, False
-    if not started:
+    if not learned:
         cap = fault * backoff ** (STEPS + blown)
         ceiling = cap
     elif raised and rewinds == 1:
