@@ -18,6 +18,10 @@ that overwrites the weights (Godbole et al., "Deep Learning Tuning Playbook").""
 UNDER = 0.95
 """The ceiling after a failure of a raised rate: just under it. Jacobson, "Congestion avoidance and control" (1988)."""
 
+HELPLESS = 3
+"""Rewinds in a row from finite losses, each to a lower rate, after which the loss rises by its nature: a target network
+that moves on, say."""
+
 RETRY = 2000
 """Calm updates after which a ceiling is tried again one backoff higher; twice as many after each failure at it."""
 
@@ -35,6 +39,7 @@ class Rate(NamedTuple):
         rewinds: in a row, without lasting progress.
         failures: that set the ceiling.
         above: updates in a row at a rate above `healthy`.
+        before: the cap before the rewinds in a row.
     """
 
     healthy: float = 0.0
@@ -46,6 +51,7 @@ class Rate(NamedTuple):
     rewinds: int = 0
     failures: int = 0
     above: int = 0
+    before: float = math.inf
 
     def factor(self, rate: float) -> float:
         """What the rate is multiplied by."""
@@ -79,15 +85,18 @@ def calm(known: Rate, rate: float, backoff: float, *, grow: bool) -> Rate:
     )
 
 
-def failed(known: Rate, rate: float, backoff: float, *, sudden: bool, started: bool, all_lost: bool = False) -> tuple[Rate, bool]:
+def failed(
+    known: Rate, rate: float, backoff: float, *, learned: bool, all_lost: bool = False, blown: bool = False
+) -> tuple[Rate, bool]:
     """The weights that `rate` led to were given up.
 
     Args:
         known: what is known.
         rate: the one at the failure.
         backoff: the ratio of the rate after a failure to the rate before.
-        sudden: whether they broke from one update to the next.
-        started: whether any healthy weights but those of the start were known.
+        learned: whether the weights that come back had learned anything.
+        all_lost: whether the others had lost all that was learned.
+        blown: whether they were far worse than those of the start.
 
     Returns:
         What is known now, and whether the rate was held to blame.
@@ -95,12 +104,14 @@ def failed(known: Rate, rate: float, backoff: float, *, sudden: bool, started: b
     fault = max(min(rate, known.cap), known.recent)
     rewinds = known.rewinds + 1
     raised = 0.0 < RAISED * known.healthy < fault
-    now = known._replace(recent=0.0, since=0, rewinds=rewinds, above=0)
-    if sudden and known.healthy >= fault and known.since >= LASTING:
-        # a flipped bit: this rate was healthy for long, and one failure in hundreds of updates is none of its
+    now = known._replace(
+        recent=0.0, since=0, rewinds=rewinds, above=0, before=known.before if known.rewinds else known.cap
+    )
+    if learned and known.healthy >= fault and known.since >= LASTING:
+        # a flipped bit, say: this rate was healthy for long, and one failure in hundreds of updates is none of its
         return now, False
-    if not started:
-        cap = fault * backoff**STEPS
+    if not learned:
+        cap = fault * backoff ** (STEPS + blown)
         ceiling = cap
     elif raised and rewinds == 1:
         cap, ceiling = known.healthy, fault * UNDER
@@ -110,3 +121,8 @@ def failed(known: Rate, rate: float, backoff: float, *, sudden: bool, started: b
         ceiling = cap if all_lost else fault * backoff
     ceiling = max(cap, min(known.ceiling, ceiling))
     return now._replace(cap=cap, ceiling=ceiling, calm=0, failures=known.failures + 1), True
+
+
+def absolved(known: Rate) -> Rate:
+    """Lower and lower rates have not helped: it is none of the rate's."""
+    return known._replace(cap=known.before, ceiling=math.inf, rewinds=0, since=0, recent=0.0)

@@ -18,6 +18,9 @@ from lightning_lr.statistics.window import centre
 PROOF = 8
 """Updates after a copy that must be as usual before it may become the best."""
 
+ODD = 8
+"""Updates before a copy of which none may have had a loss too good to be true."""
+
 BUDGET, FREE = 0.02, 64
 """Trials that blame no weights, and holds, take at most this share of a run's updates, and so many more."""
 
@@ -31,7 +34,6 @@ class Mark(NamedTuple):
     Args:
         update: the number of the update before which it was taken.
         seen: all that had been seen.
-        rate: the highest effective rate of the updates since the copy before it.
     """
 
     update: int
@@ -49,7 +51,6 @@ class DivergenceState(NamedTuple):
         best: of the best.
         trying: the trial under way.
         spent: updates that trials without a rewind have taken.
-        lows: by how many powers of the start's backoff the next trial that trains is lower.
     """
 
     update: int = 0
@@ -59,7 +60,6 @@ class DivergenceState(NamedTuple):
     best: Mark = Mark(0, Seen())
     trying: Trying | None = None
     spent: int = 0
-    lows: int = 0
 
     @property
     def rewinds(self) -> int:
@@ -96,7 +96,7 @@ class DivergenceState(NamedTuple):
             trying = Trying(**{k: tuple(v) if isinstance(v, list) else v for k, v in trying.items()})
         return cls(
             own["update"], seen(own["seen"]), Rate(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
-            own["spent"], own["lows"],
+            own["spent"],
         )  # fmt: skip
 
 
@@ -104,12 +104,34 @@ class DivergenceState(NamedTuple):
 class DivergencePolicy:
     """Judges each update before it is applied, and asks for a trial where numbers alone can't decide.
 
+    - *Limit, don't drop*: a gradient far above the largest of late is scaled down; only what is not finite is dropped.
+    - *Suspicion decides nothing*: a few losses above all of the window, a level that has lost part of the gain, updates
+      in a row that are not finite, weights many times as large as at the start with nothing learned; see `suspicion`.
+    - *A trial decides*: the same batches' losses at the present weights and at those of a copy; see `evidence`. It was a
+      batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
+      back, and the rate is lowered if it may be to blame; see `backoff`.
+    - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
+      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row to weights
+      that have learned nothing do not help.
+
     Args:
         limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: to nothing.
         trials: whether trials are made; without them only what is not finite is acted on.
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
-        loss_falls: whether the loss of a healthy run falls; without it no level is suspicious.
+        loss_falls: whether the loss of a healthy run falls; without it no loss is suspicious.
+
+    Raises:
+        ValueError: for a value outside its bounds.
+
+    Example:
+        >>> policy = DivergencePolicy()
+        >>> state, kinds = policy.start(), []
+        >>> for loss in [2.3, 2.2, float("nan"), 2.1]:
+        ...     state, verdict = policy.step(state, Signals(loss, grad_norm=1.0))
+        ...     kinds.append(verdict.kind)
+        >>> kinds
+        ['accept', 'accept', 'drop', 'accept']
     """
 
     limit: float | None = 4.0
@@ -118,6 +140,14 @@ class DivergencePolicy:
     max_rewinds: int = 12
     loss_falls: bool = True
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and (isinstance(self.limit, bool) or not 1.0 < self.limit < math.inf):
+            raise ValueError(f"limit must be a finite number > 1, or None for no limit, got {self.limit!r}")
+        if not 0.0 < self.backoff < 1.0:
+            raise ValueError(f"backoff must be in (0, 1), got {self.backoff!r}: 0.5 halves the rate after a failure")
+        if isinstance(self.max_rewinds, bool) or not isinstance(self.max_rewinds, int) or self.max_rewinds < 1:
+            raise ValueError(f"max_rewinds must be a whole number >= 1, got {self.max_rewinds!r}")
+
     def start(self, planned_rate: float = 0.0) -> DivergenceState:
         """The state before the first update; `planned_rate`: the highest that the user's schedule plans."""
         return DivergenceState(rate=Rate(healthy=planned_rate))
@@ -125,42 +155,41 @@ class DivergencePolicy:
     def step(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Judges one update."""
         state = state._replace(update=state.update + 1)
-        finite = math.isfinite(signals.loss) and math.isfinite(signals.grad_norm)
         if state.trying is not None:
             return self._tried(state, state.trying, signals)
-        if not finite:
+        if not (math.isfinite(signals.loss) and math.isfinite(signals.grad_norm)):
             return self._nonfinite(state, signals)
-        seen, bound = state.seen, suspicion.largest_norm(state.seen, self.limit)
-        scale = 1.0 if signals.grad_norm <= bound else bound / signals.grad_norm
-        before, usual = seen, signals.loss <= seen.usual
-        seen = suspicion.accepted(seen, signals.loss, signals.grad_norm, min(signals.grad_norm, bound))
-        state = state._replace(seen=seen)
-        why = suspicion.reason(seen) if self.trials and self.loss_falls else ""
-        if why and state.spent <= FREE + BUDGET * state.update:
-            return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
-        calm = seen.high == 0 and seen.up == 0 and usual
+        before, bound = state.seen, suspicion.largest_norm(state.seen, self.limit)
+        if signals.size is not None:
+            before = suspicion.sized(before, signals.size)
+        scale, cause = 1.0, ""
+        if signals.grad_norm > bound:
+            scale = bound / signals.grad_norm
+            cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the largest of late"
+        seen = suspicion.accepted(before, signals.loss, min(signals.grad_norm, bound))
+        if self.trials and self.loss_falls:
+            why = suspicion.reason(seen)
+            if why and state.spent <= FREE + BUDGET * state.update:
+                return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
+        calm = seen.high == 0 and seen.up == 0 and signals.loss <= before.usual
         rate = rates.calm(state.rate, signals.rate, self.backoff, grow=calm)
-        state = state._replace(rate=rate)
-        cause = ""
-        if scale < 1.0:
-            cause = f"the gradient's norm {signals.grad_norm:.3g} is above {bound:.3g}, {self.limit:g} times the largest of late"
-        return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
+        state = state._replace(seen=seen, rate=rate)
+        return self._answer(state, signals, "accept", cause, scale=scale, copy=calm or not self.loss_falls)
 
     def copied(self, state: DivergenceState) -> DivergenceState:
         """The state after a copy was taken of the weights at hand: before the update just judged was applied."""
-        return state._replace(newest=Mark(state.update - 1, state.seen))
+        return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
 
     def settled(self, state: DivergenceState) -> bool:
-        """Is the newest copy healthy, and no worse than the best?"""
-        seen, mark = state.seen, state.newest
-        since = seen.count - mark.seen.count
-        if state.trying is not None or since < PROOF or seen.high or seen.odd < since + FEW_ODD:
+        """Is the newest copy healthy, and no worse than the best? While nothing is learned, the start's weights stay."""
+        seen, since = state.seen, state.seen.count - state.newest.seen.count
+        if state.trying is not None or since < PROOF:
             return False
+        if not self.loss_falls:
+            return True
         losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        if not losses:
-            return False
-        usual = seen.usual
-        return not self.loss_falls or (seen.gained and centre(losses) <= usual)
+        fit = seen.gained or (seen.count >= 2 * suspicion.WINDOW and seen.growth <= suspicion.LARGE)
+        return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
     def promoted(self, state: DivergenceState) -> DivergenceState:
         """The state after the newest copy became the best."""
@@ -168,137 +197,115 @@ class DivergencePolicy:
 
     def rewound(self, state: DivergenceState, to: Side) -> DivergenceState:
         """The state after somebody else gave a copy back."""
-        mark = state.newest if to == "newest" else state.best
-        return state._replace(
-            seen=_back(state.seen, mark), newest=mark, best=mark, trying=None, rate=state.rate._replace(since=0, recent=0.0)
-        )
+        rate = state.rate._replace(since=0, recent=0.0)
+        return _back(state._replace(rate=rate, trying=None), to)
 
     def broken_off(self, state: DivergenceState) -> DivergenceState:
         """The state after a trial that couldn't go on."""
         if state.trying is None:
             return state
-        return state._replace(trying=None, seen=suspicion.asked(state.seen, state.trying.why, doubt=True))
+        return state._replace(trying=None, seen=suspicion.doubted(state.seen, state.trying.why))
 
     def again(self, state: DivergenceState) -> DivergenceState:
         """The state from which a run that was given up goes on."""
-        return state._replace(
-            trying=None, seen=state.seen._replace(nonfinite=0, high=0, up=0), rate=state.rate._replace(rewinds=0, since=0)
-        )
+        seen = state.seen._replace(nonfinite=0, high=0, up=0)
+        return state._replace(trying=None, seen=seen, rate=state.rate._replace(rewinds=0, since=0))
 
     def _nonfinite(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
-        seen = state.seen._replace(nonfinite=state.seen.nonfinite + 1, surge=math.inf)
+        seen = state.seen._replace(nonfinite=state.seen.nonfinite + 1)
         state = state._replace(seen=seen)
         what = "the loss" if not math.isfinite(signals.loss) else "a gradient"
         if signals.broken:
-            to: Side = "newest" if seen.high == 0 and state.rate.since >= PROOF else "best"
-            return self._rewind(state, signals, to, "the weights are not finite", sudden=True)
+            # the newest copy, unless it may be of an explosion too
+            fit = seen.high == 0 and (state.rate.since >= PROOF or state.rate.rewinds == 0)
+            return self._rewind(state, signals, "newest" if fit else "best", "the weights are not finite")
         if seen.nonfinite > NOTHING_FINITE:
-            cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: the data or the model is at fault"
+            cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
             return self._answer(state, signals, "give_up", cause)
-        if self.trials and suspicion.reason(seen) == "nonfinite" and seen.nonfinite < NOTHING_FINITE:
+        if self.trials and suspicion.reason(seen) == "nonfinite":
             return self._try(state, "nonfinite", signals)
         return self._answer(state, signals, "drop", f"{what} is not finite")
 
     def _try(self, state: DivergenceState, why: suspicion.Reason, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Begins a trial: this update is its first, at the present weights."""
         seen = state.seen
-        usual, margin = seen.usual, seen.margin
-        if why == "high":
-            usual = seen.highest
-        if margin == math.inf:
-            margin = max(abs(seen.initial or 0.0) * 0.5, suspicion.NOISE * seen.noise)
-        if why == "start":
-            margin = 0.04 * abs(seen.initial or 0.0)
         both = state.newest.update != state.best.update
-        lows = state.lows + 2 if why == "start" and seen.patience[3] else state.lows
-        rate = min(signals.rate, state.rate.cap) * self.backoff ** (rates.STEPS * max(lows - 2, 0))
-        trying = evidence.begin(
-            why, usual, margin, seen.far, newest=both and why != "level", both=both, loss=signals.loss, rate=rate, asked=seen.patience[3]
-        )
-        state = state._replace(trying=trying, lows=lows)
-        return self._look(state, signals, trying)
+        newest = both and why in ("high", "nonfinite")
+        usual = seen.highest if why == "high" else seen.usual
+        margin = 0.04 * abs(seen.initial or 0.0) if why == "start" else seen.margin
+        here = (math.inf, math.inf) if why == "nonfinite" else (signals.loss,)
+        began = seen.initial if seen.gained and seen.initial is not None else math.inf
+        trying = Trying(why, usual, margin, seen.far, began, "newest" if newest else "best", newest, here)
+        return self._look(state._replace(trying=trying), signals)
+
+    def _look(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
+        assert state.trying is not None
+        side = evidence.next_side(state.trying)
+        return self._answer(state, signals, "hold", look=side, batches=state.trying.batches)
 
     def _tried(self, state: DivergenceState, trying: Trying, signals: Signals) -> tuple[DivergenceState, Verdict]:
         if signals.broken:
-            return self._rewind(state, signals, "best", "the weights are not finite", sudden=True)
-        trying = evidence.seen(trying, signals.side, signals.loss)
-        trying, outcome = evidence.judged(trying)
+            return self._rewind(state, signals, "best", "the weights are not finite")
+        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, signals.loss))
         state = state._replace(trying=trying)
         if not outcome:
-            return self._look(state, signals, trying)
-        here = centre(trying.here) if trying.here else None
+            return self._look(state, signals)
+        seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
+        here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
+        words = f"loss {here:.3g} here" + ("" if there is None else f", {there:.3g} at the weights of update {mark.update}")
+        words += f" ({len(trying.here)} and {len(trying.there)} batches)" if trying.there else f" ({len(trying.here)} batches)"
+        if outcome == "weights":
+            knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
+            if not knows and here < math.inf and seen.growth <= suspicion.LARGE:
+                outcome = "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
+            elif mark.seen.gained and here < math.inf and state.rate.rewinds >= rates.HELPLESS:
+                outcome = "data"
+                words += f", and {state.rate.rewinds} rewinds have not helped"
+                state = state._replace(rate=rates.absolved(state.rate))
         numbers: dict[str, Any] = {"outcome": outcome, "here": here, "there": there, "batches": trying.batches}
-        mark = state.newest if trying.to == "newest" else state.best
-        at = f"{there:.3g} at those of update {mark.update}" if there is not None else "the copy's were not needed"
-        words = f"loss {here:.3g} at the present weights, {at} ({trying.batches} updates)"
-        if outcome in ("weights", "rate"):
-            to: Side = "newest" if trying.to == "newest" else "best"
-            seen = state.seen
-            sudden = trying.why in ("high", "nonfinite")
-            state = state._replace(trying=None)
-            blame = "the weights are to blame" if outcome == "weights" else f"after {trying.trained} updates at {trying.rate:.3g}: the rate is to blame"
-            return self._rewind(state, signals, to, f"{words}: {blame}", sudden=sudden, trying=trying, **numbers)
-        seen = suspicion.asked(state.seen, trying.why, doubt=True)
-        if outcome == "data" and trying.why in ("high", "level") and here is not None and math.isfinite(here):
+        if outcome == "weights":
+            return self._rewind(state, signals, trying.to, f"{words}: the weights are to blame", **numbers)
+        seen = suspicion.doubted(seen, trying.why)
+        if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
             seen = suspicion.new_level(seen, here)
         state = state._replace(trying=None, seen=seen, spent=state.spent + trying.batches)
-        blame = "it was a batch" if outcome == "passed" else "the data is to blame"
-        if trying.why == "start":
-            blame = "a lower rate does no better"
+        blame = "it was a batch" if outcome == "passed" else "the data is to blame, not the weights"
         return self._answer(state, signals, "hold", f"{words}: {blame}", **numbers)
 
-    def _look(self, state: DivergenceState, signals: Signals, trying: Trying) -> tuple[DivergenceState, Verdict]:
-        side = evidence.next_side(trying)
-        rate = trying.rate if trying.training else None
-        return self._answer(
-            state, signals, "hold", look=side, rate=rate, fresh=trying.training and trying.trained == 0, batches=trying.batches
-        )
-
     def _rewind(
-        self,
-        state: DivergenceState,
-        signals: Signals,
-        to: Side,
-        cause: str,
-        *,
-        sudden: bool,
-        trying: Trying | None = None,
-        **numbers: Any,
+        self, state: DivergenceState, signals: Signals, to: Side, cause: str, **numbers: Any
     ) -> tuple[DivergenceState, Verdict]:
-        mark = state.newest if to == "newest" else state.best
-        seen0 = state.seen
+        seen, here = state.seen, numbers.get("here", math.inf)
+        back = _back(state, to)
+        learned, initial = back.seen.gained, seen.initial or 0.0
         rate, blamed = rates.failed(
             state.rate,
             signals.rate,
             self.backoff,
-            sudden=sudden,
-            started=mark.seen.best is not None,
-            all_lost=seen0.initial is not None and numbers.get("here") is not None and numbers["here"] >= seen0.initial - 0.1 * seen0.gain,
+            learned=learned,
+            all_lost=here >= initial - 0.1 * seen.gain,
+            blown=here > initial + 0.5 * abs(initial),
         )
-        if trying is not None and trying.to == "trained":
-            rate = rate._replace(cap=trying.rate, ceiling=trying.rate)
-        seen = _back(state.seen, mark)
-        there = numbers.get("there")
-        if there is not None and math.isfinite(there) and seen.best is not None:
-            seen = seen._replace(best=max(seen.best, there - seen.margin))
-        state = state._replace(seen=seen, rate=rate, newest=mark, best=mark, trying=None, lows=0)
         if not blamed:
-            cause += "; this rate was healthy for long, and stays"
+            cause += "; its rate was healthy for long, and stays"
         kind = "rewind" if rate.rewinds <= self.max_rewinds else "give_up"
-        return self._answer(state, signals, kind, cause, to=to, **numbers)
+        return self._answer(back._replace(rate=rate, trying=None), signals, kind, cause, to=to, **numbers)
 
     def _answer(
         self, state: DivergenceState, signals: Signals, kind: Any, cause: str = "", **more: Any
     ) -> tuple[DivergenceState, Verdict]:
-        bound = suspicion.largest_norm(state.seen, self.limit)
-        return state, Verdict(kind, cause, limit=bound, factor=state.rate.factor(signals.rate), **more)
+        seen, factor = state.seen, state.rate.factor(signals.rate)
+        limit, measure = suspicion.largest_norm(seen, self.limit), suspicion.wants_size(seen)
+        return state, Verdict(kind, cause, limit=limit, factor=factor, measure=measure, **more)
 
 
-FEW_ODD = 8
-"""Updates before a copy that must not hold a loss that is too good to be true."""
-
-
-def _back(seen: Seen, mark: Mark) -> Seen:
-    """What had been seen when the copy was taken; how often a suspicion was wrong is not forgotten."""
-    return mark.seen._replace(patience=seen.patience, high=0, up=0, nonfinite=0, surge=max(seen.surge, mark.seen.surge))
+def _back(state: DivergenceState, to: Side) -> DivergenceState:
+    """A copy came back, and with it what had been seen by then; how often a suspicion was wrong is not forgotten."""
+    mark, seen = state.newest if to == "newest" else state.best, state.seen
+    then = mark.seen._replace(patience=seen.patience, size=seen.size, high=0, up=0, nonfinite=0)
+    if then.count < suspicion.LOOK and seen.initial is not None:
+        # the start's level is known: what comes now may be an explosion again
+        then = then._replace(initial=seen.initial, count=suspicion.LOOK, asked=suspicion.LOOK)
+    mark = Mark(mark.update, then)
+    return state._replace(seen=then, newest=mark, best=mark)

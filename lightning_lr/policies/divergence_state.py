@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Side = Literal["present", "newest", "best", "trained"]
-"""At which weights an update's batches are run: the run's own, one of the two copies, or, in a trial that trains, those
-that have come of the best copy by its updates so far."""
+Side = Literal["present", "newest", "best"]
+"""At which weights an update's batches are run: the run's own, or those of one of the two copies."""
 
 Kind = Literal["accept", "drop", "hold", "rewind", "give_up"]
-Outcome = Literal["", "passed", "data", "weights", "rate"]
+Outcome = Literal["", "passed", "data", "weights"]
 
 
 class Signals(NamedTuple):
@@ -21,6 +20,7 @@ class Signals(NamedTuple):
         rate: the rate that the run would have without the guard (the largest of all groups), > 0. Its unit is free, it
             only has to stay the same through the run.
         side: the weights that loss and gradient were computed at.
+        size: the root mean square of the run's trained weights; None where it was not measured.
         broken: whether the run's weights themselves are not finite; asked for only where loss or gradient are not.
     """
 
@@ -29,6 +29,7 @@ class Signals(NamedTuple):
     rate: float = 1.0
     side: Side = "present"
     broken: bool = False
+    size: float | None = None
 
 
 class Verdict(NamedTuple):
@@ -44,13 +45,11 @@ class Verdict(NamedTuple):
         factor: multiplies the rate from this update on, in (0, 1].
         to: the copy that a rewind gives back.
         look: where the next update's batches are run in a trial; None where no trial is under way.
-        rate: at `look="trained"`, the effective rate of the update that those batches make to that state; None: they
-            are only looked at.
-        fresh: at `look="trained"`: whether this state begins anew from the best copy.
         copy: whether the weights at hand, before this update, may be copied.
         outcome: of the trial that ends with this verdict; empty where none does.
         here, there: the trial's median losses at the present weights and at those of the copy; None without one.
         batches: updates that the trial has taken.
+        measure: whether the next signals should have the weights' `size`.
     """
 
     kind: Kind
@@ -60,10 +59,9 @@ class Verdict(NamedTuple):
     factor: float = 1.0
     to: Side = "best"
     look: Side | None = None
-    rate: float | None = None
-    fresh: bool = False
     copy: bool = False
     outcome: Outcome = ""
     here: float | None = None
     there: float | None = None
     batches: int = 0
+    measure: bool = False

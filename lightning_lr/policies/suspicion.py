@@ -1,6 +1,7 @@
-"""Suspicion: what has been seen of one optimizer's losses and gradients, and whether that gives reason to try.
+"""Suspicion: what has been seen of one optimizer's losses and gradients, and whether that gives reason for a trial.
 
-It decides nothing: what follows from a suspicion is a trial (`evidence`).
+It decides nothing: what follows from a suspicion is a trial (`evidence`). *Tuning runs*, below, are the seven tasks of
+`benchmarks/divergence.py` and the tuning half of `benchmarks/zoo.py`; the zoo's other half took no part.
 """
 
 from __future__ import annotations
@@ -11,64 +12,70 @@ from typing import Literal, NamedTuple
 from lightning_lr.statistics.window import centre
 
 Reason = Literal["", "high", "level", "nonfinite", "start"]
+REASONS: tuple[Reason, ...] = ("high", "level", "nonfinite", "start")
 
 WINDOW = 128
-"""Accepted updates that are remembered: half an epoch of a small data set, and 1.5 KB of state."""
+"""Accepted updates that are remembered: their largest loss and norm are known, and what a run forgets it can meet anew."""
 
-FEW = 8
-"""Updates before a largest norm is believed, and between two looks at the level."""
+LOOK = 8
+"""Updates between two looks at the level, and before a largest norm is believed."""
 
 LEVEL = 24
-"""Losses that make up a level: their median has a standard error of a quarter of the noise."""
+"""Losses that make up a level: their median has a standard error of a quarter of a loss's noise."""
 
 IN_A_ROW = 4
-"""Losses in a row above all of the window: by chance, one of 128^4."""
+"""Losses in a row above all of the window: by chance, one in 128^4."""
+
+UP = 2
+"""Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
 
 NONFINITE = 3
 """So many updates in a row that are not finite are no accident."""
 
 LOST = 0.15
-"""The share of the run's gain that a level must have lost. A run counts as recovered within 0.1 of it."""
+"""The share of the run's gain that a level must have lost. Within 0.1 of the gain a run counts as recovered."""
 
-NOISE = 4.0
-"""Standard errors of a level that no suspicion lies within."""
+NOISE, SURE = 4.0, 5.0
+"""Standard errors of a level within which nothing is suspicious, and by which a run must have fallen to have learned
+anything for certain. The best of many levels lies two to three of them low by chance."""
 
 FLAT = 0.05
-"""The same as a share of the level itself, for a run that has gained next to nothing."""
+"""The least rise that is suspicious, as a share of the level: for a run that has gained next to nothing."""
 
 DEAD_AFTER = 24
-"""Updates after a start that blew up before a run without any gain is suspected to be dead."""
+"""Updates before a run that has learned nothing is suspected to be dead."""
 
-SURGE = 3.0
-"""Only where the gradient was once this many times the first one: nets that a rate has killed show it, plateaus of sound
-runs seldom do."""
+LARGE, LEAST = 3.0, 0.03
+"""So many times as large as at the start (their root mean square, with the second number added to it) are weights that a
+rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on its
+plateau, at ten times its best rate, 3.7."""
 
-MOST_PATIENCE = 6
-"""A suspicion that a trial has not borne out must last twice as long the next time, at most 2^6 times."""
+PATIENCE = 6
+"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), at most so
+many times."""
 
 FORGIVEN = 1000
-"""Updates after which it need last half as long again."""
+"""Accepted updates after which it has to last half as long again."""
 
 
 class Seen(NamedTuple):
     """What has been seen.
 
     Args:
-        losses: of the last accepted updates, each no more than the largest believable one.
+        losses: of the last accepted updates, each no higher than can be believed.
         norms: of their gradients, as limited.
         count: accepted updates since the start.
-        initial: the level that the run began at.
+        initial: the level that the run began at; None before the first.
         best: its lowest level; None before the first.
-        noise: the standard deviation of a loss from one update to the next, without the trend.
-        margin: by how much a level above the best is suspicious.
-        first: the gradient's norm at the start; 0.0 before the first.
-        surge: the largest since the start; inf where one was not finite.
+        noise: the standard deviation of a loss from one update to the next, without a trend.
+        size: the root mean square of the weights at the start, with `LEAST`; 0.0 before it was measured.
+        growth: by how many times it has grown.
         high: losses in a row above all of the window.
         up: looks in a row that found the level up.
         nonfinite: updates in a row that were not finite.
-        odd: updates since a loss far below everything known; such an update proves nothing.
-        patience: by reason (high, level, nonfinite, start): how often the next suspicion must be doubled.
-        asked: the count at the last trial.
+        odd: updates since a loss too good to be true.
+        patience: by `REASONS`: how often the next suspicion must be doubled.
+        asked: the count at the latest trial.
     """
 
     losses: tuple[float, ...] = ()
@@ -77,13 +84,12 @@ class Seen(NamedTuple):
     initial: float | None = None
     best: float | None = None
     noise: float = 0.0
-    margin: float = math.inf
-    first: float = 0.0
-    surge: float = 0.0
+    size: float = 0.0
+    growth: float = 1.0
     high: int = 0
     up: int = 0
     nonfinite: int = 0
-    odd: int = FEW
+    odd: int = LEVEL
     patience: tuple[int, int, int, int] = (0, 0, 0, 0)
     asked: int = 0
 
@@ -95,96 +101,73 @@ class Seen(NamedTuple):
     @property
     def gained(self) -> bool:
         """Has it learned more than noise could feign?"""
-        return self.gain > 2.0 * NOISE * _error(self.noise)
+        return self.gain > SURE * _error(self.noise)
 
     @property
-    def level(self) -> float:
-        """The present level."""
-        return centre(self.losses[-LEVEL:])
+    def margin(self) -> float:
+        """By how much a level above the best is suspicious; before there is one, that of a single loss."""
+        if self.best is None:
+            return max(abs(self.initial or 0.0), NOISE * self.noise)
+        return max(LOST * self.gain, NOISE * _error(self.noise), FLAT * abs(self.best))
 
     @property
     def usual(self) -> float:
         """Up to which losses are as usual."""
         if self.best is not None:
             return self.best + self.margin
-        return math.inf if self.initial is None else self.initial + max(abs(self.initial), NOISE * self.noise)
+        return math.inf if self.initial is None else self.initial + self.margin
 
     @property
     def highest(self) -> float:
         """Above which a loss is beyond everything in the window."""
-        if not self.losses:
-            return math.inf
-        before = self.losses[: len(self.losses) - self.high] or self.losses
-        room = self.margin if self.best is not None else abs(self.initial or 0.0) + self.gain
-        return max(before) + room
+        before = self.losses[: len(self.losses) - self.high] if self.high else self.losses
+        return max(before or self.losses, default=math.inf) + self.margin
 
     @property
     def far(self) -> float:
-        """Above which nothing that this run has ever met lies."""
-        worst = max(max(self.losses, default=-math.inf), self.initial if self.initial is not None else -math.inf)
-        return worst + max(2.0 * self.gain, abs(self.initial or 0.0))
-
-
-ORDER: tuple[Reason, ...] = ("high", "level", "nonfinite", "start")
+        """Above which nothing that this run has ever met lies; inf while it has learned nothing."""
+        if not self.gained or self.initial is None:
+            return math.inf
+        return max(self.highest, self.initial) + 8.0 * max(self.gain, abs(self.initial))
 
 
 def largest_norm(seen: Seen, limit: float | None) -> float:
     """The largest norm that the next gradient may have."""
-    if limit is None or len(seen.norms) < FEW:
+    if limit is None or len(seen.norms) < LOOK:
         return math.inf
     most = max(seen.norms)
     return limit * most if most > 0.0 else math.inf
 
 
-def accepted(seen: Seen, loss: float, norm: float, limited: float) -> Seen:
-    """An update was applied, its gradient's `norm` limited to `limited`."""
-    highest = seen.highest
-    high = seen.high + 1 if loss > highest else 0
-    # one that is beyond belief must not set the measure of all that come
-    entry = min(loss, highest + max(seen.gain, abs(seen.initial or 0.0), seen.margin if seen.best is not None else 0.0))
-    losses = (*seen.losses, entry)[-WINDOW:]
-    count = seen.count + 1
-    odd = seen.odd + 1
-    if seen.best is not None and loss < min(seen.losses) - max(seen.gain, seen.margin):
+def accepted(seen: Seen, loss: float, norm: float) -> Seen:
+    """An update was applied; `norm`: its gradient's, as limited."""
+    highest, high, odd, entry = seen.highest, 0, seen.odd + 1, loss
+    if loss > highest:
+        high = seen.high + 1
+        # one that is beyond belief must not set the measure of all that come
+        entry = min(loss, highest + max(seen.gain, seen.margin))
+    elif seen.best is not None and loss < seen.best - max(seen.gain, seen.margin) and loss < min(seen.losses):
         odd = 0
-    seen = seen._replace(
-        losses=losses,
-        norms=(*seen.norms, limited)[-WINDOW:],
-        count=count,
-        initial=_beginning(losses) if count <= FEW else seen.initial,
-        first=min((*seen.norms, norm)[:3]) if count <= 3 else seen.first,
-        surge=max(seen.surge, norm),
-        high=high,
-        nonfinite=0,
-        odd=odd,
-    )
-    return _looked(seen) if count % FEW == 0 and len(losses) >= LEVEL else seen
+    losses, count = (*seen.losses[1 - WINDOW :], entry), seen.count + 1
+    initial = _beginning(losses) if count <= LOOK else seen.initial
+    seen = Seen(
+        losses, (*seen.norms[1 - WINDOW :], norm), count, initial, seen.best, seen.noise, seen.size, seen.growth,
+        high, seen.up, 0, odd, seen.patience, seen.asked,
+    )  # fmt: skip
+    return _looked(seen) if count % LOOK == 0 and len(losses) >= LEVEL else seen
 
 
-def _beginning(losses: tuple[float, ...]) -> float:
-    """The level of the first losses: one of them may be low by chance, and those of an explosion are no beginning."""
-    return max(sorted(losses)[(len(losses) - 1) // 4], min(losses[0], centre(losses)))
+def sized(seen: Seen, size: float) -> Seen:
+    """The root mean square of the weights was measured."""
+    if seen.size == 0.0:
+        return seen._replace(size=size + LEAST)
+    return seen._replace(growth=max(seen.growth, (size + LEAST) / seen.size) if math.isfinite(size) else math.inf)
 
 
-def _error(noise: float) -> float:
-    """The standard error of a level."""
-    return 1.25 * noise / math.sqrt(LEVEL)
-
-
-def _looked(seen: Seen) -> Seen:
-    """Every few updates: the level, its noise, and what may count as up."""
-    recent = seen.losses[-64:]
-    steps = [abs(b - a) for a, b in zip(recent, recent[1:], strict=False)]
-    noise = 1.4826 * centre(steps) / math.sqrt(2.0)
-    level = seen.level
-    best = level if seen.best is None else min(seen.best, level)
-    gain = max((seen.initial or 0.0) - best, 0.0)
-    margin = max(LOST * gain, NOISE * _error(noise), FLAT * abs(best))
-    up = seen.up + 1 if level > best + margin else 0
-    patience = seen.patience
-    if seen.count % FORGIVEN < FEW:
-        patience = tuple(max(0, p - 1) for p in patience)
-    return seen._replace(best=best, noise=noise, margin=margin, up=up, patience=patience)
+def wants_size(seen: Seen) -> bool:
+    """Whether the weights' size is to be measured at the next update: while nothing is learned, now and then."""
+    due = seen.high > 0 or (seen.count % LOOK == LOOK - 1 and seen.count < WINDOW)
+    return seen.size == 0.0 or (due and not seen.gained)
 
 
 def reason(seen: Seen) -> Reason:
@@ -194,26 +177,18 @@ def reason(seen: Seen) -> Reason:
         return "nonfinite"
     if seen.high >= IN_A_ROW * 2**high:
         return "high"
-    if seen.up >= 2**level and seen.up:
+    if seen.up >= UP * 4**level:
         return "level"
-    since = seen.count - seen.asked
-    if (
-        since >= DEAD_AFTER * 2**start
-        and seen.initial is not None
-        and seen.best is not None
-        and not seen.gained
-        and seen.surge > SURGE * seen.first
-    ):
+    if seen.growth > LARGE and seen.count - seen.asked >= DEAD_AFTER * 2**start and not seen.gained and seen.best is not None:
         return "start"
     return ""
 
 
-def asked(seen: Seen, why: Reason, *, doubt: bool) -> Seen:
-    """A trial has ended; with `doubt` it has not borne the suspicion out."""
+def doubted(seen: Seen, why: Reason) -> Seen:
+    """A trial has not borne this suspicion out."""
     patience = list(seen.patience)
-    place = ORDER.index(why)
-    if doubt:
-        patience[place] = min(patience[place] + 1, MOST_PATIENCE)
+    place = REASONS.index(why)
+    patience[place] = min(patience[place] + 1, PATIENCE)
     return seen._replace(patience=tuple(patience), high=0, up=0, nonfinite=0, asked=seen.count)
 
 
@@ -221,3 +196,24 @@ def new_level(seen: Seen, level: float) -> Seen:
     """The data has changed for good: the present level is the one to beat."""
     initial = level if seen.initial is None else max(seen.initial, level)
     return seen._replace(losses=(level,), initial=initial, best=level, high=0, up=0)
+
+
+def _beginning(losses: tuple[float, ...]) -> float:
+    """The level of the first losses: one of them may be low by chance, and those of an explosion are no beginning."""
+    return max(sorted(losses)[(len(losses) - 1) // 4], min(losses[0], centre(losses)))
+
+
+def _looked(seen: Seen) -> Seen:
+    recent = seen.losses[-64:]
+    noise = 1.4826 * centre([abs(b - a) for a, b in zip(recent, recent[1:], strict=False)]) / math.sqrt(2.0)
+    level = centre(seen.losses[-LEVEL:])
+    seen = seen._replace(noise=noise, best=level if seen.best is None else min(seen.best, level))
+    patience = seen.patience
+    if seen.count % FORGIVEN < LOOK:
+        patience = tuple(max(0, p - 1) for p in patience)
+    return seen._replace(up=seen.up + 1 if level > seen.usual else 0, patience=patience)
+
+
+def _error(noise: float) -> float:
+    """The standard error of a level."""
+    return 1.25 * noise / math.sqrt(LEVEL)
