@@ -31,17 +31,13 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 import zoo_a
+import zoo_b
 from divergence import cnn, digits
 from torch import Tensor
 from torch.nn import functional
 from zoo_base import FAULTS, Kind
 
 from lightning_lr.callbacks.divergence import DivergenceGuard
-
-try:
-    import zoo_b
-except ModuleNotFoundError:
-    zoo_b = None
 
 HEALTHY_SEEDS, FAULT_SEEDS, TUNING_SEEDS = [0, 1, 2], [3], [10, 11]
 WAYS = ["bare", "clip", "guard"]
@@ -82,7 +78,7 @@ class DigitsAdamW(DigitsNet):
         return torch.optim.AdamW(self.parameters(), lr=rate)
 
 
-HALVES: dict[str, dict[str, type[Kind]]] = {"tune": zoo_a.KINDS, "report": zoo_b.KINDS if zoo_b else {}}
+HALVES: dict[str, dict[str, type[Kind]]] = {"tune": zoo_a.KINDS, "report": zoo_b.KINDS}
 NETS: dict[str, type[Kind]] = {"digits, SGD": DigitsNet, "digits, AdamW": DigitsAdamW}
 ALL: dict[str, type[Kind]] = {**HALVES["tune"], **HALVES["report"], **NETS}
 
@@ -355,7 +351,7 @@ def plain(kind: str, seed: int, times: float) -> tuple[float, float]:
 
 
 def tune(kinds: list[str]) -> None:
-    """Final scores at half decades around each kind's rate, and the best of them."""
+    """Final scores at half decades around each kind's rate, and the lowest one within 1% of the best one's gain."""
     head("Mean final score by rate", "kind", "optimizer", "present", "best", "start", "scores", "seconds a run")
     for kind in kinds:
         middle = round(2 * math.log10(ALL[kind].rate))
@@ -368,7 +364,8 @@ def tune(kinds: list[str]) -> None:
         optimizers = ALL[kind]().configure_optimizers()
         first = optimizers[0] if isinstance(optimizers, list | tuple) else optimizers
         listed = ", ".join(f"{rate:g}: {score:.4g}" for rate, score in scores.items())
-        best = min(scores, key=lambda rate: scores[rate])
+        bound = min(scores.values()) + 0.01 * (start - min(scores.values()))
+        best = min(rate for rate in grid if scores[rate] <= bound)
         row(kind, type(first).__name__, f"{ALL[kind].rate:g}", f"{best:g}", f"{start:.4g}", listed, f"{seconds:.1f}")
 
 

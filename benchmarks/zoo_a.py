@@ -50,6 +50,8 @@ def centred_digits() -> tuple[Tensor, Tensor]:
 class Vae(Kind):
     """A variational autoencoder of digits; the weight of the divergence rises over the first half."""
 
+    rate = 0.003
+
     def build(self) -> None:
         self.encoder, self.decoder = mlp(64, 64, 16, act=nn.Tanh), mlp(8, 64, 64, act=nn.Tanh)
 
@@ -82,6 +84,8 @@ def moons() -> tuple[Tensor, Tensor]:
 class Flow(Kind):
     """A normalizing flow of affine couplings; the loss (negative log likelihood) falls below zero."""
 
+    rate = 0.003
+
     def build(self) -> None:
         self.nets = nn.ModuleList(mlp(1, 32, 2, act=nn.Tanh) for _ in range(6))
 
@@ -107,6 +111,8 @@ class Flow(Kind):
 
 class Contrastive(Kind):
     """InfoNCE: each noisy view of a digit shall find the other one among the batch."""
+
+    rate = 0.03
 
     def build(self) -> None:
         self.net = mlp(64, 96, 16)
@@ -135,6 +141,8 @@ class Contrastive(Kind):
 
 class Triplet(Kind):
     """Triplets of digits: once learned, most batches lose exactly nothing."""
+
+    rate = 0.001
 
     def build(self) -> None:
         self.net = mlp(64, 64, 16)
@@ -175,6 +183,7 @@ def source() -> tuple[Tensor, Tensor]:
 class Language(Kind):
     """An LSTM that guesses the next byte of source text."""
 
+    rate = 0.01
     updates = 500
 
     def build(self) -> None:
@@ -200,6 +209,9 @@ class Language(Kind):
 
 class Growing(Kind):
     """Sequences that grow from 2 to 32 steps, with the loss summed over the steps."""
+
+    rate = 0.01
+    updates = 500
 
     def build(self) -> None:
         self.gru, self.head = nn.GRU(3, 24, batch_first=True), nn.Linear(24, 1)
@@ -244,6 +256,7 @@ def grid() -> tuple[Tensor, Tensor, Tensor]:
 class QLearning(Kind):
     """Q-learning with a target network; one move in fifty is rewarded."""
 
+    rate = 0.001
     updates = 1000
     loss_falls = False
 
@@ -288,6 +301,7 @@ def counts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Poisson(Kind):
     """Poisson regression on counts with a heavy tail."""
 
+    rate = 0.003
     updates = 800
 
     def build(self) -> None:
@@ -323,6 +337,7 @@ def three_targets() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Weighted(Kind):
     """Three losses with learned log variances; their sum crosses zero."""
 
+    rate = 0.01
     updates = 800
 
     def build(self) -> None:
@@ -347,12 +362,15 @@ def ratings() -> tuple[Tensor, Tensor, Tensor]:
     random = Random().manual_seed(9)
     full = normal(random, 60, 4) @ normal(random, 4, 50) / 2
     order = torch.randperm(3000, generator=random)
-    return torch.stack([order // 50, order % 50], 1), full.flatten()[order], torch.tensor(2400)
+    value = full.flatten()[order]
+    value[:2400] += 0.3 * normal(random, 2400)
+    return torch.stack([order // 50, order % 50], 1), value, torch.tensor(2400)
 
 
 class Factors(Kind):
     """Matrix factorisation from small weights with Adagrad: a plateau first."""
 
+    rate = 0.3
     updates = 1000
 
     def build(self) -> None:
@@ -361,7 +379,7 @@ class Factors(Kind):
             nn.init.normal_(p, std=0.003)
 
     def optimizer(self, rate: float) -> torch.optim.Optimizer:
-        return torch.optim.Adagrad(self.parameters(), lr=rate)
+        return torch.optim.Adagrad(self.parameters(), lr=rate, initial_accumulator_value=0.1)
 
     def draw(self, k: int, random: Random) -> Any:
         place, value, number = ratings()
@@ -378,20 +396,21 @@ class Factors(Kind):
 
 
 class Parity(Kind):
-    """Parity of three of sixteen bits: a long plateau, then a fall."""
+    """Parity of five of twenty bits: a long plateau, then a fall."""
 
+    rate = 0.01
     updates = 1000
 
     def build(self) -> None:
-        self.net = mlp(16, 128, 1)
+        self.net = mlp(20, 128, 1)
 
     def optimizer(self, rate: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=0.01)
 
     @staticmethod
     def bits(size: int, random: Random) -> tuple[Tensor, Tensor]:
-        x = torch.randint(2, (size, 16), generator=random).float() * 2 - 1
-        return x, (1 + x[:, 2] * x[:, 7] * x[:, 11]) / 2
+        x = torch.randint(2, (size, 20), generator=random).float() * 2 - 1
+        return x, (1 + x[:, 2] * x[:, 7] * x[:, 11] * x[:, 13] * x[:, 17]) / 2
 
     def draw(self, k: int, random: Random) -> Any:
         return self.bits(64, random)
@@ -405,6 +424,8 @@ class Parity(Kind):
 
 class ClassOrder(Kind):
     """Digits come class by class; half of each batch rehearses what was seen so far."""
+
+    rate = 0.03
 
     def build(self) -> None:
         self.net = mlp(64, 64, 10)
@@ -429,6 +450,7 @@ class ClassOrder(Kind):
 class BatchOne(Kind):
     """Digits one at a time, with plain SGD."""
 
+    rate = 0.03
     updates = 1000
 
     def build(self) -> None:
@@ -458,6 +480,8 @@ def friedman() -> tuple[Tensor, Tensor]:
 
 class HeavyMomentum(Kind):
     """A regression with SGD of momentum 0.99."""
+
+    rate = 0.003
 
     def build(self) -> None:
         self.net = mlp(10, 64, 64, 1)
@@ -497,6 +521,8 @@ def pretrained() -> dict[str, Tensor]:
 
 class Unfreezing(Kind):
     """A body that knows five digits learns all ten: its head first, from half of the run on the body too."""
+
+    rate = 0.01
 
     def build(self) -> None:
         self.body, self.head = mlp(64, 64, 32), nn.Linear(32, 10)
