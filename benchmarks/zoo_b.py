@@ -292,7 +292,7 @@ class Modular(Kind):
     prime: ClassVar[int] = 97
 
     def build(self) -> None:
-        """Embeddings of both numbers, and a layer whose units are squared; the pairs, of which a third is held out."""
+        """Embeddings of both numbers, and a layer whose units are squared; the pairs, of which a fifth is held out."""
         p = self.prime
         self.left, self.right = nn.Embedding(p, 48), nn.Embedding(p, 48)
         self.hidden, self.head = nn.Linear(96, 128), nn.Linear(128, p)
@@ -300,7 +300,7 @@ class Modular(Kind):
             weights.data.mul_(0.1)
         order = torch.randperm(p * p, generator=torch.Generator().manual_seed(6))
         pairs = torch.stack([order // p, order % p], 1)
-        self.pairs, self.held = pairs[: len(pairs) * 2 // 3], pairs[len(pairs) * 2 // 3 :]
+        self.pairs, self.held = pairs[: len(pairs) * 4 // 5], pairs[len(pairs) * 4 // 5 :]
 
     def draw(self, k: int, random: torch.Generator) -> Any:
         """Pairs and their sums."""
@@ -620,7 +620,7 @@ class Restarts(Kind):
 class Adversaries(Kind):
     """A GAN of eight points on a ring, non-saturating, two optimizers (Adam) under manual optimization."""
 
-    rate = 1e-3
+    rate = 3e-3
     loss_falls = False
 
     def build(self) -> None:
