@@ -35,7 +35,7 @@ import zoo_b
 from divergence import cnn, digits
 from torch import Tensor
 from torch.nn import functional
-from zoo_base import FAULTS, Kind
+from zoo_base import FAULTS, Kind, first_optimizer
 
 from lightning_lr.callbacks.divergence import DivergenceGuard
 
@@ -152,9 +152,9 @@ def run(task: tuple[Job, float | None]) -> tuple[Job, dict[str, Any]]:
     if job.way == "norm":
         found["norm"] = statistics.median(x for x in norms.norms if math.isfinite(x))
     if job.way == "guard":
-        summary = getattr(guard, "summary", None)
+        summary: Any = getattr(guard, "summary", None)
         old = {"dropped": guard.skips, "rewinds": guard.rewinds, "lost": guard.updates_lost}
-        found["guard"] = dict(summary()) if callable(summary) else old
+        found["guard"] = summary() if summary else old
     return job, found
 
 
@@ -333,13 +333,13 @@ def too_high(
 
 
 def plain(kind: str, seed: int, times: float) -> tuple[float, float]:
-    """First and last score of a loop without Lightning (with it, where the optimization is manual)."""
+    """First and last score of a loop without Lightning (with it, where there are schedulers, or several optimizers)."""
     model = ALL[kind](seed=seed, times=times)
     start = model.held_out()
-    if not model.automatic_optimization:
+    optimizer = model.configure_optimizers()
+    if not model.automatic_optimization or not isinstance(optimizer, torch.optim.Optimizer):
         trainer_with([]).fit(model)
         return start, model.held_out()
-    optimizer: torch.optim.Optimizer = model.configure_optimizers()
     for k in range(model.length):
         batch = model.get(k)
         model.before_batch(k, optimizer)
@@ -361,8 +361,7 @@ def tune(kinds: list[str]) -> None:
             runs = [plain(kind, seed, rate / ALL[kind].rate) for seed in TUNING_SEEDS]
             start, scores[rate] = runs[0][0], statistics.fmean(end for _, end in runs)
         seconds = (time.perf_counter() - began) / len(grid) / len(TUNING_SEEDS)
-        optimizers = ALL[kind]().configure_optimizers()
-        first = optimizers[0] if isinstance(optimizers, list | tuple) else optimizers
+        first = first_optimizer(ALL[kind]().configure_optimizers())
         listed = ", ".join(f"{rate:g}: {score:.4g}" for rate, score in scores.items())
         bound = min(scores.values()) + 0.01 * (start - min(scores.values()))
         best = min(rate for rate in grid if scores[rate] <= bound)

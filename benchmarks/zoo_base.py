@@ -29,6 +29,13 @@ FAULTS = [
 LENGTHS = {"inputs x100, 30 batches": 30, "constant inputs, 20 batches": 20, "targets +100, 10 batches": 10}
 
 
+def first_optimizer(configured: Any) -> torch.optim.Optimizer:
+    """The first optimizer of what `configure_optimizers` returned."""
+    while isinstance(configured, list | tuple):
+        configured = configured[0]
+    return configured["optimizer"] if isinstance(configured, dict) else configured
+
+
 class Kind(pl.LightningModule):
     """A training of one kind. Subclasses give `rate` (tuned), `build`, `draw`, `loss`, `optimizer` and `score`.
 
@@ -108,11 +115,7 @@ class Kind(pl.LightningModule):
     def felt(self) -> bool:
         """Whether the fault changes anything for this kind."""
         if self.fault in ("exp_avg_sq zeroed", "beta2 0.1"):
-            optimizers = self.configure_optimizers()
-            while isinstance(optimizers, list | tuple):
-                optimizers = optimizers[0]
-            optimizers = optimizers["optimizer"] if isinstance(optimizers, dict) else optimizers
-            return "betas" in optimizers.defaults and bool(optimizers.defaults["betas"])
+            return bool(first_optimizer(self.configure_optimizers()).defaults.get("betas"))
         if self.fault in LENGTHS or (self.fault or "").startswith("NaN in every"):
             random = torch.Generator().manual_seed(self.seed * 100003 + self.at)
             healthy, spoilt = self.draw(self.at, random), self.get(self.at)
@@ -173,7 +176,7 @@ class Kind(pl.LightningModule):
         return DataLoader(Stream(), batch_size=None)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        optimizers = self.optimizers()
+        optimizers: Any = self.optimizers()
         self.before_batch(batch_idx, optimizers[0] if isinstance(optimizers, list) else optimizers)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
