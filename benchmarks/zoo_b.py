@@ -297,7 +297,7 @@ class Modular(Kind):
 
     rate = 3e-3
     updates = 1000
-    prime: ClassVar[int] = 97
+    prime: ClassVar[int] = 67
 
     def build(self) -> None:
         """Embeddings of both numbers, and a layer whose units are squared; the pairs, of which a fifth is held out."""
