@@ -155,7 +155,7 @@ def start(
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if ranks > 1 or sharded:
         return _start_together(loss, grads, scale, more, ranks, device)
-    values = _norms(grads)
+    values = norms_of(grads)
     count = len(values)
     if loss is not None:
         values.append(loss)
@@ -213,7 +213,7 @@ def _start_together(
     for grad in grads:
         cut.setdefault(pieces(grad), []).append(local(grad))
     for count, shards in cut.items():
-        norms = torch.stack([moved(norm, device) for norm in _norms(shards)]).to(wide)
+        norms = torch.stack([moved(norm, device) for norm in norms_of(shards)]).to(wide)
         square = square + norms.square().sum() * (count / ranks)
     if scale is not None:
         square = square / moved(scale, device).to(wide).reshape(()).square()
@@ -234,7 +234,8 @@ def _start_together(
     return Pending([own, *shared], finish, device, healthy)
 
 
-def _norms(grads: list[Tensor]) -> list[Tensor]:
+def norms_of(grads: list[Tensor]) -> list[Tensor]:
+    """The 2-norms of tensors, of those in half precision in float32."""
     if not grads:
         return []
     if any(grad.layout is not torch.strided for grad in grads):

@@ -99,7 +99,7 @@ class Snapshot:
         A parameter that it has no copy of stays as it is (see `lacking`). A metric that was reset since (a new epoch)
         is reset instead: what it held belongs to another epoch.
         """
-        self._show(lambda key: True, memory=True)
+        self._write(own=False)
         for name, metric in self.source.metrics():
             count, held = self._plain.get(f"metric/{name}", (0, {}))
             if metric_updates(metric) < count or not held:
@@ -108,29 +108,26 @@ class Snapshot:
             set_metric(metric, count, {key: _copied(value) for key, value in held.items()})
 
     @torch.no_grad()
-    def show(self, *, memory: bool) -> None:
+    def show(self) -> None:
         """Writes parameters and buffers of the model itself over those in place: a trial's, that is.
 
-        Averaged models, torchmetrics and the gradient scaler are left alone.
-
-        Args:
-            memory: whether the optimizers' state is written too.
+        Optimizer state, averaged models, torchmetrics and the gradient scaler are left alone.
         """
-        self._show(lambda key: key.startswith((*OWN, *MEMORY) if memory else OWN), memory=memory)
+        self._write(own=True)
 
-    def _show(self, chosen: Callable[[str], bool], *, memory: bool) -> None:
+    def _write(self, *, own: bool) -> None:
         self.wait()
         self._rename_all()
-        if memory:
+        if not own:
             self.source.forget([*self._host, *self._plain])
         live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
-        held = {key: kept for key, kept in self._host.items() if chosen(key)}
+        held = {key: kept for key, kept in self._host.items() if not own or key.startswith(OWN)}
         there = {key for key, kept in held.items() if key in live and kept.shape == live[key].shape}
         if there:
             foreach_copy([live[key] for key in there], [held[key] for key in there])
         values: dict[str, Callable[[Tensor | None], Any]] = {}
         for key, value in {**held, **self._plain}.items():
-            if memory and key.startswith(MEMORY) and key not in there:
+            if not own and key.startswith(MEMORY) and key not in there:
                 values[key] = partial(self._made, key, value)
         self.source.set(values)
 

@@ -10,12 +10,6 @@ import lightning_lr as llr
 from lightning_lr.policies.divergence_state import Kind, Outcome, Side, Signals, Verdict
 
 
-class Look(NamedTuple):
-    side: Side
-    rate: float | None = None
-    fresh: bool = False
-
-
 class Played(NamedTuple):
     """What has happened: updates judged, the place in the script, and what a trial saw."""
 
@@ -52,7 +46,7 @@ class Script:
     """
 
     begin: tuple[int, ...] = ()
-    looks: tuple[Look, ...] = ()
+    looks: tuple[Side, ...] = ()
     outcome: Outcome = "passed"
     kind: Kind = "hold"
     to: Side = "best"
@@ -86,8 +80,7 @@ class Script:
         return state, Verdict("accept", cause, scale=scale, limit=self.limit, copy=True)
 
     def _look(self, state: Played) -> Verdict:
-        look = self.looks[state.at]
-        return Verdict("hold", look=look.side, rate=look.rate, fresh=look.fresh)
+        return Verdict("hold", look=self.looks[state.at])
 
     def copied(self, state: Played) -> Played:
         return state._replace(marks=(*state.marks, f"copied {state.update}"))
@@ -108,11 +101,11 @@ class Script:
         return state._replace(at=-1)
 
 
-SIDES = (Look("present"), Look("best"), Look("newest"), Look("present"))
-TRAINS = (Look("trained", 0.5, True), Look("trained", 0.5), Look("present"), Look("trained"), Look("trained", 0.1))
+SIDES: tuple[Side, ...] = ("present", "best", "newest", "present")
+LONGER: tuple[Side, ...] = ("best", "newest", "present", "newest", "best")
 
 
-def guard(*begin: int, looks: tuple[Look, ...] = SIDES, lag: Any = 0, **more: Any) -> llr.DivergenceGuard:
+def guard(*begin: int, looks: tuple[Side, ...] = SIDES, lag: Any = 0, **more: Any) -> llr.DivergenceGuard:
     """One that makes a trial of `looks` after each of the updates named."""
     script = {key: more.pop(key) for key in ("outcome", "kind", "to", "limit") if key in more}
     made = llr.DivergenceGuard(**{"snapshot_every": 4, "lag": lag, "save_snapshots": True, **more})

@@ -16,9 +16,10 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 import lightning_lr as llr
+from lightning_lr.policies.divergence_state import Side
 from lightning_lr.trial import Trial
 from tests.pool import Pool
-from tests.scripted import SIDES, TRAINS, Look, guard
+from tests.scripted import LONGER, SIDES, guard
 from tests.small import Loader, Model, held_out, trainer
 from tests.test_ways import check_resumed
 from tests.ways import WAYS
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 BATCHES = 16
 
 
-def taken(*begin: int, looks: tuple[Look, ...] = SIDES, per_update: int = 1) -> dict[int, bool]:
+def taken(*begin: int, looks: tuple[Side, ...] = SIDES, per_update: int = 1) -> dict[int, bool]:
     """The batches, from 0, that trials take; and whether each is the first one, which counts as any other."""
     updates = {b - 1 + k: k == 0 for b in begin for k in range(len(looks) + 1)}
     return {update * per_update + k: counts for update, counts in updates.items() for k in range(per_update)}
@@ -211,10 +212,9 @@ def check_no_trace(
 
 
 @pytest.mark.parametrize("configure", [momentum, adam, cosine])
-@pytest.mark.parametrize("looks", [SIDES, TRAINS], ids=["looks", "trains"])
-def test_a_passed_trial_leaves_no_bit(configure: Any, looks: Any, tmp_path: Path) -> None:
-    model, watching = check_no_trace(lambda drops: Net(configure, drops), tmp_path, 8, 24, looks=looks)
-    assert [side for side, _ in watching.states[0].seen] == 2 * ["present", *(look.side for look in looks)]
+def test_a_passed_trial_leaves_no_bit(configure: Any, tmp_path: Path) -> None:
+    model, watching = check_no_trace(lambda drops: Net(configure, drops), tmp_path, 8, 24)
+    assert [side for side, _ in watching.states[0].seen] == 2 * ["present", *SIDES]
     assert len(model.entered) == 2 * BATCHES
 
 
@@ -227,11 +227,11 @@ def test_what_a_training_step_writes_by_hand_in_a_trial_is_undone(tmp_path: Path
 
 
 def test_clipping_is_left_alone(tmp_path: Path) -> None:
-    check_no_trace(lambda drops: Net(adam, drops), tmp_path, 8, looks=TRAINS, gradient_clip_val=0.5)
+    check_no_trace(lambda drops: Net(adam, drops), tmp_path, 8, looks=LONGER, gradient_clip_val=0.5)
 
 
 def test_clipping_by_value_finds_gradients_in_a_trial_too(tmp_path: Path) -> None:
-    watching = guard(8, looks=TRAINS)
+    watching = guard(8, looks=LONGER)
     fit(Net(adam), tmp_path, watching, gradient_clip_val=0.01, gradient_clip_algorithm="value")
     assert watching.record.counts["trials_passed"] == 1
 
@@ -242,7 +242,7 @@ def test_accumulation_keeps_a_side_for_the_whole_window(tmp_path: Path) -> None:
     )
     pairs = list(zip(model.entered[::2], model.entered[1::2], strict=True))
     assert all(same(*pair) for pair in pairs)
-    assert [side for side, _ in watching.states[0].seen] == ["present", *(look.side for look in SIDES)]
+    assert [side for side, _ in watching.states[0].seen] == ["present", *SIDES]
 
 
 def test_averaged_weights_are_left_alone(tmp_path: Path) -> None:
@@ -257,17 +257,17 @@ def test_averaged_weights_are_left_alone(tmp_path: Path) -> None:
     watcher = pl.callbacks.LambdaCallback(
         on_train_end=lambda *_: seen.append([p.clone() for p in made[-1]._average_model.parameters()])
     )
-    check_no_trace(lambda drops: Net(adam, drops), tmp_path, 8, looks=TRAINS, callbacks=lambda: [watcher, *callbacks()])
+    check_no_trace(lambda drops: Net(adam, drops), tmp_path, 8, looks=LONGER, callbacks=lambda: [watcher, *callbacks()])
     assert same(*seen)
 
 
 def test_two_optimizers_are_both_at_rest_in_the_trial_of_one(tmp_path: Path) -> None:
-    watching, tried = guard(8, looks=TRAINS), Books()
+    watching, tried = guard(8, looks=LONGER), Books()
     model = Pair()
     run = fit(model, tmp_path, tried, watching)
     first, second = watching.states
     # the second one's script asks for its own trial at its own eighth update, which falls into the first one's
-    assert [side for side, _ in first.seen] == ["present", *(look.side for look in TRAINS)]
+    assert [side for side, _ in first.seen] == ["present", *LONGER]
     # each one's trial takes five updates of the other, and the first one's begins before the second's turn
     assert (first.update, second.update) == (2 * BATCHES - 5, 2 * BATCHES - 6)
     for batch in range(8, 13):
@@ -282,7 +282,7 @@ def test_a_gradient_scaler_comes_back(tmp_path: Path) -> None:
         fit(model, tmp_path, *callbacks, plugins=MixedPrecision("16-mixed", "cpu", scaler))
         return scaler.state_dict(), model.weights()
 
-    watching = guard(8, looks=TRAINS)
+    watching = guard(8, looks=LONGER)
     scale, _ = run({}, watching)
     assert watching.record.counts["trials_passed"] == 1
     assert scale["scale"] > 2.0**10
@@ -293,7 +293,7 @@ def test_a_gradient_scaler_comes_back(tmp_path: Path) -> None:
 
 def test_each_side_is_what_its_name_says(tmp_path: Path) -> None:
     model, rests = Net(momentum, dropout=0.0), Books()
-    watching = guard(14, looks=(Look("best"), Look("best")))
+    watching = guard(14, looks=("best", "best"))
     copies: list[Any] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda trainer, *_: copies.append(
@@ -307,64 +307,18 @@ def test_each_side_is_what_its_name_says(tmp_path: Path) -> None:
     places = [index for index, name in enumerate(model.state_dict()) if name in weights]
     at_best = [rests.batches[best - 1][place] for place in places]
     assert same(model.entered[14], at_best)
-    again = guard(14, looks=(Look("newest"), Look("present"), Look("trained", 0.5, True), Look("trained", 0.5)))
+    again = guard(14, looks=("newest", "present", "best", "present"))
     model = Net(momentum, dropout=0.0)
     fit(model, tmp_path, again, max_epochs=1, batches=24)
     assert same(model.entered[14], [rests.batches[newest - 1][place] for place in places])
     assert same(model.entered[15], [rests.batches[12][place] for place in places])
     assert same(model.entered[16], at_best)
-    assert not same(model.entered[17], at_best)
-
-
-def test_a_trained_state_is_updated_as_a_run_from_the_best_copy_would_be(tmp_path: Path) -> None:
-    """With its optimizer state, at the trial's rate, of which the groups keep their ratio."""
-
-    def configure(module: Any) -> Any:
-        groups = [{"params": module.backbone.parameters(), "lr": 0.05}, {"params": module.head.parameters(), "lr": 0.1}]
-        return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-
-    looks = (Look("trained", 0.02, True), Look("present"), Look("trained", 0.02), Look("trained"))
-    model, rates = Net(configure, dropout=0.0), []
-    watching = guard(14, looks=looks)
-    watcher = pl.callbacks.LambdaCallback(
-        on_before_zero_grad=lambda trainer, module, optimizer: None,
-    )
-    best: list[Any] = []
-
-    class Steps(pl.Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            optimizer = trainer.optimizers[0]
-
-            def note(*_: Any) -> None:
-                rates.append([group["lr"] for group in optimizer.param_groups])
-
-            handle = optimizer.register_step_post_hook(note)
-            optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
-
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            best.append(watching.generations.best.step)
-
-    fit(model, tmp_path, watcher, Steps(), watching, max_epochs=1, batches=24)
-    assert rates[14] == rates[16] == pytest.approx([0.01, 0.02])
-    assert rates[13] == [0.05, 0.1]
-    # by hand: the run to the best copy, and then the two batches of the trial at its rate
-    twin = Net(configure, dropout=0.0)
-    optimizer = configure(twin)
-    batches = list(iter(Loader(24, 8)))
-    twin.train()
-    for number in (*range(best[13]), 14, 16):
-        for group, rate in zip(optimizer.param_groups, (0.05, 0.1) if number < 14 else (0.01, 0.02), strict=True):
-            group["lr"] = rate
-        loss = nn.functional.cross_entropy(twin(twin.norm(batches[number][0])), batches[number][1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert same(model.entered[17], [p.detach() for p in twin.parameters()])
+    assert same(model.entered[17], model.entered[15])
 
 
 def test_validation_and_checkpoints_in_the_middle_find_the_runs_own_weights(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_weights_only=True)
-    model, rests, watching = Net(momentum), Books(), guard(14, looks=(*TRAINS, *SIDES))
+    model, rests, watching = Net(momentum), Books(), guard(14, looks=(*LONGER, *SIDES))
     settings: Any = {"val_check_interval": 4, "enable_checkpointing": True, "batches": 32, "max_epochs": 1}
     fit(model, tmp_path, rests, watching, keep, **settings)
     healthy = rests.batches[12]
@@ -381,7 +335,7 @@ def test_validation_and_checkpoints_in_the_middle_find_the_runs_own_weights(tmp_
 
 
 def test_an_epoch_of_three_batches_has_metrics_all_through_a_trial(tmp_path: Path) -> None:
-    rests, watching = Books(), guard(4, looks=(Look("best"),) * 9)
+    rests, watching = Books(), guard(4, looks=("best",) * 9)
     fit(Net(), tmp_path, rests, watching, batches=3, max_epochs=6, limit_val_batches=0)
     assert len(rests.epochs) == 6
     assert all(epoch["train_loss_epoch"] > 0.0 and 0.0 <= epoch["accuracy"] <= 1.0 for epoch in rests.epochs)
@@ -409,10 +363,10 @@ def test_a_trial_is_told_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["best", "newest"])
-@pytest.mark.parametrize("last", ["present", "best", "trained"])
+@pytest.mark.parametrize("last", ["present", "best", "newest"])
 def test_weights_that_are_to_blame_come_back_at_the_trials_end(to: Any, last: Any, tmp_path: Path) -> None:
     model, rests = Net(momentum), Books()
-    watching = guard(14, looks=(*TRAINS, Look(last)), outcome="weights", kind="rewind", to=to)
+    watching = guard(14, looks=(*LONGER, last), outcome="weights", kind="rewind", to=to)
     copies: list[Any] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda *_: copies.append((watching.generations.best.step, watching.generations.newest.step))
@@ -442,13 +396,13 @@ def test_an_exception_in_the_middle_leaves_healthy_weights_and_a_checkpoint_that
     model, rests = Breaks(adam, dropout=0.0), Books()
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_exception=True)
     with pytest.raises(RuntimeError, match="the user's own"):
-        fit(model, tmp_path, rests, guard(14, looks=TRAINS), keep, enable_checkpointing=True, batches=32)
+        fit(model, tmp_path, rests, guard(14, looks=LONGER), keep, enable_checkpointing=True, batches=32)
     assert same([t.clone() for t in model.state_dict().values()], rests.batches[12][: len(model.state_dict())])
     raises = False
     whole = Breaks(adam, dropout=0.0)
-    end = state(whole, fit(whole, tmp_path, guard(14, looks=TRAINS), batches=32))
+    end = state(whole, fit(whole, tmp_path, guard(14, looks=LONGER), batches=32))
     again = Breaks(adam, dropout=0.0)
-    made = fit(again, tmp_path, guard(14, looks=TRAINS), batches=32, ckpt_path=str(tmp_path / "step=15.ckpt"))
+    made = fit(again, tmp_path, guard(14, looks=LONGER), batches=32, ckpt_path=str(tmp_path / "step=15.ckpt"))
     assert same(state(again, made), end)
 
 
@@ -467,14 +421,11 @@ def test_an_epoch_that_is_cut_in_the_middle_of_a_trial_has_healthy_weights(tmp_p
     assert watching.record.counts["trials_passed"] == 1
 
 
-@pytest.mark.parametrize("looks", [SIDES, TRAINS], ids=["looks", "trains"])
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_resumed_in_its_middle_the_run_ends_as_the_uninterrupted_one(
-    looks: Any, lag: Any, accumulate: int, tmp_path: Path
-) -> None:
+def test_resumed_in_its_middle_the_run_ends_as_the_uninterrupted_one(lag: Any, accumulate: int, tmp_path: Path) -> None:
     def run(*more: Any, **settings: Any) -> Any:
-        model, watching = Net(cosine, dropout=0.0), guard(14, looks=looks, lag=lag)
+        model, watching = Net(cosine, dropout=0.0), guard(14, looks=LONGER, lag=lag)
         settings = {"accumulate_grad_batches": accumulate, "max_epochs": 2 * accumulate, **settings}
         made = fit(model, tmp_path, watching, *more, **settings)
         return state(model, made), watching.states, watching.summary()
@@ -597,7 +548,7 @@ def fit_on_a_rank(root: str, looks: Any, kind: Any, lag: Any) -> Any:
 
 @pytest.mark.parametrize(("kind", "lag"), [("hold", 0), ("rewind", 0), ("hold", 1)])
 def test_ranks_try_out_alike(kind: Any, lag: Any, pool: Pool, tmp_path: Path) -> None:
-    first, second = pool.run(fit_on_a_rank, str(tmp_path), TRAINS, kind, lag)
+    first, second = pool.run(fit_on_a_rank, str(tmp_path), LONGER, kind, lag)
     assert first[0] == second[0]
     assert first[1] == second[1]
     assert {**first[2]} == {**second[2]}
@@ -627,7 +578,7 @@ class Sharded(pl.LightningModule):
 def fit_sharded(root: str, limit: float) -> Any:
     from pytorch_lightning.strategies import ModelParallelStrategy
 
-    model, watching = Sharded(), guard(8, 24, looks=TRAINS, limit=limit)
+    model, watching = Sharded(), guard(8, 24, looks=LONGER, limit=limit)
     kept: list[list[Tensor]] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda *_: kept.append([p.to_local().clone() for p in model.net.parameters()])  # pyright: ignore
@@ -652,7 +603,7 @@ def test_sharded_weights_are_tried_out_shard_by_shard(limit: float, pool: Pool, 
 
 
 def with_trials() -> list[Any]:
-    return [guard(8, 20, 33, looks=TRAINS), llr.Warmup(4)]
+    return [guard(8, 20, 33, looks=LONGER), llr.Warmup(4)]
 
 
 @pytest.mark.filterwarnings("ignore:.*the dataloader.*", "ignore::UserWarning")
@@ -667,7 +618,7 @@ def test_a_trial_keeps_every_invariant_in_every_way_to_train(name: str, tmp_path
     run = Fit(way, tmp_path / "run", ours, None, save)
     check(run, without)
     counts = ours[0].record.counts
-    assert counts["trials_passed"] >= 1 or counts["judged"] < 8 + len(TRAINS), counts
+    assert counts["trials_passed"] >= 1 or counts["judged"] < 8 + len(LONGER), counts
     if save is not None:
         rest = Fit(way, tmp_path / "rest", with_trials(), None, resume=tmp_path / "run" / "mid.ckpt")
         check_resumed(rest, run)

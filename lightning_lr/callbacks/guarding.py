@@ -63,8 +63,7 @@ class Guarding(Guarded):
             # training_step returned None, which Lightning allows on one process: the ledger discards the step
             return
         if tryout is not None and (tryout.owner != index or tryout.over):
-            if not tryout.updates:
-                self._drop(judge)
+            self._drop(judge)
             return
         self.take_back = self._remember()
         job = self._start(judge, loss)
@@ -123,12 +122,12 @@ class Guarding(Guarded):
         if signals.side == "present" and not finite(signals):
             signals = signals._replace(broken=self.ground.broken())
         if more.get("number"):
-            signals = signals._replace(**{"size": math.sqrt(max(more["square"], 0.0) / more["number"])})
+            signals = signals._replace(size=math.sqrt(max(more["square"], 0.0) / more["number"]))
         if judge.state.update == 0:
             planned = self.ground.planned_rate(judge.index, self._guard)
             judge.state = self.first_copy(self.policy.start(planned))
         judge.state, verdict = self.policy.step(judge.state, signals)
-        judge.limit, judge.copy, judge.measure = verdict.limit, verdict.copy, getattr(verdict, "measure", False)
+        judge.limit, judge.copy, judge.measure = verdict.limit, verdict.copy, verdict.measure
         clock = self.record.counts["judged"]
         self.record.saw(judge.state.update, signals, verdict)
         back = ""
@@ -136,7 +135,7 @@ class Guarding(Guarded):
             self._drop(judge)
             back = self._rewind(judge, verdict, clock)
         elif not late:
-            self._apply(judge, verdict, fit=finite(signals))
+            self._apply(judge, verdict)
         elif verdict.kind == "drop":
             self.buffers.restore(self.buffers.count - job.kept + 1)
         self._plan(judge, verdict)
@@ -150,14 +149,10 @@ class Guarding(Guarded):
         if verdict.kind == "give_up":
             self._give_up(judge, verdict)
 
-    def _apply(self, judge: Judge, verdict: Verdict, *, fit: bool) -> None:
+    def _apply(self, judge: Judge, verdict: Verdict) -> None:
         """Makes the update at hand what the verdict says: limited, dropped, or made as it is."""
         tryout = self.tryout
-        if tryout is not None and tryout.updates:
-            made = verdict.look is not None and fit
-        else:
-            made = verdict.kind == "accept" and tryout is None
-        if not made:
+        if verdict.kind != "accept" or tryout is not None:
             self._drop(judge)
             if tryout is None or tryout.side is None or tryout.failed:
                 self.buffers.restore()

@@ -25,7 +25,7 @@ TOLD = {"passed": "trial passed", "data": "trial: the data is to blame"}
 
 COUNTS = (
     *("judged", "limited", "dropped", "held", "rewinds", "lost"),
-    *("trials_passed", "trials_data", "trials_weights", "trials_rate"),
+    *("trials_passed", "trials_data", "trials_weights"),
 )
 
 
@@ -121,7 +121,7 @@ class Incidents:
         (run.journal.tell if len(said) > 1 or n["lost"] or n["limited"] else rank_zero_info)(line)
 
     def _trials(self) -> str:
-        words = {"passed": "passed", "data": "blamed the data", "weights": "the weights", "rate": "the rate"}
+        words = {"passed": "passed", "data": "blamed the data", "weights": "the weights"}
         return ", ".join(f"{n} {w}" for kind, w in words.items() if (n := self.counts[f"trials_{kind}"]))
 
     def _write(

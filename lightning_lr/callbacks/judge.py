@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.warmup import Warmup
-from lightning_lr.internals import foreach_norm, scale_of, unscales_itself
+from lightning_lr.internals import scale_of, unscales_itself
 from lightning_lr.policies.divergence_state import Side, Signals, Verdict
 from lightning_lr.reference import reference_rates
 from lightning_lr.shards import local, pieces
-from lightning_lr.signals import Measured, Pending, measure, moved, start, widest_float
+from lightning_lr.signals import Measured, Pending, measure, moved, norms_of, start, widest_float
 
 SCALE_FLOOR = 1.0
 """A gradient scaler above this scale is still calibrating: its overflows are no incidents."""
@@ -54,7 +54,7 @@ class Judge:
         cap: the highest effective rate that the factor allows; inf for none.
         limit: the largest gradient norm that the next update may have.
         copy: whether the latest verdict lets the weights be copied.
-        measure: whether it asks for the weights' size.
+        measure: whether it asks for the weights' size; the first update measures it unasked.
         job: an update that is judged later.
         trained: the number of parameters that the optimizer had at its last update.
         dropped: whether the step under way is to be a skip.
@@ -67,7 +67,7 @@ class Judge:
     cap: float = math.inf
     limit: float = math.inf
     copy: bool = False
-    measure: bool = False
+    measure: bool = True
     job: Job | None = None
     trained: int = 0
     dropped: bool = False
@@ -136,9 +136,8 @@ class Ground:
             shares.setdefault(pieces(p), []).append(local(p.detach()))
         square, number = torch.zeros((), dtype=widest_float(self._device), device=self._device), 0.0
         for count, parts in shares.items():
-            # in half precision a norm would end at 65,504
-            norms = torch.stack([moved(norm, self._device) for norm in foreach_norm(parts, 2, torch.float32)])
-            square = square + norms.to(square.dtype).square().sum() * (count / ranks)
+            for norm in norms_of(parts):
+                square = square + moved(norm, self._device).to(square.dtype).square() * (count / ranks)
             number += sum(part.numel() for part in parts) * count / ranks
         return {"square": square, "number": number}
 

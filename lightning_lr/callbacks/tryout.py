@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from lightning_lr.callbacks.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
+from lightning_lr.callbacks.aside import Aside
 from lightning_lr.generations import Generations
 from lightning_lr.ledger import Ledger
 from lightning_lr.policies.divergence_state import Side, Verdict
 from lightning_lr.trial import Trial
 
 
-class Wanted(NamedTuple):
-    """What the next update's batches are for: `look`, `rate` and `fresh` of a `Verdict`."""
-
-    look: Side = "present"
-    rate: float | None = None
-    fresh: bool = False
-
-
 class Tryout:
     """Puts the state that a verdict wants looked at in place, within each batch, until one wants none.
 
     At `present` the batches run at the run's own weights, at `newest` and `best` at those of that copy; nothing is
-    updated. At `trained` they run at a state that begins as the best copy, with its optimizer state, and has been
-    updated at a trial rate since, or is only looked at. Each side is a state of its own: what a batch does to weights,
-    buffers, optimizer state, torchmetrics, and by hand, is gone at its end. Averaged models are left alone.
+    updated. What a batch does to weights, buffers, optimizer state, torchmetrics, and by hand, is gone at its end.
+    Averaged models are left alone.
 
     An update is the unit: in a window of accumulation the side stays the same, and so it does for all updates that a
     training step makes under manual optimization. What is logged counts for nothing, except in an epoch's first
@@ -38,7 +29,7 @@ class Tryout:
         owner: the index of the optimizer whose judge asked for it.
         trainer: whose batches.
         module: whose weights.
-        ledger: where trial rates go.
+        ledger: of the optimizers.
         copies: the copies.
         saved: what `state_dict` gave, of a trial that goes on.
     """
@@ -56,35 +47,22 @@ class Tryout:
         self._trainer, self._module, self._ledger, self._copies = trainer, module, ledger, copies
         self._aside: Aside | None = None
         self._scratch: Trial | None = None
-        self._trained: Trial | None = None
-        self._wanted = Wanted()
+        self._wanted: Side = "present"
         self._counts = self.inside = self.failed = self.over = False
         self.side: Side | None = None
         """The weights of the window under way; None between two."""
         if saved is not None:
-            self._wanted = Wanted(*saved["wanted"])
-            self.side, self._counts = saved["side"], saved["counts"]
-            if saved["trained"] is not None:
-                self._trained = self._began().trial()
-                self._trained.load_state_dict(saved["trained"])
+            self._wanted, self.side, self._counts = saved["wanted"], saved["side"], saved["counts"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Between two batches: all that goes on in the next; of the state that is trained, its tensors."""
-        trained = None
-        if self._trained is not None and not self._trained.inside:
-            self._trained.unpark()
-            trained = self._trained.state_dict()
-        return {
-            **{"owner": self.owner, "wanted": list(self._wanted), "trained": trained},
-            **{"side": self.side, "counts": self._counts},
-        }
+        """Between two batches: all that the next one needs."""
+        return {"owner": self.owner, "wanted": self._wanted, "side": self.side, "counts": self._counts}
 
     def plan(self, verdict: Verdict) -> None:
         """What the next update's batches are for; `over` if for nothing any more."""
         self.over = verdict.look is None
         if verdict.look is not None:
-            # an epoch's first batch may come between
-            self._wanted = Wanted(verdict.look, verdict.rate, self._wanted.fresh or verdict.fresh)
+            self._wanted = verdict.look
 
     def remember(self) -> Callable[[], None]:
         """Gives what takes `plan` back."""
@@ -94,11 +72,6 @@ class Tryout:
             self._wanted, self.over = before
 
         return back
-
-    @property
-    def updates(self) -> bool:
-        """Whether the update under way is made, to the trained state."""
-        return self.side == "trained" and self._wanted.rate is not None and not self.over and not self.failed
 
     @property
     def counted(self) -> bool:
@@ -115,7 +88,7 @@ class Tryout:
         aside = self._began()
         if self.side is None or aside.window_begins(batch_idx):
             self._counts = must_count
-            self.side = "present" if must_count else self._wanted.look
+            self.side = "present" if must_count else self._wanted
         self.inside = True
         aside.begin_batch(counts=self._counts)
         try:
@@ -124,13 +97,12 @@ class Tryout:
             # the batch runs at the present weights, and the ranks hear of it with the update's numbers
             self.failed = True
             aside.clear()
-            self._scratch = self._trained = None
+            self._scratch = None
 
     def leave(self) -> None:
         """Puts the run's own state in place before the batch's end: a copy is about to be given back."""
         if self._aside is not None:
             self._aside.leave()
-            end_trial_rates(self._ledger)
 
     def end_batch(self, batch_idx: int) -> None:
         """Puts the run's own state in place."""
@@ -142,7 +114,6 @@ class Tryout:
         """Puts the run's own state in place, wherever in a batch something raised."""
         if self._aside is not None:
             self._aside.rest()
-            end_trial_rates(self._ledger)
         self.inside = False
 
     def close(self) -> None:
@@ -150,7 +121,7 @@ class Tryout:
         self.inside = False
         if self._aside is not None:
             self._aside.close()
-        self._aside = self._scratch = self._trained = None
+        self._aside = self._scratch = None
 
     def _began(self) -> Aside:
         if self._aside is None:
@@ -158,30 +129,8 @@ class Tryout:
         return self._aside
 
     def _enter(self, aside: Aside, side: Side) -> None:
-        if side == "trained":
-            self._enter_trained(aside)
-            return
-        if self._trained is not None:
-            # on the device there is never more than one copy of the weights
-            self._trained.park()
         if self._scratch is None:
             self._scratch = aside.trial()
         self._scratch.enter(fresh=True, metrics=not self._counts)
         if side != "present":
-            self._copies.get(side).snapshot.show(memory=False)
-
-    def _enter_trained(self, aside: Aside) -> None:
-        if self._scratch is not None:
-            aside.drop(self._scratch)
-            self._scratch = None
-        fresh = self._wanted.fresh or self._trained is None
-        if self._trained is None:
-            self._trained = aside.trial()
-        self._trained.unpark()
-        self._trained.enter(fresh=fresh)
-        if fresh:
-            self._copies.best.snapshot.show(memory=True)
-            self._wanted = self._wanted._replace(fresh=False)
-        if self._wanted.rate is not None:
-            peaks = references(self._ledger, self._trainer, self.owner)
-            set_trial_rates(self._ledger, self.owner, in_ratio(self._wanted.rate, peaks))
+            self._copies.get(side).snapshot.show()
