@@ -44,7 +44,8 @@ def rmsprop(module: Any, lr: float = 1e-3) -> Any:
 class Faulty(Model):
     """A small net with faults by batch number, on the ranks named.
 
-    Faults: `nan` (in the inputs), `grad` (NaN in one gradient), `loss` (times 1e6), `weight` (one set to NaN).
+    Faults: `nan` (in the inputs), `grad` (NaN in one gradient), `loss` (times 1e6), `nanloss` (NaN), `weight` (some set
+    to NaN), `huge` (some of them set to 1e30).
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class Faulty(Model):
         images, labels = batch
         if self.fault == "nan":
             images = images * NAN
-        if self.fault == "weight":
+        if self.fault in ("weight", "huge"):
             with torch.no_grad():
-                self.head.weight[0, :] = NAN
+                self.head.weight[0, :] = NAN if self.fault == "weight" else 1e30
         loss = nn.functional.cross_entropy(self(self.norm(images)), labels)
-        return loss * 1e6 if self.fault == "loss" else loss
+        return loss * {"loss": 1e6, "nanloss": NAN}.get(self.fault or "", 1.0)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.seen_by_validation.append(self.is_finite())
@@ -178,6 +179,24 @@ def test_broken_weights_are_rewound_and_never_seen_by_validation_or_checkpoints(
     assert float(made.callback_metrics["val_loss"]) < clean + 0.1 * (2.3 - clean)
 
 
+def test_weights_that_are_huge_come_back_after_a_trial_whose_words_name_both_losses(tmp_path: Path) -> None:
+    model, guard = Faulty(momentum, {60: "huge"}), DivergenceGuard(snapshot_every=10)
+    fit(model, tmp_path, guard, epochs=10, logger=True)
+    counts = guard.summary()
+    assert (counts["trials_weights"], counts["rewinds"]) == (1, 1)
+    # a gradient that is not finite is dropped meanwhile
+    assert counts["dropped"] <= 2
+    assert model.finite_at_rest[-1]
+    assert not all(model.finite_at_rest)
+    (line,) = [line for line in guard.journal.story if "rewound to step" in line]
+    found = re.search(r"loss (\S+) here, (\S+) at the weights of update (\d+) .*the weights are to blame", line)
+    assert found, line
+    here, there, update = map(float, found.groups())
+    assert here > 1e6
+    assert there < CHANCE
+    assert 0 < update < 60
+
+
 CHANCE = math.log(10)
 """The loss of a net that knows nothing of the ten digits."""
 
@@ -207,6 +226,13 @@ def reseeded(model: Model, seed: int) -> Model:
         if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
             module.reset_parameters()
     return model
+
+
+def test_bad_batches_in_a_row_are_no_reason_to_blame_the_weights(tmp_path: Path) -> None:
+    model, guard = Faulty(momentum, dict.fromkeys(range(60, 63), "nanloss")), DivergenceGuard(snapshot_every=10)
+    fit(model, tmp_path, guard, epochs=10)
+    assert (guard.rewinds, guard.summary()["factor"]) == (0, 1.0)
+    assert 3 <= guard.updates_lost <= 8
 
 
 INCIDENT = {20: "nan", 33: "weight", 50: "loss", 60: "grad"}
@@ -421,6 +447,58 @@ def test_weights_that_break_on_one_rank_come_back_on_all(pool: Pool, tmp_path: P
     first, second = pool.run(fit_on_a_rank, str(tmp_path), {40: "weight"})
     assert first == second
     assert first[4] == 1
+
+
+def fit_with_a_trial(root: str, save: int | None, path: str | None, rank: int | None, faults: dict[int, str]) -> Any:
+    """Weights, verdicts, rates and numbers; whether a trial was under way when the checkpoint was saved."""
+    model, guard = Faulty(momentum, faults, rank=rank), DivergenceGuard(snapshot_every=10, save_snapshots=True)
+    verdicts: list[Any] = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            verdicts.append(
+                (guard.trying, guard.summary(), [s.to_dict() for s in guard.states], guard.ledger.state_dict())
+            )
+            if trainer.fit_loop.epoch_loop.total_batch_idx == save:
+                trainer.save_checkpoint(f"{root}/mid.ckpt")
+
+    made = trainer(root, max_epochs=10, callbacks=[guard, Keep()], devices=2, strategy="ddp")
+    made.fit(model, Loader(BATCHES, 16, offset=16 * made.global_rank), ckpt_path=path)
+    end = [v.tolist() if isinstance(v, Tensor) else v for v in state(model, made)]
+    # BatchNorm's averages are each rank's own
+    return end, [w.tolist() for w in model.weights()], verdicts
+
+
+@pytest.mark.parametrize(
+    ("rank", "faults"),
+    [
+        (None, {60: "huge"}),
+        (1, dict.fromkeys(range(60, 63), "nanloss")),
+        (1, dict.fromkeys(range(60, 70), "nanloss")),
+        (1, dict.fromkeys(range(60, 70), "loss")),
+    ],
+)
+def test_ranks_see_one_trial_alike(rank: Any, faults: Any, pool: Pool, tmp_path: Path) -> None:
+    first, second = pool.run(fit_with_a_trial, str(tmp_path), None, None, rank, faults)
+    assert first[1] == second[1]
+    assert first[2] == second[2]
+    counts = first[2][-1][1]
+    assert sum(counts[f"trials_{outcome}"] for outcome in ("passed", "data", "weights")) == 1, counts
+    assert rank is not None or counts["rewinds"] == 1
+
+
+def test_ranks_that_resume_in_the_middle_of_a_trial_end_alike(pool: Pool, tmp_path: Path) -> None:
+    faults = {60: "huge"}
+    whole = pool.run(fit_with_a_trial, str(tmp_path), 63, None, None, faults)
+    trying, counts, *_ = whole[0][2][63]
+    assert trying
+    assert counts["held"] > 0
+    again = pool.run(fit_with_a_trial, str(tmp_path), None, str(tmp_path / "mid.ckpt"), None, faults)
+    for mine, its in zip(whole, again, strict=True):
+        assert its[1] == mine[1]
+        assert its[2] == mine[2][64:]
+    # rank zero's own buffers and optimizer state are those that the checkpoint holds
+    assert again[0][0] == whole[0][0]
 
 
 def fit_forever_bad(root: str) -> Any:
