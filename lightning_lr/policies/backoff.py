@@ -124,5 +124,5 @@ def failed(
 
 
 def absolved(known: Rate) -> Rate:
-    """Lower and lower rates have not helped: it is none of the rate's."""
-    return known._replace(cap=known.before, ceiling=math.inf, rewinds=0, since=0, recent=0.0)
+    """Lower and lower rates have not helped: it is none of the rate's, which grows back to where it was."""
+    return known._replace(ceiling=known.before, rewinds=0, since=0, recent=0.0)

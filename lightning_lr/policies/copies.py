@@ -7,7 +7,7 @@ from dataclasses import dataclass
 LEAST = 10
 """Updates between two copies: fewer, and the older one is not proven when the newer one is due."""
 
-SHARE = 24
+SHARE = 32
 """A run that has gone on for `n` updates since its start or its last rewind loses about `n / (2 * SHARE)` at the next."""
 
 

@@ -181,14 +181,15 @@ class DivergencePolicy:
         return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
 
     def settled(self, state: DivergenceState) -> bool:
-        """Is the newest copy healthy, and no worse than the best? While nothing is learned, the start's weights stay."""
+        """Is the newest copy healthy, and no worse than the best? Until something is learned the start's weights stay, or
+        until a run on a plateau has gone on for long, with weights not much larger."""
         seen, since = state.seen, state.seen.count - state.newest.seen.count
         if state.trying is not None or since < PROOF:
             return False
         if not self.loss_falls:
             return True
         losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        fit = seen.gained or (seen.count >= 2 * suspicion.WINDOW and seen.growth <= suspicion.LARGE)
+        fit = seen.gained or (seen.count >= suspicion.WINDOW and seen.growth <= suspicion.LARGE)
         return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
     def promoted(self, state: DivergenceState) -> DivergenceState:
@@ -253,12 +254,20 @@ class DivergencePolicy:
         seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
-        words = f"loss {here:.3g} here" + ("" if there is None else f", {there:.3g} at the weights of update {mark.update}")
-        words += f" ({len(trying.here)} and {len(trying.there)} batches)" if trying.there else f" ({len(trying.here)} batches)"
+        words = f"loss {here:.3g} here" + (
+            "" if there is None else f", {there:.3g} at the weights of update {mark.update}"
+        )
+        words += (
+            f" ({len(trying.here)} and {len(trying.there)} batches)"
+            if trying.there
+            else f" ({len(trying.here)} batches)"
+        )
         if outcome == "weights":
             knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
             if not knows and here < math.inf and seen.growth <= suspicion.LARGE:
-                outcome = "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
+                outcome = (
+                    "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
+                )
             elif mark.seen.gained and here < math.inf and state.rate.rewinds >= rates.HELPLESS:
                 outcome = "data"
                 words += f", and {state.rate.rewinds} rewinds have not helped"

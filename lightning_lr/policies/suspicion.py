@@ -24,7 +24,7 @@ LEVEL = 24
 """Losses that make up a level: their median has a standard error of a quarter of a loss's noise."""
 
 IN_A_ROW = 4
-"""Losses in a row above all of the window: by chance, one in 128^4."""
+"""Losses in a row above all of the window: by chance, one in 128^4. One above where the run began counts twice."""
 
 UP = 2
 """Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
@@ -70,7 +70,7 @@ class Seen(NamedTuple):
         noise: the standard deviation of a loss from one update to the next, without a trend.
         size: the root mean square of the weights at the start, with `LEAST`; 0.0 before it was measured.
         growth: by how many times it has grown.
-        high: losses in a row above all of the window.
+        high: losses in a row above all of the window; those above where the run began counted twice.
         up: looks in a row that found the level up.
         nonfinite: updates in a row that were not finite.
         odd: updates since a loss too good to be true.
@@ -143,7 +143,8 @@ def accepted(seen: Seen, loss: float, norm: float) -> Seen:
     """An update was applied; `norm`: its gradient's, as limited."""
     highest, high, odd, entry = seen.highest, 0, seen.odd + 1, loss
     if loss > highest:
-        high = seen.high + 1
+        # above where it began, a run has lost all that it has learned
+        high = seen.high + (2 if seen.gained and seen.initial is not None and loss > seen.initial else 1)
         # one that is beyond belief must not set the measure of all that come
         entry = min(loss, highest + max(seen.gain, seen.margin))
     elif seen.best is not None and loss < seen.best - max(seen.gain, seen.margin) and loss < min(seen.losses):
@@ -179,7 +180,12 @@ def reason(seen: Seen) -> Reason:
         return "high"
     if seen.up >= UP * 4**level:
         return "level"
-    if seen.growth > LARGE and seen.count - seen.asked >= DEAD_AFTER * 2**start and not seen.gained and seen.best is not None:
+    if (
+        seen.growth > LARGE
+        and seen.count - seen.asked >= DEAD_AFTER * 2**start
+        and not seen.gained
+        and seen.best is not None
+    ):
         return "start"
     return ""
 
@@ -205,7 +211,8 @@ def _beginning(losses: tuple[float, ...]) -> float:
 
 def _looked(seen: Seen) -> Seen:
     recent = seen.losses[-64:]
-    noise = 1.4826 * centre([abs(b - a) for a, b in zip(recent, recent[1:], strict=False)]) / math.sqrt(2.0)
+    # the mean, not the median: a loss that is nothing in most batches, and much in some, is a noisy one
+    noise = sum(abs(b - a) for a, b in zip(recent, recent[1:], strict=False)) / (1.128 * (len(recent) - 1))
     level = centre(seen.losses[-LEVEL:])
     seen = seen._replace(noise=noise, best=level if seen.best is None else min(seen.best, level))
     patience = seen.patience
