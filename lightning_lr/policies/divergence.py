@@ -107,8 +107,8 @@ class DivergencePolicy:
     - *Limit, don't drop*: a gradient far above the largest of late is scaled down; only what is not finite is dropped.
     - *Suspicion decides nothing*: a few losses above all of the window, a level that has lost part of the gain, updates
       in a row that are not finite, weights many times as large as at the start with nothing learned; see `suspicion`.
-    - *A trial decides*: the same batches' losses at the present weights and at those of a copy; see `evidence`. It was a
-      batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
+    - *A trial decides*: batches' losses at the present weights and at those of a copy, in turn; see `evidence`. It was
+      a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
       back, and the rate is lowered if it may be to blame; see `backoff`.
     - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
       accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row to weights
@@ -181,8 +181,10 @@ class DivergencePolicy:
         return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
 
     def settled(self, state: DivergenceState) -> bool:
-        """Is the newest copy healthy, and no worse than the best? Until something is learned the start's weights stay, or
-        until a run on a plateau has gone on for long, with weights not much larger."""
+        """Is the newest copy healthy, and no worse than the best?
+
+        The start's weights stay until something is learned, or a plateau has lasted with weights not much larger.
+        """
         seen, since = state.seen, state.seen.count - state.newest.seen.count
         if state.trying is not None or since < PROOF:
             return False

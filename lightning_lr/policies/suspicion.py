@@ -6,6 +6,7 @@ It decides nothing: what follows from a suspicion is a trial (`evidence`). *Tuni
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,7 @@ Reason = Literal["", "high", "level", "nonfinite", "start"]
 REASONS: tuple[Reason, ...] = ("high", "level", "nonfinite", "start")
 
 WINDOW = 128
-"""Accepted updates that are remembered: their largest loss and norm are known, and what a run forgets it can meet anew."""
+"""Accepted updates that are remembered, with their largest loss and norm; what a run forgets it can meet anew."""
 
 LOOK = 8
 """Updates between two looks at the level, and before a largest norm is believed."""
@@ -46,13 +47,13 @@ DEAD_AFTER = 24
 """Updates before a run that has learned nothing is suspected to be dead."""
 
 LARGE, LEAST = 3.0, 0.03
-"""So many times as large as at the start (their root mean square, with the second number added to it) are weights that a
-rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on its
-plateau, at ten times its best rate, 3.7."""
+"""So many times as large as at the start (their root mean square, with the second number added to it) are weights that
+a rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on
+its plateau, at ten times its best rate, 3.7."""
 
 PATIENCE = 6
-"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), at most so
-many times."""
+"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), at most
+so many times."""
 
 FORGIVEN = 1000
 """Accepted updates after which it has to last half as long again."""
@@ -200,8 +201,8 @@ def doubted(seen: Seen, why: Reason) -> Seen:
 
 def new_level(seen: Seen, level: float) -> Seen:
     """The data has changed for good: the present level is the one to beat."""
-    initial = level if seen.initial is None else max(seen.initial, level)
-    return seen._replace(losses=(level,), initial=initial, best=level, high=0, up=0)
+    # where the run began stays: a level that was high for a moment would be a gain that is no one's
+    return seen._replace(losses=(level,), best=level, high=0, up=0)
 
 
 def _beginning(losses: tuple[float, ...]) -> float:
@@ -212,7 +213,7 @@ def _beginning(losses: tuple[float, ...]) -> float:
 def _looked(seen: Seen) -> Seen:
     recent = seen.losses[-64:]
     # the mean, not the median: a loss that is nothing in most batches, and much in some, is a noisy one
-    noise = sum(abs(b - a) for a, b in zip(recent, recent[1:], strict=False)) / (1.128 * (len(recent) - 1))
+    noise = sum(abs(b - a) for a, b in itertools.pairwise(recent)) / (1.128 * (len(recent) - 1))
     level = centre(seen.losses[-LEVEL:])
     seen = seen._replace(noise=noise, best=level if seen.best is None else min(seen.best, level))
     patience = seen.patience
