@@ -277,7 +277,7 @@ class DivergencePolicy:
         numbers: dict[str, Any] = {"outcome": outcome, "here": here, "there": there, "batches": trying.batches}
         if outcome == "weights":
             return self._rewind(state, signals, trying.to, f"{words}: the weights are to blame", **numbers)
-        seen = suspicion.doubted(seen, trying.why)
+        seen = suspicion.doubted(seen, trying.why, 2 if outcome == "data" else 1)
         if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
             seen = suspicion.new_level(seen, here)
         state = state._replace(trying=None, seen=seen, spent=state.spent + trying.batches)

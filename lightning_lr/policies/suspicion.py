@@ -191,11 +191,11 @@ def reason(seen: Seen) -> Reason:
     return ""
 
 
-def doubted(seen: Seen, why: Reason) -> Seen:
-    """A trial has not borne this suspicion out."""
+def doubted(seen: Seen, why: Reason, times: int = 1) -> Seen:
+    """A trial has not borne this suspicion out; `times`: how often the next one is doubled for it."""
     patience = list(seen.patience)
     place = REASONS.index(why)
-    patience[place] = min(patience[place] + 1, PATIENCE)
+    patience[place] = min(patience[place] + times, PATIENCE)
     return seen._replace(patience=tuple(patience), high=0, up=0, nonfinite=0, asked=seen.count)
 
 
