@@ -9,7 +9,7 @@ RAISED = 1.5
 """A rate this many times the highest one that was healthy is new territory, and to blame first."""
 
 LASTING = 200
-"""Healthy updates after a rewind that make its progress lasting, and a rate known; in as many a lowered rate doubles."""
+"""Healthy updates that make a rewind's progress lasting, and a rate known; in as many a lowered rate doubles."""
 
 STEPS = 3
 """The most backoffs at once; a start that failed makes them all: the tuned rate lies about a decade below the first one
@@ -30,7 +30,8 @@ class Rate(NamedTuple):
     """What is known about rates, all of them without the guard's own factor unless said otherwise.
 
     Args:
-        healthy: the highest effective rate at which `LASTING` updates were healthy, or that the schedule plans; 0.0 for none.
+        healthy: the highest effective rate at which `LASTING` updates were healthy, or that the schedule plans; 0.0
+            for none.
         recent: the highest effective rate since the best copy.
         cap: the highest effective rate allowed now; inf for none.
         ceiling: what the cap may grow to; inf for none.
@@ -124,5 +125,5 @@ def failed(
 
 
 def absolved(known: Rate) -> Rate:
-    """Lower and lower rates have not helped: it is none of the rate's."""
-    return known._replace(cap=known.before, ceiling=math.inf, rewinds=0, since=0, recent=0.0)
+    """Lower and lower rates have not helped: it is none of the rate's, which grows back to where it was."""
+    return known._replace(ceiling=known.before, rewinds=0, since=0, recent=0.0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 LEAST = 10
 """Updates between two copies: fewer, and the older one is not proven when the newer one is due."""
 
-SHARE = 24
-"""A run that has gone on for `n` updates since its start or its last rewind loses about `n / (2 * SHARE)` at the next."""
+SHARE = 32
+"""At a rewind `n` updates after the start, or after the one before, about `n / (2 * SHARE)` are lost."""
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ class DivergencePolicy:
     - *Limit, don't drop*: a gradient far above the largest of late is scaled down; only what is not finite is dropped.
     - *Suspicion decides nothing*: a few losses above all of the window, a level that has lost part of the gain, updates
       in a row that are not finite, weights many times as large as at the start with nothing learned; see `suspicion`.
-    - *A trial decides*: the same batches' losses at the present weights and at those of a copy; see `evidence`. It was a
-      batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
+    - *A trial decides*: batches' losses at the present weights and at those of a copy, in turn; see `evidence`. It was
+      a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
       back, and the rate is lowered if it may be to blame; see `backoff`.
     - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
       accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row to weights
@@ -181,14 +181,17 @@ class DivergencePolicy:
         return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
 
     def settled(self, state: DivergenceState) -> bool:
-        """Is the newest copy healthy, and no worse than the best? While nothing is learned, the start's weights stay."""
+        """Is the newest copy healthy, and no worse than the best?
+
+        The start's weights stay until something is learned, or a plateau has lasted with weights not much larger.
+        """
         seen, since = state.seen, state.seen.count - state.newest.seen.count
         if state.trying is not None or since < PROOF:
             return False
         if not self.loss_falls:
             return True
         losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        fit = seen.gained or (seen.count >= 2 * suspicion.WINDOW and seen.growth <= suspicion.LARGE)
+        fit = seen.gained or (seen.count >= suspicion.WINDOW and seen.growth <= suspicion.LARGE)
         return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
     def promoted(self, state: DivergenceState) -> DivergenceState:
@@ -253,12 +256,20 @@ class DivergencePolicy:
         seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
-        words = f"loss {here:.3g} here" + ("" if there is None else f", {there:.3g} at the weights of update {mark.update}")
-        words += f" ({len(trying.here)} and {len(trying.there)} batches)" if trying.there else f" ({len(trying.here)} batches)"
+        words = f"loss {here:.3g} here" + (
+            "" if there is None else f", {there:.3g} at the weights of update {mark.update}"
+        )
+        words += (
+            f" ({len(trying.here)} and {len(trying.there)} batches)"
+            if trying.there
+            else f" ({len(trying.here)} batches)"
+        )
         if outcome == "weights":
             knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
             if not knows and here < math.inf and seen.growth <= suspicion.LARGE:
-                outcome = "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
+                outcome = (
+                    "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
+                )
             elif mark.seen.gained and here < math.inf and state.rate.rewinds >= rates.HELPLESS:
                 outcome = "data"
                 words += f", and {state.rate.rewinds} rewinds have not helped"
@@ -266,7 +277,7 @@ class DivergencePolicy:
         numbers: dict[str, Any] = {"outcome": outcome, "here": here, "there": there, "batches": trying.batches}
         if outcome == "weights":
             return self._rewind(state, signals, trying.to, f"{words}: the weights are to blame", **numbers)
-        seen = suspicion.doubted(seen, trying.why)
+        seen = suspicion.doubted(seen, trying.why, 2 if outcome == "data" else 1)
         if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
             seen = suspicion.new_level(seen, here)
         state = state._replace(trying=None, seen=seen, spent=state.spent + trying.batches)

@@ -37,8 +37,8 @@ class Verdict(NamedTuple):
 
     Args:
         kind: `accept` (apply it, its gradient times `scale`), `drop` (it is not finite), `hold` (it is a trial's and is
-            not applied), `rewind` (it is not applied, and the copy `to` is given back), `give_up` (the same, and the run
-            ends).
+            not applied), `rewind` (it is not applied, and the copy `to` is given back), `give_up` (the same, and the
+            run ends).
         cause: why, in words, with the evidence; empty for `accept` without a limit, and for `hold`.
         scale: multiplies the gradient of an accepted update, in (0, 1].
         limit: the largest gradient norm that the next update may have; inf for none.

@@ -10,8 +10,8 @@ from lightning_lr.policies.suspicion import Reason
 from lightning_lr.statistics.window import centre
 
 MOST = 8
-"""The most updates at either weights. Two sets of eight from one distribution are parted as `CLEAR` asks once in 50, and
-two sets of four fully, as is asked of them, once in 70."""
+"""The most updates at either weights. Two sets of eight from one distribution are parted as `CLEAR` asks once in 50,
+and two sets of four fully, as is asked of them, once in 70."""
 
 CLEAR = 0.8
 """The share of pairs in which the copy must have the lower loss (Mann & Whitney, Annals of Mathematical Statistics 18,
@@ -78,7 +78,7 @@ def next_side(trying: Trying) -> Side:
     here, there = len(trying.here), len(trying.there)
     if trying.waiting:
         return trying.to
-    return "present" if here < 2 or 2 <= there and here <= there else trying.to
+    return "present" if here < 2 or 2 <= here <= there else trying.to
 
 
 def judged(trying: Trying) -> tuple[Trying, Outcome]:

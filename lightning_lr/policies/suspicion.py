@@ -6,6 +6,7 @@ It decides nothing: what follows from a suspicion is a trial (`evidence`). *Tuni
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,7 @@ Reason = Literal["", "high", "level", "nonfinite", "start"]
 REASONS: tuple[Reason, ...] = ("high", "level", "nonfinite", "start")
 
 WINDOW = 128
-"""Accepted updates that are remembered: their largest loss and norm are known, and what a run forgets it can meet anew."""
+"""Accepted updates that are remembered, with their largest loss and norm; what a run forgets it can meet anew."""
 
 LOOK = 8
 """Updates between two looks at the level, and before a largest norm is believed."""
@@ -24,7 +25,7 @@ LEVEL = 24
 """Losses that make up a level: their median has a standard error of a quarter of a loss's noise."""
 
 IN_A_ROW = 4
-"""Losses in a row above all of the window: by chance, one in 128^4."""
+"""Losses in a row above all of the window: by chance, one in 128^4. One above where the run began counts twice."""
 
 UP = 2
 """Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
@@ -46,13 +47,13 @@ DEAD_AFTER = 24
 """Updates before a run that has learned nothing is suspected to be dead."""
 
 LARGE, LEAST = 3.0, 0.03
-"""So many times as large as at the start (their root mean square, with the second number added to it) are weights that a
-rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on its
-plateau, at ten times its best rate, 3.7."""
+"""So many times as large as at the start (their root mean square, with the second number added to it) are weights that
+a rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on
+its plateau, at ten times its best rate, 3.7."""
 
 PATIENCE = 6
-"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), at most so
-many times."""
+"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), at most
+so many times."""
 
 FORGIVEN = 1000
 """Accepted updates after which it has to last half as long again."""
@@ -70,7 +71,7 @@ class Seen(NamedTuple):
         noise: the standard deviation of a loss from one update to the next, without a trend.
         size: the root mean square of the weights at the start, with `LEAST`; 0.0 before it was measured.
         growth: by how many times it has grown.
-        high: losses in a row above all of the window.
+        high: losses in a row above all of the window; those above where the run began counted twice.
         up: looks in a row that found the level up.
         nonfinite: updates in a row that were not finite.
         odd: updates since a loss too good to be true.
@@ -143,7 +144,8 @@ def accepted(seen: Seen, loss: float, norm: float) -> Seen:
     """An update was applied; `norm`: its gradient's, as limited."""
     highest, high, odd, entry = seen.highest, 0, seen.odd + 1, loss
     if loss > highest:
-        high = seen.high + 1
+        # above where it began, a run has lost all that it has learned
+        high = seen.high + (2 if seen.gained and seen.initial is not None and loss > seen.initial else 1)
         # one that is beyond belief must not set the measure of all that come
         entry = min(loss, highest + max(seen.gain, seen.margin))
     elif seen.best is not None and loss < seen.best - max(seen.gain, seen.margin) and loss < min(seen.losses):
@@ -179,23 +181,28 @@ def reason(seen: Seen) -> Reason:
         return "high"
     if seen.up >= UP * 4**level:
         return "level"
-    if seen.growth > LARGE and seen.count - seen.asked >= DEAD_AFTER * 2**start and not seen.gained and seen.best is not None:
+    if (
+        seen.growth > LARGE
+        and seen.count - seen.asked >= DEAD_AFTER * 2**start
+        and not seen.gained
+        and seen.best is not None
+    ):
         return "start"
     return ""
 
 
-def doubted(seen: Seen, why: Reason) -> Seen:
-    """A trial has not borne this suspicion out."""
+def doubted(seen: Seen, why: Reason, times: int = 1) -> Seen:
+    """A trial has not borne this suspicion out; `times`: how often the next one is doubled for it."""
     patience = list(seen.patience)
     place = REASONS.index(why)
-    patience[place] = min(patience[place] + 1, PATIENCE)
+    patience[place] = min(patience[place] + times, PATIENCE)
     return seen._replace(patience=tuple(patience), high=0, up=0, nonfinite=0, asked=seen.count)
 
 
 def new_level(seen: Seen, level: float) -> Seen:
     """The data has changed for good: the present level is the one to beat."""
-    initial = level if seen.initial is None else max(seen.initial, level)
-    return seen._replace(losses=(level,), initial=initial, best=level, high=0, up=0)
+    # where the run began stays: a level that was high for a moment would be a gain that is no one's
+    return seen._replace(losses=(level,), best=level, high=0, up=0)
 
 
 def _beginning(losses: tuple[float, ...]) -> float:
@@ -205,7 +212,8 @@ def _beginning(losses: tuple[float, ...]) -> float:
 
 def _looked(seen: Seen) -> Seen:
     recent = seen.losses[-64:]
-    noise = 1.4826 * centre([abs(b - a) for a, b in zip(recent, recent[1:], strict=False)]) / math.sqrt(2.0)
+    # the mean, not the median: a loss that is nothing in most batches, and much in some, is a noisy one
+    noise = sum(abs(b - a) for a, b in itertools.pairwise(recent)) / (1.128 * (len(recent) - 1))
     level = centre(seen.losses[-LEVEL:])
     seen = seen._replace(noise=noise, best=level if seen.best is None else min(seen.best, level))
     patience = seen.patience
