@@ -3,8 +3,8 @@
 Three tables: *recovery* (faults in mid-run, in the data, the numbers, the weights and the rate, both in the optimizer's
 rate and in the one that the user's scheduler sets), *quiet* (healthy runs under five schedules) and *rates* (initial
 rates 10, 100 and 1,000 times too high). A run has recovered when its final validation loss is within 10% of the clean
-run's gain from the clean run's, after as many batches. *Found* are those of the runs that the fault harms without a guard
-in which the guard dropped an update, or a trial blamed the data or the weights; the delay is that of the first such
+run's gain from the clean run's, after as many batches. *Found* are those of the runs harmed by it without a guard in
+which the guard dropped an update, or a trial blamed the data or the weights; the delay is that of the first such
 verdict. A limited gradient doesn't count as found. The tasks took part in setting thresholds, the seeds did not.
 
     python benchmarks/divergence.py results.jsonl            # about an hour on one core; goes on where it was stopped
