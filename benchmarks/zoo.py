@@ -152,9 +152,7 @@ def run(task: tuple[Job, float | None]) -> tuple[Job, dict[str, Any]]:
     if job.way == "norm":
         found["norm"] = statistics.median(x for x in norms.norms if math.isfinite(x))
     if job.way == "guard":
-        summary: Any = getattr(guard, "summary", None)
-        old = {"dropped": guard.skips, "rewinds": guard.rewinds, "lost": guard.updates_lost}
-        found["guard"] = summary() if summary else old
+        found["guard"] = guard.summary()
     return job, found
 
 

@@ -1,8 +1,8 @@
-"""A run that dies of its rate, and the same run with one line more.
+"""A run that dies of its rate and of broken weights, and the same run with one line more.
 
-Three trainings of a small CNN on scikit-learn's digits: with a well-tuned rate, with one that is a hundred times too
-high, and with that one and `DivergenceGuard`, which also meets a batch of NaN in mid-run. Run `python
-examples/rescue.py`, then open TensorBoard as its last line says.
+Three trainings of a small CNN on scikit-learn's digits: with a well-tuned rate; with one that is a hundred times too
+high, a batch of NaN and, later, weights that break; and with all that and `DivergenceGuard`. It tries out what is to
+blame, and says what it saw. Run `python examples/rescue.py`, then open TensorBoard as its last line says.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 import lightning_lr as llr
 
-NAN_AT = 300
-"""The update at which the data brings a batch of NaN."""
+NAN_AT, BROKEN_AT = 300, 400
+"""The updates at which the data brings a batch of NaN, and at which weights break."""
 
 
-class Poisoned(pl.Callback):
-    """Makes one batch NaN, as a broken file or a division by zero in the data would."""
+class Faults(pl.Callback):
+    """Makes one batch NaN, as a broken file would, and later one layer's weights 30 times as large."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.fit_loop.total_batch_idx == NAN_AT:
             batch[0].fill_(float("nan"))
+        if trainer.fit_loop.total_batch_idx == BROKEN_AT:
+            pl_module.net[3].weight.data.mul_(30.0)
 
 
 class Rescued(Classifier):
@@ -74,16 +76,18 @@ def main() -> None:
 
     high = args.rate * args.times
     tuned, _ = train(f"1. A well-tuned rate, {args.rate:g}:", args.rate, [], args)
-    dead, _ = train(f"2. {args.times:g} times that, {high:g}, without the guard:", high, [Poisoned()], args)
+    faults = f"a batch of NaN at update {NAN_AT}, broken weights at {BROKEN_AT}"
+    dead, _ = train(f"2. {args.times:g} times that, {high:g}; {faults}; without the guard:", high, [Faults()], args)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.INFO)
     guard, monitor = llr.DivergenceGuard(), llr.LRMonitor()
-    name = f"3. The same, with DivergenceGuard(), and a batch of NaN at update {NAN_AT}:"
-    saved, logs = train(name, high, [guard, monitor, Poisoned()], args)
+    name = "3. The same, with DivergenceGuard():"
+    saved, logs = train(name, high, [guard, monitor, Faults()], args)
 
     print("\nWhat happened, and why:")
     for line in monitor.story:
         print(f"  {line}")
-    print(f"\nheld-out accuracy: well-tuned {tuned:.3f}, too high {dead:.3f}, too high with the guard {saved:.3f}")
+    print("\nguard.summary():", ", ".join(f"{name} {number:g}" for name, number in guard.summary().items()))
+    print(f"held-out accuracy: well-tuned {tuned:.3f}, too high {dead:.3f}, too high with the guard {saved:.3f}")
     print(f"See it: tensorboard --logdir {logs} --samples_per_plugin text=1000")
 
 

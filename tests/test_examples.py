@@ -55,8 +55,13 @@ def test_rescue_shows_the_stock_run_dying_and_the_guarded_one_ending_as_well_as_
     assert dead < 0.2
     assert tuned > 0.94
     assert saved > tuned - 0.01
-    assert re.search(r"step \d+: DivergenceGuard: rewound to step \d+ \(\d+ updates lost\), factor", said)
-    assert "step 300: DivergenceGuard: skipped this update: the loss or a gradient is not finite" in said
+    assert "step 300: DivergenceGuard: dropped this update: the loss is not finite" in said
+    rewound = r"step (\d+): DivergenceGuard: rewound to step \d+ \(\d+ updates lost\), factor .*"
+    trial = r"loss \S+ here, \S+ at the weights of update (\d+) \(\d and \d batches\): the weights are to blame"
+    rewinds = re.findall(rewound + trial, said)
+    assert rewinds[0][1] == "0"
+    assert any(400 < int(step) < 420 and 300 < int(update) <= 400 for step, update in rewinds)
+    assert re.search(rf"guard.summary\(\): judged 600, .*dropped 1, .*rewinds {len(rewinds)}, ", said)
 
 
 def test_two_processes_have_one_rate(tmp_path: Path) -> None:
