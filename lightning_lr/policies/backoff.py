@@ -87,7 +87,14 @@ def calm(known: Rate, rate: float, backoff: float, *, grow: bool) -> Rate:
 
 
 def failed(
-    known: Rate, rate: float, backoff: float, *, learned: bool, all_lost: bool = False, blown: bool = False
+    known: Rate,
+    rate: float,
+    backoff: float,
+    *,
+    learned: bool,
+    sudden: bool = False,
+    all_lost: bool = False,
+    blown: bool = False,
 ) -> tuple[Rate, bool]:
     """The weights that `rate` led to were given up.
 
@@ -96,8 +103,9 @@ def failed(
         rate: the one at the failure.
         backoff: the ratio of the rate after a failure to the rate before.
         learned: whether the weights that come back had learned anything.
-        all_lost: whether the others had lost all that was learned.
-        blown: whether they were far worse than those of the start.
+        sudden: whether the others were not finite from one update to the next.
+        all_lost: whether they had lost all that was learned.
+        blown: whether they were not finite, or far worse than those of the start.
 
     Returns:
         What is known now, and whether the rate was held to blame.
@@ -108,8 +116,8 @@ def failed(
     now = known._replace(
         recent=0.0, since=0, rewinds=rewinds, above=0, before=known.before if known.rewinds else known.cap
     )
-    if learned and known.healthy >= fault and known.since >= LASTING:
-        # a flipped bit, say: this rate was healthy for long, and one failure in hundreds of updates is none of its
+    if learned and known.healthy >= fault and (known.since >= LASTING or (sudden and not known.rewinds)):
+        # a flipped bit, say: one failure in hundreds of updates is none of a rate's that was healthy for long
         return now, False
     if not learned:
         cap = fault * backoff ** (STEPS + blown)

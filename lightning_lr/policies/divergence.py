@@ -236,7 +236,8 @@ class DivergencePolicy:
         newest = both and why in ("high", "nonfinite")
         usual = seen.highest if why == "high" else seen.usual
         margin = 0.04 * abs(seen.initial or 0.0) if why == "start" else seen.margin
-        here = (math.inf, math.inf) if why == "nonfinite" else (signals.loss,)
+        # what comes now is to show whether it were only these batches that were not finite
+        here = () if why == "nonfinite" else (signals.loss,)
         began = seen.initial if seen.gained and seen.initial is not None else math.inf
         trying = Trying(why, usual, margin, seen.far, began, "newest" if newest else "best", newest, here)
         return self._look(state._replace(trying=trying), signals)
@@ -287,16 +288,16 @@ class DivergencePolicy:
     def _rewind(
         self, state: DivergenceState, signals: Signals, to: Side, cause: str, **numbers: Any
     ) -> tuple[DivergenceState, Verdict]:
-        seen, here = state.seen, numbers.get("here", math.inf)
-        back = _back(state, to)
-        learned, initial = back.seen.gained, seen.initial or 0.0
+        seen, here = state.seen, numbers.get("here")
+        back, initial = _back(state, to), state.seen.initial or 0.0
         rate, blamed = rates.failed(
             state.rate,
             signals.rate,
             self.backoff,
-            learned=learned,
-            all_lost=here >= initial - 0.1 * seen.gain,
-            blown=here > initial + 0.5 * abs(initial),
+            learned=back.seen.gained,
+            sudden=here is None,
+            all_lost=here is not None and here >= initial - 0.1 * seen.gain,
+            blown=here is None or here > initial + 0.5 * abs(initial),
         )
         if not blamed:
             cause += "; its rate was healthy for long, and stays"

@@ -17,6 +17,9 @@ CLEAR = 0.8
 """The share of pairs in which the copy must have the lower loss (Mann & Whitney, Annals of Mathematical Statistics 18,
 1947)."""
 
+NO_WORSE = 0.4
+"""The share with which the weights of the start are no worse than others that have become many times as large."""
+
 HOPELESS = (0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 0.65, 0.65, 1.0)
 """The share, by the number of updates at either weights, with which the copy is given up for no better."""
 
@@ -103,13 +106,14 @@ def judged(trying: Trying) -> tuple[Trying, Outcome]:
     if min(here) == math.inf > max(there) or ((plain or clear) and better >= trying.margin / 2.0):
         if trying.both and middle[1] > trying.usual:
             # better, and not good: the newest copy may be broken too
-            return trying._replace(to="best", both=False, there=()), ""
+            return trying._replace(to="best", both=False, here=here[-2:], there=()), ""
         return trying, "weights"
-    if share > HOPELESS[min(count, MOST)]:
+    start = trying.why == "start"
+    if (count < MOST and share > 0.1) if start else share > HOPELESS[min(count, MOST)]:
         return trying, ""
     if trying.both:
-        return trying._replace(to="best", both=False, there=()), ""
-    if trying.why == "start" and better >= -trying.margin / 2.0:
+        return trying._replace(to="best", both=False, here=here[-2:], there=()), ""
+    if start and share >= NO_WORSE:
         # the weights have become many times as large, and say no more than those of the start
         return trying, "weights"
     if min(*here, *there) > trying.far and trying.why != "nonfinite" and not trying.held:

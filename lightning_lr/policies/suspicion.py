@@ -136,7 +136,8 @@ def largest_norm(seen: Seen, limit: float | None) -> float:
     """The largest norm that the next gradient may have."""
     if limit is None or len(seen.norms) < LOOK:
         return math.inf
-    most = max(seen.norms)
+    # the latest are not believed yet: bad batches in a row must not raise the limit for one another
+    most = max(seen.norms[: 1 - IN_A_ROW])
     return limit * most if most > 0.0 else math.inf
 
 
@@ -161,7 +162,7 @@ def accepted(seen: Seen, loss: float, norm: float) -> Seen:
 
 def sized(seen: Seen, size: float) -> Seen:
     """The root mean square of the weights was measured."""
-    if seen.size == 0.0:
+    if seen.size == 0.0 and math.isfinite(size):
         return seen._replace(size=size + LEAST)
     return seen._replace(growth=max(seen.growth, (size + LEAST) / seen.size) if math.isfinite(size) else math.inf)
 
