@@ -117,7 +117,7 @@ def test_a_small_net_near_its_best_rate_is_left_alone(name: str, tmp_path: Path)
 def test_a_small_net_that_its_rate_kills_learns_after_all(hidden: int, rate: float, tmp_path: Path) -> None:
     guard = llr.DivergenceGuard(snapshot_every=10)
     model = Small(hidden, 32, lambda ps: torch.optim.SGD(ps, lr=rate))
-    trainer(tmp_path, callbacks=[guard], max_epochs=1).fit(model, Loader(200, 1))
+    trainer(tmp_path, callbacks=[guard], max_epochs=1).fit(model, Loader(400, 1))
     images, labels = (tensor[-256:] for tensor in digits(1024))
     with torch.no_grad():
         assert float(nn.functional.cross_entropy(model(images), labels)) < 1.0

@@ -11,9 +11,9 @@ RAISED = 1.5
 LASTING = 200
 """Healthy updates that make a rewind's progress lasting, and a rate known; in as many a lowered rate doubles."""
 
-STEPS = 3
-"""The most backoffs at once; a start that failed makes them all: the tuned rate lies about a decade below the first one
-that overwrites the weights (Godbole et al., "Deep Learning Tuning Playbook")."""
+STEPS, START = 3, 4
+"""The most backoffs at once, and those after a start that failed: the tuned rate lies about a decade below the first
+one that overwrites the weights (Godbole et al., "Deep Learning Tuning Playbook")."""
 
 UNDER = 0.95
 """The ceiling after a failure of a raised rate: just under it. Jacobson, "Congestion avoidance and control" (1988)."""
@@ -105,7 +105,6 @@ def failed(
         learned: whether the weights that come back had learned anything.
         sudden: whether the others were not finite from one update to the next.
         all_lost: whether they had lost all that was learned.
-        blown: whether they were not finite, or far worse than those of the start.
 
     Returns:
         What is known now, and whether the rate was held to blame.
@@ -120,7 +119,7 @@ def failed(
         # a flipped bit, say: one failure in hundreds of updates is none of a rate's that was healthy for long
         return now, False
     if not learned:
-        cap = fault * backoff ** (STEPS + blown)
+        cap = fault * backoff**START
         ceiling = cap
     elif raised and rewinds == 1:
         cap, ceiling = known.healthy, fault * UNDER

@@ -239,7 +239,8 @@ class DivergencePolicy:
         # what comes now is to show whether it were only these batches that were not finite
         here = () if why == "nonfinite" else (signals.loss,)
         began = seen.initial if seen.gained and seen.initial is not None else math.inf
-        trying = Trying(why, usual, margin, seen.far, began, "newest" if newest else "best", newest, here)
+        worse = 0.5 if seen.growth < 2.0 * suspicion.LARGE else 0.25
+        trying = Trying(why, usual, margin, seen.far, began, worse, "newest" if newest else "best", newest, here)
         return self._look(state._replace(trying=trying), signals)
 
     def _look(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
@@ -289,7 +290,7 @@ class DivergencePolicy:
         self, state: DivergenceState, signals: Signals, to: Side, cause: str, **numbers: Any
     ) -> tuple[DivergenceState, Verdict]:
         seen, here = state.seen, numbers.get("here")
-        back, initial = _back(state, to), state.seen.initial or 0.0
+        back, initial = _back(state, to), seen.initial or 0.0
         rate, blamed = rates.failed(
             state.rate,
             signals.rate,
@@ -297,7 +298,6 @@ class DivergencePolicy:
             learned=back.seen.gained,
             sudden=here is None,
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
-            blown=here is None or here > initial + 0.5 * abs(initial),
         )
         if not blamed:
             cause += "; its rate was healthy for long, and stays"

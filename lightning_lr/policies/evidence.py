@@ -17,9 +17,6 @@ CLEAR = 0.8
 """The share of pairs in which the copy must have the lower loss (Mann & Whitney, Annals of Mathematical Statistics 18,
 1947)."""
 
-NO_WORSE = 0.4
-"""The share with which the weights of the start are no worse than others that have become many times as large."""
-
 HOPELESS = (0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 0.65, 0.65, 1.0)
 """The share, by the number of updates at either weights, with which the copy is given up for no better."""
 
@@ -37,6 +34,7 @@ class Trying(NamedTuple):
         margin: a difference between the two that matters.
         far: above which a loss is beyond everything that the run has met.
         began: the level that the run began at; inf if nothing was learned since.
+        worse: the share with which the weights of the start count as no worse.
         to: the copy that is looked at.
         both: whether the best copy is another one than the newest, and not looked at yet.
         here: losses at the present weights.
@@ -51,6 +49,7 @@ class Trying(NamedTuple):
     margin: float
     far: float
     began: float
+    worse: float
     to: Side
     both: bool
     here: tuple[float, ...] = ()
@@ -113,7 +112,7 @@ def judged(trying: Trying) -> tuple[Trying, Outcome]:
         return trying, ""
     if trying.both:
         return trying._replace(to="best", both=False, here=here[-2:], there=()), ""
-    if start and share >= NO_WORSE:
+    if start and share >= trying.worse:
         # the weights have become many times as large, and say no more than those of the start
         return trying, "weights"
     if min(*here, *there) > trying.far and trying.why != "nonfinite" and not trying.held:

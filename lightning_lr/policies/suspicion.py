@@ -43,10 +43,10 @@ anything for certain. The best of many levels lies two to three of them low by c
 FLAT = 0.05
 """The least rise that is suspicious, as a share of the level: for a run that has gained next to nothing."""
 
-DEAD_AFTER = 24
+DEAD_AFTER = 40
 """Updates before a run that has learned nothing is suspected to be dead."""
 
-LARGE, LEAST = 3.0, 0.03
+LARGE, LEAST = 2.6, 0.03
 """So many times as large as at the start (their root mean square, with the second number added to it) are weights that
 a rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on
 its plateau, at ten times its best rate, 3.7."""
