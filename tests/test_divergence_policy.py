@@ -45,10 +45,10 @@ def learning(count: int = 200, seed: int = 0, rate: float = 1.0, noise: float = 
 
 def learned(policy: DivergencePolicy = POLICY) -> DivergenceState:
     """A run of 300 updates, whose copy of update 280 is the best, and the one of update 290 the newest."""
-    state, _ = judge(learning(280), policy)
-    for _ in range(2):
-        state, _ = judge(learning(10, 1), policy, policy.copied(policy.promoted(state)))
-    state, _ = judge([Signals(0.4, 1.0)] * 10, policy, state)
+    updates = learning(301)
+    state, _ = judge(updates[:281], policy)
+    state, _ = judge(updates[281:291], policy, policy.copied(state))
+    state, _ = judge(updates[291:], policy, policy.copied(policy.promoted(state)))
     assert policy.settled(state)
     return state
 
@@ -59,7 +59,7 @@ def trial(
     """Goes on with losses at the present weights and at the copies' until a trial has ended."""
     verdicts: list[Verdict] = []
     look = None
-    for _ in range(200):
+    for _ in range(20_000):
         here = look in (None, "present")
         state, verdict = policy.step(state, Signals(present() if here else copy(), 1.0, side=look or "present"))
         look = verdict.look
@@ -86,11 +86,12 @@ def test_what_is_not_finite_is_dropped_and_never_remembered(bad: Signals, before
 def test_an_unusual_gradient_is_limited_once_and_then_known() -> None:
     state, _ = judge(learning(100))
     scales = []
-    for _ in range(4):
-        state, verdict = POLICY.step(state, Signals(0.4, 50.0))
+    for _ in range(5):
+        state, verdict = POLICY.step(state, Signals(0.5, 50.0))
         assert verdict.kind == "accept"
         scales.append(verdict.scale)
-    assert scales == [4.0 / 50.0, 16.0 / 50.0, 1.0, 1.0]
+    # bad batches in a row don't raise the limit for one another
+    assert scales == [4.0 / 50.0] * 4 + [16.0 / 50.0]
 
 
 def test_without_a_limit_nothing_is_limited() -> None:
@@ -144,14 +145,14 @@ def test_data_beyond_everything_known_is_waited_out() -> None:
     after = iter([500.0] * 20)
     state, verdicts = trial(learned(), lambda: next(after, 0.4), lambda: next(after, 0.4))
     assert verdicts[-1].outcome == "passed"
-    assert sum(v.kind == "hold" for v in verdicts) <= 20
+    assert sum(v.kind == "hold" for v in verdicts) <= 30
     assert POLICY.step(state, Signals(0.4, 1.0))[1].kind == "accept"
 
 
 def test_a_batch_passes_and_the_next_suspicion_has_to_last_twice_as_long() -> None:
     state, lengths = learned(), []
     for _ in range(3):
-        high = iter([3.0] * (4 * 2 ** len(lengths)))
+        high = iter([3.0 * 4 ** len(lengths)] * (2 * 2 ** len(lengths)))
         state, verdicts = trial(state, lambda high=high: next(high, 0.4), lambda: 0.4)
         assert verdicts[-1].outcome == "passed"
         lengths.append(next(i for i, v in enumerate(verdicts) if v.look) + 1)
@@ -172,7 +173,7 @@ def test_a_loss_that_rises_at_the_copys_weights_too_costs_a_trial_and_nothing_el
     def loss() -> float:
         return 0.4 + 0.001 * next(clock)
 
-    for _ in range(5):
+    for _ in range(3):
         state, verdicts = trial(state, loss, loss)
         assert verdicts[-1].outcome in ("data", "passed") and verdicts[-1].factor == 1.0
 
@@ -209,12 +210,13 @@ def test_a_dead_start_is_told_from_a_plateau_by_its_weights(size: float, rewound
 
 def test_a_loss_that_rises_by_its_nature_is_accepted_after_three_rewinds() -> None:
     state, outcomes = learned(), []
-    for _ in range(12):
+    for _ in range(4):
         state, verdicts = trial(state, lambda: 9.0, lambda: 0.4)
         outcomes.append(verdicts[-1].outcome)
-        assert verdicts[-1].kind != "give_up"
-    assert outcomes[:5] == ["weights"] * 3 + ["data"] + outcomes[4:5]
-    assert outcomes.count("data") >= 2
+    assert outcomes == ["weights"] * 3 + ["data"]
+    _, verdicts = judge([Signals(9.0, 1.0)] * 5000, state=state)
+    assert {v.kind for v in verdicts} <= {"accept", "hold"}
+    assert verdicts[-1].factor == 1.0
 
 
 def test_weights_that_are_not_finite_come_back_at_once_also_without_trials() -> None:
@@ -231,7 +233,13 @@ def test_without_trials_or_a_loss_that_falls_no_loss_is_suspicious() -> None:
 
 def test_three_updates_that_are_not_finite_are_tried_out() -> None:
     _, verdicts = trial(learned(), lambda: NAN, lambda: 0.4)
-    assert [v.kind for v in verdicts] == ["drop", "drop", "hold", "hold", "rewind"]
+    assert [v.kind for v in verdicts] == ["drop", "drop", "hold", "hold", "hold", "hold", "rewind"]
+
+
+def test_batches_that_are_not_finite_are_no_fault_of_the_weights() -> None:
+    losses = iter([NAN] * 3)
+    _, verdicts = trial(learned(), lambda: next(losses, 0.4), lambda: 0.4)
+    assert verdicts[-1].outcome == "passed" and verdicts[-1].factor == 1.0
 
 
 def test_nothing_finite_at_any_weights_ends_the_run_and_not_before_hundreds_of_updates() -> None:
@@ -241,7 +249,7 @@ def test_nothing_finite_at_any_weights_ends_the_run_and_not_before_hundreds_of_u
         look = verdict.look
         if verdict.kind == "give_up":
             break
-    assert NOTHING_FINITE < count < 2 * NOTHING_FINITE
+    assert 0.9 * NOTHING_FINITE < count < 2 * NOTHING_FINITE
 
 
 def test_rewinds_to_a_start_that_do_not_help_end_in_giving_up() -> None:
@@ -353,6 +361,9 @@ def test_any_signals_give_the_same_verdicts_again_also_when_saved_in_between(sig
 def test_a_burst_blinds_nothing(burst: list[float], seed: int) -> None:
     """After bad values broken weights are still seen."""
     state, _ = judge([Signals(loss, 1.0) for loss in burst], state=learned())
+    if state.trying is not None:
+        state, verdicts = trial(state, lambda: 0.4, lambda: 0.4)
+        assert verdicts[-1].outcome == "passed"
     state, verdicts = judge(learning(240, seed)[200:], state=state)
     assert {v.kind for v in verdicts} == {"accept"}
     _, verdicts = trial(state, lambda: 9.0, lambda: 0.4)

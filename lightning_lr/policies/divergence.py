@@ -282,7 +282,9 @@ class DivergencePolicy:
         seen = suspicion.doubted(seen, trying.why, 2 if outcome == "data" else 1)
         if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
             seen = suspicion.new_level(seen, here)
-        state = state._replace(trying=None, seen=seen, spent=state.spent + trying.batches)
+        # while nothing is finite the trial's own updates count too
+        count = seen.nonfinite + trying.batches if trying.why == "nonfinite" and outcome == "data" else 0
+        state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + trying.batches)
         blame = "it was a batch" if outcome == "passed" else "the data is to blame, not the weights"
         return self._answer(state, signals, "hold", f"{words}: {blame}", **numbers)
 

@@ -197,7 +197,7 @@ def doubted(seen: Seen, why: Reason, times: int = 1) -> Seen:
     patience = list(seen.patience)
     place = REASONS.index(why)
     patience[place] = min(patience[place] + times, PATIENCE)
-    return seen._replace(patience=tuple(patience), high=0, up=0, nonfinite=0, asked=seen.count)
+    return seen._replace(patience=tuple(patience), high=0, up=0, asked=seen.count)
 
 
 def new_level(seen: Seen, level: float) -> Seen:
