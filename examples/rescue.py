@@ -1,6 +1,6 @@
 """A run that dies of its rate and of broken weights, and the same run with one line more.
 
-Three trainings of a small CNN on scikit-learn's digits: with a well-tuned rate; with one that is a hundred times too
+Three trainings of a small CNN on scikit-learn's digits: with a well-tuned rate; with one that is thirty times too
 high, a batch of NaN and, later, weights that break; and with all that and `DivergenceGuard`. It tries out what is to
 blame, and says what it saw. Run `python examples/rescue.py`, then open TensorBoard as its last line says.
 """
@@ -66,7 +66,7 @@ def train(name: str, rate: float, callbacks: list[Any], args: argparse.Namespace
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=0.03, help="a well-tuned rate (default: %(default)s)")
-    parser.add_argument("--times", type=float, default=100.0, help="how many times too high (default: %(default)s)")
+    parser.add_argument("--times", type=float, default=30.0, help="how many times too high (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=15, help="epochs of 40 updates (default: %(default)s)")
     parser.add_argument("--logs", default="logs", help="folder for TensorBoard (default: %(default)s)")
     args = parser.parse_args()
