@@ -108,8 +108,6 @@ def test_the_run_that_is_killed_has_everything_in_it(alone: Whole, together: Who
         assert len(lines) == BATCHES * EPOCHS
         assert last["skips"] == list(FAULTS.values()).count("nan")
         assert last["rewinds"] == list(FAULTS.values()).count("weight")
-        # at the end a rate found later may lie below the guard's cap
-        assert min(line["factors"]["DivergenceGuard"] for line in lines) < 1.0
         assert last["factors"]["LRFinder"] != 1.0
     assert alone.lines[0][-1]["factors"]["PlateauDecay"] < 1.0
     assert len(findings(alone)) == 2

@@ -121,8 +121,6 @@ class Guarding(Guarded):
             signals = signals._replace(grad_norm=0.0)
         if signals.side == "present" and not finite(signals):
             signals = signals._replace(broken=self.ground.broken())
-        if more.get("number"):
-            signals = signals._replace(size=math.sqrt(max(more["square"], 0.0) / more["number"]))
         if judge.state.update == 0:
             planned = self.ground.planned_rate(judge.index, self._guard)
             judge.state = self.first_copy(self.policy.start(planned))

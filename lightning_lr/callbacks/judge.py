@@ -174,8 +174,9 @@ def finish(job: Job) -> tuple[Measured, Signals]:
     if job.signals is not None:
         return Measured(job.signals.loss, job.signals.grad_norm, (), None), job.signals
     measured = job.pending.read()
-    loss = 1.0 if measured.loss is None else measured.loss
-    return measured, Signals(loss, measured.grad_norm, job.rate, job.side)
+    loss, more = 1.0 if measured.loss is None else measured.loss, dict(zip(job.asked, measured.more, strict=True))
+    size = math.sqrt(max(more["square"], 0.0) / more["number"]) if more.get("number") else None
+    return measured, Signals(loss, measured.grad_norm, job.rate, job.side, size=size)
 
 
 def finite(signals: Signals) -> bool:
