@@ -151,7 +151,7 @@ def test_a_run_is_bit_for_bit_the_same_in_either_namespace(faults: str, tmp_path
     assert one == other
     assert len(one["findings"]) == 2
     assert one["guard"][:2] == ([1, 1] if RUNS[faults] else [0, 0])
-    assert "DivergenceGuard: rewound" in one["csv"]
+    assert "lr-factor/PlateauDecay" in one["csv"]
 
 
 COMPANY = ("ModelCheckpoint", "EarlyStopping", "StochasticWeightAveraging", "WeightAveraging")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
