@@ -17,8 +17,8 @@ class CopyPolicy:
 
     Example:
         >>> policy = CopyPolicy()
-        >>> [k for k in range(100) if policy.due(clock=k, last=k - 12, since=k, interval=500)]
-        []
+        >>> [policy.due(clock=k, last=k - 12, since=k, interval=500) for k in (100, 1000)]
+        [True, False]
     """
 
     def due(self, *, clock: int, last: int, since: int, interval: int) -> bool:
