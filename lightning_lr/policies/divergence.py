@@ -85,15 +85,18 @@ class DivergenceState(NamedTuple):
         """
         own = fields(saved, 2, cls)
 
+        def tuples(held: dict[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+
         def seen(held: dict[str, Any]) -> Seen:
-            return Seen(**{k: tuple(v) if isinstance(v, list) else v for k, v in held.items()})
+            return Seen(**tuples(held))
 
         def mark(held: dict[str, Any]) -> Mark:
             return Mark(held["update"], seen(held["seen"]))
 
         trying = own["trying"]
         if trying is not None:
-            trying = Trying(**{k: tuple(v) if isinstance(v, list) else v for k, v in trying.items()})
+            trying = Trying(**tuples(trying))
         return cls(
             own["update"], seen(own["seen"]), Rate(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
             own["spent"],
@@ -185,13 +188,13 @@ class DivergencePolicy:
 
         The start's weights stay until something is learned, or a plateau has lasted with weights not much larger.
         """
-        seen, since = state.seen, state.seen.count - state.newest.seen.count
+        seen, since = state.seen, state.seen.updates - state.newest.seen.updates
         if state.trying is not None or since < PROOF:
             return False
         if not self.loss_falls:
             return True
         losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        fit = seen.gained or (seen.count >= suspicion.WINDOW and seen.growth <= suspicion.LARGE)
+        fit = seen.gained or (seen.updates >= suspicion.WINDOW and seen.growth <= suspicion.LARGE)
         return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
     def promoted(self, state: DivergenceState) -> DivergenceState:
@@ -318,8 +321,8 @@ def _back(state: DivergenceState, to: Side) -> DivergenceState:
     """A copy came back, and with it what had been seen by then; how often a suspicion was wrong is not forgotten."""
     mark, seen = state.newest if to == "newest" else state.best, state.seen
     then = mark.seen._replace(patience=seen.patience, size=seen.size, high=0, up=0, nonfinite=0)
-    if then.count < suspicion.LOOK and seen.initial is not None:
+    if then.updates < suspicion.LOOK and seen.initial is not None:
         # the start's level is known: what comes now may be an explosion again
-        then = then._replace(initial=seen.initial, count=suspicion.LOOK, asked=suspicion.LOOK)
+        then = then._replace(initial=seen.initial, updates=suspicion.LOOK, asked=suspicion.LOOK)
     mark = Mark(mark.update, then)
     return state._replace(seen=then, newest=mark, best=mark)

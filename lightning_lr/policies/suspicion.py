@@ -65,7 +65,7 @@ class Seen(NamedTuple):
     Args:
         losses: of the last accepted updates, each no higher than can be believed.
         norms: of their gradients, as limited.
-        count: accepted updates since the start.
+        updates: accepted since the start.
         initial: the level that the run began at; None before the first.
         best: its lowest level; None before the first.
         noise: the standard deviation of a loss from one update to the next, without a trend.
@@ -81,7 +81,7 @@ class Seen(NamedTuple):
 
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
-    count: int = 0
+    updates: int = 0
     initial: float | None = None
     best: float | None = None
     noise: float = 0.0
@@ -151,7 +151,7 @@ def accepted(seen: Seen, loss: float, norm: float) -> Seen:
         entry = min(loss, highest + max(seen.gain, seen.margin))
     elif seen.best is not None and loss < seen.best - max(seen.gain, seen.margin) and loss < min(seen.losses):
         odd = 0
-    losses, count = (*seen.losses[1 - WINDOW :], entry), seen.count + 1
+    losses, count = (*seen.losses[1 - WINDOW :], entry), seen.updates + 1
     initial = _beginning(losses) if count <= LOOK else seen.initial
     seen = Seen(
         losses, (*seen.norms[1 - WINDOW :], norm), count, initial, seen.best, seen.noise, seen.size, seen.growth,
@@ -169,7 +169,7 @@ def sized(seen: Seen, size: float) -> Seen:
 
 def wants_size(seen: Seen) -> bool:
     """Whether the weights' size is to be measured at the next update: while nothing is learned, now and then."""
-    due = seen.high > 0 or (seen.count % LOOK == LOOK - 1 and seen.count < WINDOW)
+    due = seen.high > 0 or (seen.updates % LOOK == LOOK - 1 and seen.updates < WINDOW)
     return seen.size == 0.0 or (due and not seen.gained)
 
 
@@ -184,7 +184,7 @@ def reason(seen: Seen) -> Reason:
         return "level"
     if (
         seen.growth > LARGE
-        and seen.count - seen.asked >= DEAD_AFTER * 2**start
+        and seen.updates - seen.asked >= DEAD_AFTER * 2**start
         and not seen.gained
         and seen.best is not None
     ):
@@ -197,7 +197,7 @@ def doubted(seen: Seen, why: Reason, times: int = 1) -> Seen:
     patience = list(seen.patience)
     place = REASONS.index(why)
     patience[place] = min(patience[place] + times, PATIENCE)
-    return seen._replace(patience=tuple(patience), high=0, up=0, asked=seen.count)
+    return seen._replace(patience=tuple(patience), high=0, up=0, asked=seen.updates)
 
 
 def new_level(seen: Seen, level: float) -> Seen:
@@ -218,7 +218,7 @@ def _looked(seen: Seen) -> Seen:
     level = centre(seen.losses[-LEVEL:])
     seen = seen._replace(noise=noise, best=level if seen.best is None else min(seen.best, level))
     patience = seen.patience
-    if seen.count % FORGIVEN < LOOK:
+    if seen.updates % FORGIVEN < LOOK:
         patience = tuple(max(0, p - 1) for p in patience)
     return seen._replace(up=seen.up + 1 if level > seen.usual else 0, patience=patience)
 
