@@ -137,3 +137,27 @@ def trainer(root: Any, **kwargs: Any) -> Any:
         "num_sanity_val_steps": 0,
     }
     return pl.Trainer(**{**settings, **kwargs})
+
+
+class Sharded(pl.LightningModule):
+    """A net whose parameters are DTensors.
+
+    Args:
+        configure: gives the optimizer, from the net.
+    """
+
+    def __init__(self, configure: Callable[[Any], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.configure = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), configure
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return self.configure(self.net)

@@ -21,7 +21,7 @@ import lightning_lr as llr
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.callbacks.finder import LRFinder
 from tests.pool import Pool
-from tests.small import Loader, Model, cosine, held_out, trainer
+from tests.small import Loader, Model, Sharded, cosine, held_out, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 
@@ -511,18 +511,8 @@ def test_ranks_give_up_together(pool: Pool, tmp_path: Path) -> None:
     assert "gives up" in first[5]
 
 
-class Sharded(pl.LightningModule):
-    """A net whose parameters are DTensors, with one fault each of two kinds on rank 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-    def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
+class Broken(Sharded):
+    """With one fault each of two kinds on rank 1."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -533,14 +523,11 @@ class Sharded(pl.LightningModule):
             with torch.no_grad():
                 next(self.net.parameters()).to_local().fill_(NAN)  # pyright: ignore
 
-    def configure_optimizers(self) -> Any:
-        return adamw(self.net)
-
 
 def fit_sharded(root: str) -> Any:
     from pytorch_lightning.strategies import ModelParallelStrategy
 
-    model, guard = Sharded(), DivergenceGuard(snapshot_every=10)
+    model, guard = Broken(adamw), DivergenceGuard(snapshot_every=10)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     made = trainer(root, max_epochs=6, callbacks=[guard], devices=2, strategy=strategy)
     made.fit(model, Loader(BATCHES, 16, offset=16 * made.global_rank))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import lightning_lr as llr
 from tests.pool import Pool
-from tests.small import Loader, Model, cosine, digits, held_out, sgd, trainer
+from tests.small import Loader, Model, Sharded, cosine, digits, held_out, sgd, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists")
 SHORT = {"steps": 30, "min_lr": 1e-4}
@@ -637,24 +637,6 @@ def test_two_ranks_with_different_data_find_one_rate(pool: Pool, tmp_path: Path)
     assert first == second
 
 
-class Sharded(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-    def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return adamw(self.net)
-
-
 def fit_sharded(root: str) -> tuple[Any, bool, Any]:
     from pytorch_lightning.strategies import ModelParallelStrategy
 
@@ -669,7 +651,7 @@ def fit_sharded(root: str) -> tuple[Any, bool, Any]:
 
     begun: list[Tensor] = []
     ended: list[bool] = []
-    finder, model = llr.LRFinder(), Sharded()
+    finder, model = llr.LRFinder(), Sharded(adamw)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     run = trainer(root, max_epochs=10, callbacks=[finder, Look()], devices=2, strategy=strategy)
     run.fit(model, Loader(8, 16, offset=16 * run.global_rank))

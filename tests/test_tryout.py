@@ -20,7 +20,7 @@ from lightning_lr.policies.divergence_state import Side
 from lightning_lr.trial import Trial
 from tests.pool import Pool
 from tests.scripted import LONGER, SIDES, guard
-from tests.small import Loader, Model, held_out, trainer
+from tests.small import Loader, Model, Sharded, held_out, trainer
 from tests.test_ways import check_resumed
 from tests.ways import WAYS
 from tests.witness import Fit, check
@@ -555,30 +555,10 @@ def test_ranks_try_out_alike(kind: Any, lag: Any, pool: Pool, tmp_path: Path) ->
     assert first[3] == [True, True] == second[3]
 
 
-class Sharded(pl.LightningModule):
-    """A net whose parameters are DTensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-    def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return adam(self.net)
-
-
 def fit_sharded(root: str, limit: float) -> Any:
     from pytorch_lightning.strategies import ModelParallelStrategy
 
-    model, watching = Sharded(), guard(8, 24, looks=LONGER, limit=limit)
+    model, watching = Sharded(adam), guard(8, 24, looks=LONGER, limit=limit)
     kept: list[list[Tensor]] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda *_: kept.append([p.to_local().clone() for p in model.net.parameters()])  # pyright: ignore
