@@ -394,7 +394,7 @@ def test_an_exception_in_the_middle_leaves_healthy_weights_and_a_checkpoint_that
 
     raises = True
     model, rests = Breaks(adam, dropout=0.0), Books()
-    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_exception=True)
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     with pytest.raises(RuntimeError, match="the user's own"):
         fit(model, tmp_path, rests, guard(14, looks=LONGER), keep, enable_checkpointing=True, batches=32)
     assert same([t.clone() for t in model.state_dict().values()], rests.batches[12][: len(model.state_dict())])
