@@ -300,9 +300,10 @@ class DivergencePolicy:
             state.rate,
             signals.rate,
             self.backoff,
-            learned=back.seen.gained,
+            learned=back.seen.gained or back.seen.updates >= rates.LASTING,
             sudden=here is None,
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
+            growth=max(seen.growth, suspicion.LARGE),
         )
         if not blamed:
             cause += "; its rate was healthy for long, and stays"
