@@ -186,19 +186,40 @@ def test_a_loss_that_rises_at_the_copys_weights_too_costs_a_trial_and_nothing_el
         assert verdicts[-1].factor == 1.0
 
 
-def test_a_start_that_blows_up_goes_back_to_it_at_a_sixteenth_of_the_rate() -> None:
+@pytest.mark.parametrize("most", [0.5, 2.0, math.inf])
+def test_a_start_that_blows_up_goes_back_to_it_at_a_rate_that_is_lower_the_larger_the_weights(most: float) -> None:
     state, _ = judge([])
     look, verdict = None, None
     for k in range(60):
         here = look in (None, "present")
+        size = min(0.1 * 8.0**k, most)
         loss = 2.3 * 2.0 ** min(k, 20) if here else 2.3
-        state, verdict = POLICY.step(state, Signals(loss, 1.0, side=look or "present", size=0.1 * 2.0 ** min(k, 20)))
+        state, verdict = POLICY.step(state, Signals(loss, 1.0, side=look or "present", size=size))
         look = verdict.look
         if verdict.kind == "rewind":
             break
     assert verdict is not None
     assert verdict.kind == "rewind"
-    assert verdict.factor == 0.5**4
+    growth = (most + suspicion.LEAST) / (0.1 + suspicion.LEAST)
+    assert verdict.factor == pytest.approx(max(0.5**2.5 / growth**1.25, 0.5**9))
+
+
+def test_a_layer_that_breaks_in_mid_run_is_not_the_rates_fault_though_nothing_was_learned() -> None:
+    """The loss of a target network, say, that stays where it began."""
+    numbers, state, look, verdict = random.Random(0), judge([])[0], None, None
+    for k in range(500):
+        here = look in (None, "present")
+        loss = 2.3 + numbers.gauss(0.0, 0.03) + (500.0 if k >= 400 and here else 0.0)
+        state, verdict = POLICY.step(state, Signals(loss, 1.0, side=look or "present", size=1.0 if k > 400 else 0.1))
+        look = verdict.look
+        if k % 20 == 10 and verdict.copy:
+            state = POLICY.copied(POLICY.promoted(state) if POLICY.settled(state) else state)
+        if verdict.kind == "rewind":
+            break
+    assert verdict is not None
+    assert verdict.kind == "rewind"
+    assert verdict.factor == 1.0
+    assert "stays" in verdict.cause
 
 
 @pytest.mark.parametrize(("size", "rewound"), [(1.0, True), (0.15, False)])
