@@ -145,13 +145,12 @@ class Generations:
         return self.newest if which == "newest" else self.best
 
     def restore(self, which: str, clock: int) -> Generation:
-        """Gives a copy back; from then on it is both the best and the newest."""
+        """Gives a copy back. After the best one it is the newest too; the newest leaves the best as it is."""
         target = self.get(which)
         target.snapshot.restore()
-        for other in self.kept:
-            if other is not target:
-                self._free = other.snapshot
-        self._best = self._newest = target
+        if target is self._best and self._newest is not target and self._newest is not None:
+            self._free = self._newest.snapshot
+            self._newest = target
         target.clock = clock
         return target
 

@@ -258,6 +258,20 @@ def test_the_first_copy_is_both_and_never_written_over_before_another_is_the_bes
     assert (pair.best.step, pair.best.clock, len(pair)) == (3, 7, 1)
 
 
+def test_the_newest_copy_that_comes_back_leaves_the_best_as_it_is() -> None:
+    net = Net()
+    pair = Generations(Source([net], []))
+    for clock in (0, 3, 5):
+        numbered(net, float(clock))
+        pair.take(clock, clock, promote=clock == 5)
+    numbered(net, 9.0)
+    assert pair.restore("newest", 6) is pair.newest
+    assert float(net.body[3].weight.detach()[0, 0]) == 5.0
+    assert [(g.step, g.clock) for g in pair.kept] == [(3, 3), (5, 6)]
+    assert pair.restore("best", 8) is pair.newest is pair.best
+    assert float(net.body[3].weight.detach()[0, 0]) == 3.0
+
+
 def test_two_copies_take_the_memory_of_two_whatever_becomes_of_them() -> None:
     net = Net()
     optimizer = OPTIMIZERS["AdamW"](net.parameters())

@@ -15,10 +15,10 @@ STEPS = 3
 """The most backoffs at once."""
 
 START, BLOWN, MOST = 2.5, 1.25, 9.0
-"""Backoffs after a start that failed: so many, more for each doubling of the weights, and the most. How large a rate has
-blown up the weights tells how far it was too high: of 87 tuning runs at ten to a thousand times their best rate 72 are
-rescued, and 57 with four backoffs for all. The tuned rate lies about a decade below the first one that overwrites the
-weights (Godbole et al., "Deep Learning Tuning Playbook")."""
+"""Backoffs after a start that failed: so many, more for each doubling of the weights, and the most. By how much a rate
+has blown up the weights tells how far it was too high: of 87 tuning runs at ten to a thousand times their best rate 72
+are rescued, and 57 with four backoffs for all. The tuned rate lies about a decade below the first one that overwrites
+the weights (Godbole et al., "Deep Learning Tuning Playbook")."""
 
 UNDER = 0.95
 """The ceiling after a failure of a raised rate: just under it. Jacobson, "Congestion avoidance and control" (1988)."""
@@ -35,8 +35,8 @@ class Rate(NamedTuple):
     """What is known about rates, all of them without the guard's own factor unless said otherwise.
 
     Args:
-        healthy: the highest effective rate at which `LASTING` updates were healthy, or that the schedule plans; 0.0
-            for none.
+        healthy: the highest effective rate at which `LASTING` updates were healthy, or that the schedule plans, and at
+            which none has failed since; 0.0 for none.
         recent: the highest effective rate since the best copy.
         cap: the highest effective rate allowed now; inf for none.
         ceiling: what the cap may grow to; inf for none.
@@ -134,7 +134,8 @@ def failed(
         cap = (known.healthy if raised else fault) * backoff**steps
         ceiling = cap if all_lost else fault * backoff
     ceiling = max(cap, min(known.ceiling, ceiling))
-    return now._replace(cap=cap, ceiling=ceiling, calm=0, failures=known.failures + 1), True
+    healthy = min(known.healthy, cap)
+    return now._replace(cap=cap, ceiling=ceiling, healthy=healthy, calm=0, failures=known.failures + 1), True
 
 
 def absolved(known: Rate) -> Rate:

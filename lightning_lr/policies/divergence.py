@@ -171,7 +171,7 @@ class DivergencePolicy:
             cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the largest of late"
         seen = suspicion.accepted(before, signals.loss, min(signals.grad_norm, bound))
         if self.trials and self.loss_falls:
-            why = suspicion.reason(seen)
+            why = suspicion.reason(seen, started=state.best.seen.updates > suspicion.LOOK)
             if why and state.spent <= FREE + BUDGET * state.update:
                 return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
         calm = seen.high == 0 and seen.up == 0 and signals.loss <= before.usual
@@ -228,15 +228,15 @@ class DivergencePolicy:
         if seen.nonfinite > NOTHING_FINITE:
             cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
             return self._answer(state, signals, "give_up", cause)
-        if self.trials and suspicion.reason(seen) == "nonfinite":
+        if self.trials and suspicion.reason(seen, started=True) == "nonfinite":
             return self._try(state, "nonfinite", signals)
         return self._answer(state, signals, "drop", f"{what} is not finite")
 
     def _try(self, state: DivergenceState, why: suspicion.Reason, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Begins a trial: this update is its first, at the present weights."""
         seen = state.seen
-        both = state.newest.update != state.best.update
-        newest = both and why in ("high", "nonfinite")
+        # one that came back just now and broke again is not asked once more
+        newest = state.newest.update != state.best.update and why in ("high", "nonfinite") and not state.rewinds
         usual = seen.highest if why == "high" else seen.usual
         margin = 0.04 * abs(seen.initial or 0.0) if why == "start" else seen.margin
         # what comes now is to show whether it were only these batches that were not finite
@@ -326,4 +326,5 @@ def _back(state: DivergenceState, to: Side) -> DivergenceState:
         # the start's level is known: what comes now may be an explosion again
         then = then._replace(initial=seen.initial, updates=suspicion.LOOK, asked=suspicion.LOOK)
     mark = Mark(mark.update, then)
-    return state._replace(seen=then, newest=mark, best=mark)
+    # the newest may have something wrong that its loss doesn't show: the best stays, for the next time
+    return state._replace(seen=then, newest=mark, best=state.best if to == "newest" else mark)

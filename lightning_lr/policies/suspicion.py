@@ -173,8 +173,8 @@ def wants_size(seen: Seen) -> bool:
     return seen.size == 0.0 or (due and not seen.gained)
 
 
-def reason(seen: Seen) -> Reason:
-    """Why a trial is due; empty when none is."""
+def reason(seen: Seen, *, started: bool) -> Reason:
+    """Why a trial is due; empty when none is. `started`: whether the best copy is a later one than the start's."""
     high, level, nonfinite, start = seen.patience
     if seen.nonfinite >= NONFINITE * 2**nonfinite:
         return "nonfinite"
@@ -183,7 +183,8 @@ def reason(seen: Seen) -> Reason:
     if seen.up >= UP * 4**level:
         return "level"
     if (
-        seen.growth > LARGE
+        not started
+        and seen.growth > LARGE
         and seen.updates - seen.asked >= DEAD_AFTER * 2**start
         and not seen.gained
         and seen.best is not None
