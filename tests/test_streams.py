@@ -66,7 +66,7 @@ class World:
             look, self.factor = verdict.look, verdict.factor
             if verdict.kind in ("rewind", "give_up"):
                 before = self.now[0]
-                copies["newest"] = copies["best"] = self.now = copies[verdict.to]
+                copies["newest"] = self.now = copies[verdict.to]
                 self.lost += before - self.now[0] + 1
                 taken = since = k
                 self.gave_up += verdict.kind == "give_up"

@@ -373,7 +373,7 @@ def test_weights_that_are_to_blame_come_back_at_the_trials_end(to: Any, last: An
     )
     fit(model, tmp_path, rests, watcher, watching, batches=32, max_epochs=1)
     back = copies[12][to == "newest"]
-    assert copies[19] == (back, back)
+    assert copies[19] == (copies[12][0], back)
     assert copies[-1][1] > copies[-1][0] > back
     names = list(model.state_dict())
     places = [names.index(name) for name, _ in model.named_parameters()]
@@ -382,6 +382,29 @@ def test_weights_that_are_to_blame_come_back_at_the_trials_end(to: Any, last: An
     assert watching.rewinds == 1
     assert watching.updates_lost == 20 - back
     assert watching.settling
+
+
+def test_after_the_newest_copy_the_best_is_still_there_and_nothing_is_lost_twice(tmp_path: Path) -> None:
+    class Breaks(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.number == 21:
+                kept.append((watching.generations.best.step, watching.generations.newest.step))
+                with torch.no_grad():
+                    self.head.weight.fill_(math.nan)
+
+    kept: list[tuple[int, int]] = []
+    model, rests = Breaks(momentum), Books()
+    watching = guard(14, looks=LONGER, outcome="weights", kind="rewind", to="newest")
+    fit(model, tmp_path, rests, watching, batches=32, max_epochs=1)
+    ((best, newest),) = kept
+    assert best < newest
+    names = list(model.state_dict())
+    places = [names.index(name) for name, _ in model.named_parameters()]
+    now, then = rests.batches[21], rests.batches[best - 1]
+    assert same([now[place] for place in places], [then[place] for place in places])
+    assert watching.rewinds == 2
+    # of 22 updates, all but those that the best copy has
+    assert watching.updates_lost == 22 - best
 
 
 def test_an_exception_in_the_middle_leaves_healthy_weights_and_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
