@@ -30,6 +30,10 @@ IN_A_ROW = 4
 UP = 2
 """Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
 
+BELIEVED = 12
+"""Updates before a norm may raise the limit. With three, 30 bad batches raised it 4^7 times, with twelve 4^2: of 65
+tuning runs with bad batches, or a rate too high for a while, 62 recovered, and 60 with three."""
+
 NONFINITE = 3
 """So many updates in a row that are not finite are no accident."""
 
@@ -137,7 +141,7 @@ def largest_norm(seen: Seen, limit: float | None) -> float:
     if limit is None or len(seen.norms) < LOOK:
         return math.inf
     # the latest are not believed yet: bad batches in a row must not raise the limit for one another
-    most = max(seen.norms[: 1 - IN_A_ROW])
+    most = max(seen.norms[: max(LOOK, len(seen.norms) - BELIEVED)])
     return limit * most if most > 0.0 else math.inf
 
 
