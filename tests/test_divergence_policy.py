@@ -87,12 +87,12 @@ def test_what_is_not_finite_is_dropped_and_never_remembered(bad: Signals, before
 def test_an_unusual_gradient_is_limited_once_and_then_known() -> None:
     state, _ = judge(learning(100))
     scales = []
-    for _ in range(5):
-        state, verdict = POLICY.step(state, Signals(0.5, 50.0))
+    for _ in range(suspicion.BELIEVED + 2):
+        state, verdict = POLICY.step(state, Signals(0.4, 50.0))
         assert verdict.kind == "accept"
         scales.append(verdict.scale)
     # bad batches in a row don't raise the limit for one another
-    assert scales == [4.0 / 50.0] * 4 + [16.0 / 50.0]
+    assert scales == [4.0 / 50.0] * (suspicion.BELIEVED + 1) + [16.0 / 50.0]
 
 
 def test_without_a_limit_nothing_is_limited() -> None:
