@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -174,10 +175,10 @@ class DivergencePolicy:
             why = suspicion.reason(seen)
             if why and state.spent <= FREE + BUDGET * state.update:
                 return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
-        calm = seen.high == 0 and seen.up == 0 and signals.loss <= before.usual
+        calm = not self.loss_falls or (seen.high == 0 and seen.up == 0 and signals.loss <= before.usual)
         rate = rates.calm(state.rate, signals.rate, self.backoff, grow=calm)
         state = state._replace(seen=seen, rate=rate)
-        return self._answer(state, signals, "accept", cause, scale=scale, copy=calm or not self.loss_falls)
+        return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
 
     def copied(self, state: DivergenceState) -> DivergenceState:
         """The state after a copy was taken of the weights at hand: before the update just judged was applied."""
@@ -237,7 +238,9 @@ class DivergencePolicy:
         seen = state.seen
         both = state.newest.update != state.best.update
         newest = both and why in ("high", "nonfinite")
-        usual = seen.highest if why == "high" else seen.usual
+        # before there is a level, and where the loss doesn't fall, any finite loss is as usual
+        usual = (seen.highest if why == "high" else seen.usual) if self.loss_falls else math.inf
+        usual = min(usual, sys.float_info.max)
         margin = 0.04 * abs(seen.initial or 0.0) if why == "start" else seen.margin
         # what comes now is to show whether it were only these batches that were not finite
         here = () if why == "nonfinite" else (signals.loss,)
@@ -254,16 +257,20 @@ class DivergencePolicy:
     def _tried(self, state: DivergenceState, trying: Trying, signals: Signals) -> tuple[DivergenceState, Verdict]:
         if signals.broken:
             return self._rewind(state, signals, "best", "the weights are not finite")
-        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, signals.loss))
+        # where updates were dropped for their gradients, a finite loss says nothing
+        useless = trying.why == "nonfinite" and not math.isfinite(signals.grad_norm)
+        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, math.inf if useless else signals.loss))
         state = state._replace(trying=trying)
         if not outcome:
             return self._look(state, signals)
         seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
-        words = f"loss {here:.3g} here" + (
-            "" if there is None else f", {there:.3g} at the weights of update {mark.update}"
-        )
+        words = f"{_loss(here)} here"
+        if there is not None:
+            # the second number needs no name
+            second = f"{there:.3g}" if max(here, there) < math.inf else _loss(there)
+            words += f", {second} at the weights of update {mark.update}"
         words += (
             f" ({len(trying.here)} and {len(trying.there)} batches)"
             if trying.there
@@ -316,6 +323,11 @@ class DivergencePolicy:
         seen, factor = state.seen, state.rate.factor(signals.rate)
         limit, measure = suspicion.largest_norm(seen, self.limit), suspicion.wants_size(seen)
         return state, Verdict(kind, cause, limit=limit, factor=factor, measure=measure, **more)
+
+
+def _loss(middle: float) -> str:
+    """A trial's median loss in words."""
+    return f"loss {middle:.3g}" if middle < math.inf else "none finite"
 
 
 def _back(state: DivergenceState, to: Side) -> DivergenceState:
