@@ -189,7 +189,9 @@ def test_weights_that_are_huge_come_back_after_a_trial_whose_words_name_both_los
     assert model.finite_at_rest[-1]
     assert not all(model.finite_at_rest)
     (line,) = [line for line in guard.journal.story if "rewound to step" in line]
-    found = re.search(r"loss (\S+) here, (\S+) at the weights of update (\d+) .*the weights are to blame", line)
+    found = re.search(
+        r"loss (?:or gradient )?(\S+) here, (\S+) at the weights of update (\d+) .*the weights are to blame", line
+    )
     assert found, line
     here, there, update = map(float, found.groups())
     assert here > 1e6
@@ -586,6 +588,31 @@ def test_a_rewind_before_validation_leaves_no_job_of_another_optimizer(tmp_path:
         fit(model, tmp_path, guard, epochs=6)
         assert (guard.skips, guard.rewinds) == ((0, 1) if breaks else (2, 0))
         assert all(bool(weight.isfinite().all()) for weight in model.weights())
+
+
+@pytest.mark.filterwarnings("ignore:lightning_lr has seen no step of SGD")
+@pytest.mark.parametrize(("second", "every"), [(1, 10), (1, "auto"), (5, 10), (50, 10), (1000, "auto"), (None, 5)])
+def test_a_copy_is_proven_however_often_copies_are_taken_and_optimizers_step(
+    second: int | None, every: Any, tmp_path: Path
+) -> None:
+    class Uneven(TwoAtTheEnd):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            for index, optimizer in enumerate(self.optimizers()):
+                if index == 0 or (second is not None and number % second == second - 1):
+                    optimizer.zero_grad()
+                    self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+                    optimizer.step()
+
+    class Look(pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            steps.extend(copy.clock for copy in guard.generations.kept)
+
+    steps: list[int] = []
+    guard: Any = DivergenceGuard(snapshot_every=every, loss_falls=second is None)
+    fit(Uneven(), tmp_path, guard, Look(), epochs=10)
+    best, newest = steps
+    assert guard.record.counts["judged"] - 50 < best < newest
 
 
 class Second(pl.Callback):

@@ -288,13 +288,13 @@ def test_nothing_finite_at_any_weights_ends_the_run_after_hundreds_of_updates(lo
     assert 0.9 * NOTHING_FINITE < count < 2 * NOTHING_FINITE
 
 
-def test_words_of_a_trial_in_which_no_gradient_was_finite_name_no_loss() -> None:
+def test_words_of_a_trial_in_which_no_gradient_was_finite_speak_of_it() -> None:
     state, verdict = POLICY.step(learned(), Signals(0.5, NAN))
     for _ in range(6):
         look = verdict.look or "present"
         state, verdict = POLICY.step(state, Signals(0.5, NAN if look == "present" else 1.0, side=look))
     assert verdict.kind == "rewind"
-    assert verdict.cause.startswith("none finite here, loss 0.5 at the weights of update 290 (2 and 2 batches)")
+    assert verdict.cause.startswith("loss or gradient inf here, 0.5 at the weights of update 290 (2 and 2 batches)")
 
 
 def test_where_the_loss_need_not_fall_a_rise_blames_no_weights_and_keeps_no_rate_low() -> None:

@@ -44,7 +44,8 @@ class DivergenceGuard(LRCallback):
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
         snapshot_every: updates between copies, >= 1; or `"auto"`: as often as costs at most 1% of the training time,
-            between 10 and 500. Only a number gives two runs the same rewinds for certain.
+            between 10 and 500. Only a number gives two runs the same rewinds for certain. A copy stays for at least 8
+            updates, in which it shows whether it is healthy.
         memory_limit: the most host memory for the two copies of this rank together, in bytes; None: no limit. Copies
             grow with the optimizer's state: Adam's are three times the weights.
         save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind, and to go on

@@ -136,7 +136,7 @@ class Guarding(Guarded):
             self.buffers.restore(self.buffers.count - job.kept + 1)
         self._plan(judge, verdict)
         if self.tryout is None and not back:
-            self._copy(clock)
+            self._copy(judge, clock)
         ledger = self._run.ledger
         if ledger.factor(self.name, judge.index, 0) != verdict.factor:
             factor = judge.factor(verdict, signals.rate)

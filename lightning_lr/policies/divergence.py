@@ -184,13 +184,26 @@ class DivergencePolicy:
         """The state after a copy was taken of the weights at hand: before the update just judged was applied."""
         return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
 
-    def settled(self, state: DivergenceState) -> bool:
+    def rests(self, state: DivergenceState) -> bool:
+        """Has this optimizer made no update since the newest copy?"""
+        return state.seen.updates == state.newest.seen.updates
+
+    def waits(self, state: DivergenceState) -> bool:
+        """Has the newest copy yet to show whether it may become the best? If it were replaced now, none ever would."""
+        since = state.seen.updates - state.newest.seen.updates
+        return state.newest.update != state.best.update and 0 < since < PROOF
+
+    def settled(self, state: DivergenceState, *, slow: bool = False) -> bool:
         """Is the newest copy healthy, and no worse than the best?
 
         The start's weights stay until something is learned, or a plateau has lasted with weights not much larger.
+
+        Args:
+            state: of one optimizer.
+            slow: whether updates enough of another optimizer have shown it.
         """
         seen, since = state.seen, state.seen.updates - state.newest.seen.updates
-        if state.trying is not None or since < PROOF:
+        if state.trying is not None or (since < PROOF and not slow):
             return False
         if not self.loss_falls:
             return True
@@ -266,11 +279,10 @@ class DivergencePolicy:
         seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
-        words = f"{_loss(here)} here"
-        if there is not None:
-            # the second number needs no name
-            second = f"{there:.3g}" if max(here, there) < math.inf else _loss(there)
-            words += f", {second} at the weights of update {mark.update}"
+        what = "loss or gradient" if here == math.inf and trying.why == "nonfinite" else "loss"
+        words = f"{what} {here:.3g} here" + (
+            "" if there is None else f", {there:.3g} at the weights of update {mark.update}"
+        )
         words += (
             f" ({len(trying.here)} and {len(trying.there)} batches)"
             if trying.there
@@ -323,11 +335,6 @@ class DivergencePolicy:
         seen, factor = state.seen, state.rate.factor(signals.rate)
         limit, measure = suspicion.largest_norm(seen, self.limit), suspicion.wants_size(seen)
         return state, Verdict(kind, cause, limit=limit, factor=factor, measure=measure, **more)
-
-
-def _loss(middle: float) -> str:
-    """A trial's median loss in words."""
-    return f"loss {middle:.3g}" if middle < math.inf else "none finite"
 
 
 def _back(state: DivergenceState, to: Side) -> DivergenceState:
