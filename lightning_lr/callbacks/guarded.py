@@ -178,7 +178,12 @@ class Guarded:
             if self.tryout.counted:
                 self._counted = self._run.trainer.current_epoch
             self.tryout.end_batch(batch_idx)
-            if self.tryout.over:
+            if self.tryout.idle:
+                judge = self.judges[self.tryout.owner]
+                judge.state = self.policy.broken_off(judge.state)
+                name = self._run.names_at((judge.index, 0)).optimizer
+                self._run.journal.tell(f"{self.name}: trial broken off: {name}, which it is of, makes no updates")
+            if self.tryout.over or self.tryout.idle:
                 self.close()
 
     def cut_batch(self) -> None:
