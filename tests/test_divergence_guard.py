@@ -615,6 +615,36 @@ def test_a_copy_is_proven_however_often_copies_are_taken_and_optimizers_step(
     assert guard.record.counts["judged"] - 50 < best < newest
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_optimizers_that_share_one_backward_pass_share_its_loss(lag: Any, tmp_path: Path) -> None:
+    class Shared(TwoAtTheEnd):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            # a loss that is not finite, and gradients that are
+            bad = torch.tensor(math.inf if self.trainer.fit_loop.epoch_loop.total_batch_idx == 20 else 0.0)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss + bad)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    guard: Any = DivergenceGuard(lag=lag)
+    # it would warn that it sees no loss
+    fit(Shared(), tmp_path, guard)
+    assert guard.skips == 2
+    first, second = (state.seen.losses for state in guard.states)
+    assert first == second
+    assert len(set(first)) > 50
+
+
+def test_what_is_frozen_and_was_never_finite_is_nobodys_fault(tmp_path: Path) -> None:
+    model = Faulty(momentum, {20: "nanloss", 40: "nanloss", 60: "weight"})
+    model.mask = nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+    guard: Any = DivergenceGuard(snapshot_every=10)
+    fit(model, tmp_path, guard)
+    assert (guard.skips, guard.rewinds) == (2, 1)
+
+
 class Second(pl.Callback):
     """Gives the trainer two optimizers in the middle of an epoch."""
 

@@ -63,6 +63,8 @@ class Guarded:
         self.take_back: Callable[[], None] | None = None
         """Undoes the verdict of the update under way, until that is made."""
         self.meter = LossMeter()
+        self.shared: tuple[int, torch.Tensor] | None = None
+        """The latest loss in the batch under way, and the optimizer that it was measured for."""
         # the last epoch of which a batch has counted: after a resume its start is not always told
         self._counted = -1
         # of a trial that an exception has ended, for a checkpoint that somebody may still save
@@ -160,7 +162,7 @@ class Guarded:
 
     def begin_batch(self, batch: Any, batch_idx: int) -> None:
         """Keeps what the batch may spoil, and puts a trial's weights in place."""
-        first, trainer = not self.meter.losses, self._run.trainer
+        first, trainer, self.shared = not self.meter.losses, self._run.trainer, None
         for judge in self.judges:
             judge.seen, judge.dropped = False, judge.dropped and not first
         if first:

@@ -48,7 +48,7 @@ class Guarding(Guarded):
 
     def _see(self, judge: Judge) -> None:
         """The gradients of an update are there, and not used yet."""
-        index, trainer, tryout, loss = judge.index, self._run.trainer, self.tryout, self.meter.take()
+        index, trainer, tryout, loss = judge.index, self._run.trainer, self.tryout, self._loss(judge.index)
         if self._run.ledger.evaluations(index) > 1 or (tryout is None and self._run.ledger.in_trial(index)):
             # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
             return
@@ -77,6 +77,15 @@ class Guarding(Guarded):
             job, judge.job = judge.job, None
         if job is not None:
             self._judge(judge, job)
+
+    def _loss(self, index: int) -> Tensor | None:
+        """The loss of an update: of optimizers that share one backward pass in a batch each has the same."""
+        loss = self.meter.take()
+        if loss is not None:
+            self.shared = index, loss
+        elif self.shared is not None and self.shared[0] != index:
+            loss = self.shared[1]
+        return loss
 
     def judge_late(self) -> None:
         """Before somebody looks at the weights: judges what `lag` has left open."""
