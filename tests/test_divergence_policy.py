@@ -317,6 +317,20 @@ def test_where_the_loss_need_not_fall_a_rise_blames_no_weights_and_keeps_no_rate
     assert (state.rewinds, verdicts[-1].factor) == (0, 1.0)
 
 
+def test_an_update_at_a_rate_of_zero_says_nothing_about_rates() -> None:
+    # a ramp begins there, and some schedules end there
+    state, verdicts = judge(
+        [Signals(2.3, 1.0, 0.0), *[Signals(2.3, 1.0, 1e-5)] * 3, Signals(NAN, NAN, 1e-5, broken=True)]
+    )
+    assert verdicts[-1].factor < 0.2
+    lowered = state.rate
+    state, verdicts = judge([Signals(2.3, 1.0, 0.0)] * 5, POLICY, state)
+    assert state.rate == lowered
+    state, verdicts = judge([Signals(NAN, NAN, 0.0, broken=True)], POLICY, state)
+    assert verdicts[-1].kind == "rewind"
+    assert state.rate.cap == lowered.cap
+
+
 def test_rewinds_to_a_start_that_do_not_help_end_in_giving_up() -> None:
     state, kinds, factors = judge([Signals(2.3, 1.0)])[0], [], []
     while "give_up" not in kinds:

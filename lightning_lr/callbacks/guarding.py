@@ -147,7 +147,8 @@ class Guarding(Guarded):
         if self.tryout is None and not back:
             self._copy(judge, clock)
         ledger = self._run.ledger
-        if ledger.factor(self.name, judge.index, 0) != verdict.factor:
+        # at a rate of 0 any factor would do: the one before stays
+        if signals.rate > 0.0 and ledger.factor(self.name, judge.index, 0) != verdict.factor:
             factor = judge.factor(verdict, signals.rate)
             ledger.set_factor(self.name, factor, judge.reason, optimizer=judge.index)
         self.record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, back)

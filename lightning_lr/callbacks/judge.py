@@ -121,7 +121,7 @@ class Ground:
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
         numbers = [torch.as_tensor(number, dtype=widest_float(self._device)) for number in more.values()]
         pending = start(loss, self.parameters(index), scale, numbers, device=self._device, sharded=self.sharded)
-        return Job(pending, rate if rate > 0.0 else 1.0, side, kept, tuple(more))
+        return Job(pending, max(rate, 0.0), side, kept, tuple(more))
 
     def broken(self) -> bool:
         """Whether the weights are not finite, on any rank; a collective of its own."""

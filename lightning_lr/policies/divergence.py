@@ -324,7 +324,7 @@ class DivergencePolicy:
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
             growth=max(seen.growth, suspicion.LARGE),
         )
-        if not blamed:
+        if not blamed and signals.rate > 0.0:
             cause += "; its rate was healthy for long, and stays"
         kind = "rewind" if rate.rewinds <= self.max_rewinds else "give_up"
         return self._answer(back._replace(rate=rate, trying=None), signals, kind, cause, to=to, **numbers)
