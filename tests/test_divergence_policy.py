@@ -263,6 +263,15 @@ def test_without_trials_or_a_loss_that_falls_no_loss_is_suspicious() -> None:
         assert {v.kind for v in verdicts} == {"accept"}
 
 
+def test_without_trials_a_level_that_is_up_for_good_keeps_no_copy_away() -> None:
+    policy, numbers = DivergencePolicy(trials=False), random.Random(0)
+    state, _ = judge(learning(400), policy)
+    state = state._replace(rate=state.rate._replace(cap=0.5))
+    _, verdicts = judge([Signals(1.2 + numbers.gauss(0.0, 0.01), 1.0) for _ in range(1000)], policy, state)
+    assert all(v.copy for v in verdicts[200:])
+    assert verdicts[-1].factor == 1.0
+
+
 def test_three_updates_that_are_not_finite_are_tried_out() -> None:
     _, verdicts = trial(learned(), lambda: NAN, lambda: 0.4)
     assert [v.kind for v in verdicts] == ["drop", "drop", "hold", "hold", "hold", "hold", "rewind"]

@@ -164,9 +164,9 @@ class Ground:
         )
 
     def nonfinite(self) -> list[str]:
-        """The names of the trained parameters that are not finite on this rank."""
-        trained = {name: p for name, p in self._trained().items() if name not in self._infinite}
-        return [name for name, p in trained.items() if not bool(local(p.detach()).isfinite().all())]
+        """The names of the parameters that are not finite on this rank."""
+        found = [(name, p) for name, p in self._module.named_parameters() if name not in self._infinite]
+        return [name for name, p in found if not bool(local(p.detach()).isfinite().all())]
 
     def _trained(self) -> dict[str, Tensor]:
         held = {id(p) for index in range(len(self._run.ledger.optimizers)) for p in self.parameters(index)}

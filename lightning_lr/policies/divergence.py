@@ -175,7 +175,9 @@ class DivergencePolicy:
             why = suspicion.reason(seen)
             if why and state.spent <= FREE + BUDGET * state.update:
                 return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
-        calm = not self.loss_falls or (seen.high == 0 and seen.up == 0 and signals.loss <= before.usual)
+        # without trials nothing could ever clear a level of its suspicion
+        level = not self.trials or (seen.up == 0 and signals.loss <= before.usual)
+        calm = not self.loss_falls or (seen.high == 0 and level)
         rate = rates.calm(state.rate, signals.rate, self.backoff, grow=calm)
         state = state._replace(seen=seen, rate=rate)
         return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
