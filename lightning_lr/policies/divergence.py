@@ -115,8 +115,8 @@ class DivergencePolicy:
       a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
       back, and the rate is lowered if it may be to blame; see `backoff`.
     - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
-      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row to weights
-      that have learned nothing do not help.
+      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row don't help
+      against weights that are not finite, or to ones that have learned nothing.
 
     Args:
         limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: to nothing.
