@@ -413,6 +413,11 @@ def test_settings_outside_their_bounds_are_refused(settings: Any, words: str) ->
         DivergenceGuard(**settings)
 
 
+def test_a_second_guard_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one DivergenceGuard.* got 2 \(DivergenceGuard, Second\): leave Divergence"):
+        fit(Faulty(), tmp_path, DivergenceGuard(), DivergenceGuard(name="Second"))
+
+
 def test_a_second_fit_starts_from_nothing(tmp_path: Path) -> None:
     guard = DivergenceGuard(snapshot_every=10)
     fit(Faulty(faults={40: "weight"}), tmp_path, guard)

@@ -61,12 +61,11 @@ class DivergenceGuard(LRCallback):
         incidents_dir: a folder for the batch, the signals and the parameters of every incident, of which each rank
             keeps the first 10 and the latest 90; None: none is written.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different ones: `DivergenceGuard(..., name="Second")`.
+        name: under which its factor is kept and shown; by default the class's own.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` below two
-            copies.
+            copies, and for a second guard.
         DivergenceError: when it gives up.
 
     Example:
@@ -149,6 +148,13 @@ class DivergenceGuard(LRCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            guards = [peer.name for peer in self.run.peers if isinstance(peer, DivergenceGuard)]
+            if len(guards) > 1:
+                # each would take the other's trials and rewinds for updates
+                raise ValueError(
+                    f"a run has one DivergenceGuard, which judges all optimizers, but got {len(guards)} "
+                    f"({', '.join(guards)}): {self.left_out}"
+                )
             self.go_first(trainer)
 
     def reset(self) -> None:
