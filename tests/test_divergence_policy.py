@@ -295,6 +295,8 @@ def test_nothing_finite_at_any_weights_ends_the_run_after_hundreds_of_updates(lo
         assert verdict.outcome in ("", "data")
         look = verdict.look
     assert 0.9 * NOTHING_FINITE < count < 2 * NOTHING_FINITE
+    assert verdict.to == "newest"
+    assert state.best == state.newest
 
 
 def test_words_of_a_trial_in_which_no_gradient_was_finite_speak_of_it() -> None:

@@ -243,7 +243,9 @@ class DivergencePolicy:
             return self._rewind(state, signals, "newest" if fit else "best", "the weights are not finite")
         if seen.nonfinite > NOTHING_FINITE:
             cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
-            return self._answer(state, signals, "give_up", cause)
+            # nothing speaks against the weights of late
+            to = "newest" if seen.high == 0 else "best"
+            return self._answer(_back(state, to), signals, "give_up", cause, to=to)
         if self.trials and suspicion.reason(seen) == "nonfinite":
             return self._try(state, "nonfinite", signals)
         return self._answer(state, signals, "drop", f"{what} is not finite")
