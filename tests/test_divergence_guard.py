@@ -676,6 +676,29 @@ def test_frozen_weights_that_no_copy_has_are_named_when_it_gives_up(tmp_path: Pa
     assert model.is_finite()
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("bad", [3, 4, 10, 40])
+def test_bad_batches_of_two_optimizers_leave_no_trace_in_running_statistics(bad: int, lag: Any, tmp_path: Path) -> None:
+    class Normed(TwoAtTheEnd):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(64)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            images = batch[0] * (NAN if 50 <= number < 50 + bad else 1.0)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(nn.functional.cross_entropy(self(self.norm(images)), batch[1]))
+                optimizer.step()
+
+    model, guard = Normed(), DivergenceGuard(snapshot_every=10, lag=lag)
+    fit(model, tmp_path, guard, epochs=12)
+    assert guard.summary()["held"] > 0
+    assert guard.rewinds == 0
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
 class Second(pl.Callback):
     """Gives the trainer two optimizers in the middle of an epoch."""
 

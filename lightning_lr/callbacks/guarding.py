@@ -62,6 +62,8 @@ class Guarding(Guarded):
             return
         if tryout is not None and (tryout.owner != index or tryout.over):
             self._drop(judge)
+            # in the batch in which a trial begins, and after a rewind, they are the run's own
+            self.buffers.restore()
             return
         self.take_back = self._remember()
         job = self._start(judge, loss)
@@ -141,7 +143,8 @@ class Guarding(Guarded):
             back = self._rewind(judge, verdict, clock)
         elif not late:
             self._apply(judge, verdict)
-        elif verdict.kind == "drop":
+        elif not finite(signals):
+            # dropped, or the first of a trial
             self.buffers.restore(self.buffers.count - job.kept + 1)
         self._plan(judge, verdict)
         if self.tryout is None and not back:
@@ -201,6 +204,8 @@ class Guarding(Guarded):
             )
         self.keeper.restore(verdict.to, clock + 1)
         target.lost = counts["lost"]
+        # what is dropped after this in the same batch must not bring those of the broken weights
+        self.buffers.keep()
         self.take_back = None
         for other in self.judges:
             other.job, other.copy = None, False
