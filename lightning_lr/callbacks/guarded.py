@@ -142,6 +142,9 @@ class Guarded:
         elif all(one.copy for one in (active if late else self.judges)) and keeper.due(clock):
             if not late and any(policy.waits(one.state) for one in active):
                 return
+            if self.lag and self.ground.broken():
+                # only the updates before the one at hand are judged
+                return
             slow = late and len(self.judges) > 1
             promote = all(policy.settled(one.state, slow=slow) for one in active)
             if not keeper.take(clock, self._run.journal.step, self.record.counts["lost"], promote=promote):
