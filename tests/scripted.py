@@ -85,7 +85,13 @@ class Script:
     def copied(self, state: Played) -> Played:
         return state._replace(marks=(*state.marks, f"copied {state.update}"))
 
-    def settled(self, state: Played) -> bool:
+    def rests(self, state: Played) -> bool:
+        return False
+
+    def waits(self, state: Played) -> bool:
+        return False
+
+    def settled(self, state: Played, *, slow: bool = False) -> bool:
         return state.update >= 9
 
     def promoted(self, state: Played) -> Played:

@@ -189,7 +189,9 @@ def test_weights_that_are_huge_come_back_after_a_trial_whose_words_name_both_los
     assert model.finite_at_rest[-1]
     assert not all(model.finite_at_rest)
     (line,) = [line for line in guard.journal.story if "rewound to step" in line]
-    found = re.search(r"loss (\S+) here, (\S+) at the weights of update (\d+) .*the weights are to blame", line)
+    found = re.search(
+        r"loss (?:or gradient )?(\S+) here, (\S+) at the weights of update (\d+) .*the weights are to blame", line
+    )
     assert found, line
     here, there, update = map(float, found.groups())
     assert here > 1e6
@@ -411,6 +413,11 @@ def test_settings_outside_their_bounds_are_refused(settings: Any, words: str) ->
         DivergenceGuard(**settings)
 
 
+def test_a_second_guard_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one DivergenceGuard.* got 2 \(DivergenceGuard, Second\): leave Divergence"):
+        fit(Faulty(), tmp_path, DivergenceGuard(), DivergenceGuard(name="Second"))
+
+
 def test_a_second_fit_starts_from_nothing(tmp_path: Path) -> None:
     guard = DivergenceGuard(snapshot_every=10)
     fit(Faulty(faults={40: "weight"}), tmp_path, guard)
@@ -586,6 +593,110 @@ def test_a_rewind_before_validation_leaves_no_job_of_another_optimizer(tmp_path:
         fit(model, tmp_path, guard, epochs=6)
         assert (guard.skips, guard.rewinds) == ((0, 1) if breaks else (2, 0))
         assert all(bool(weight.isfinite().all()) for weight in model.weights())
+
+
+@pytest.mark.filterwarnings("ignore:lightning_lr has seen no step of SGD")
+@pytest.mark.parametrize(("second", "every"), [(1, 10), (1, "auto"), (5, 10), (50, 10), (1000, "auto"), (None, 5)])
+def test_a_copy_is_proven_however_often_copies_are_taken_and_optimizers_step(
+    second: int | None, every: Any, tmp_path: Path
+) -> None:
+    class Uneven(TwoAtTheEnd):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            for index, optimizer in enumerate(self.optimizers()):
+                if index == 0 or (second is not None and number % second == second - 1):
+                    optimizer.zero_grad()
+                    self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+                    optimizer.step()
+
+    class Look(pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            steps.extend(copy.clock for copy in guard.generations.kept)
+
+    steps: list[int] = []
+    guard: Any = DivergenceGuard(snapshot_every=every, loss_falls=second is None)
+    fit(Uneven(), tmp_path, guard, Look(), epochs=10)
+    best, newest = steps
+    assert guard.record.counts["judged"] - 50 < best < newest
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_optimizers_that_share_one_backward_pass_share_its_loss(lag: Any, tmp_path: Path) -> None:
+    class Shared(TwoAtTheEnd):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            # a loss that is not finite, and gradients that are
+            bad = torch.tensor(math.inf if self.trainer.fit_loop.epoch_loop.total_batch_idx == 20 else 0.0)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss + bad)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    guard: Any = DivergenceGuard(lag=lag)
+    # it would warn that it sees no loss
+    fit(Shared(), tmp_path, guard)
+    assert guard.skips == 2
+    first, second = (state.seen.losses for state in guard.states)
+    assert first == second
+    assert len(set(first)) > 50
+
+
+def test_what_is_frozen_and_was_never_finite_is_nobodys_fault(tmp_path: Path) -> None:
+    model = Faulty(momentum, {20: "nanloss", 40: "nanloss", 60: "weight"})
+    model.mask = nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+    guard: Any = DivergenceGuard(snapshot_every=10)
+    fit(model, tmp_path, guard)
+    assert (guard.skips, guard.rewinds) == (2, 1)
+
+
+def test_frozen_weights_that_no_copy_has_are_named_when_it_gives_up(tmp_path: Path) -> None:
+    class Follows(Faulty):
+        def on_train_batch_end(self, *_: Any) -> None:
+            super().on_train_batch_end()
+            with torch.no_grad():
+                self.teacher.weight.lerp_(self.head.weight, 0.1)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            apart = (self.teacher.weight - self.head.weight).square().mean()
+            return super().training_step(batch, batch_idx) + apart
+
+    def trained(module: Any) -> Any:
+        return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.05)
+
+    model, guard = Follows(trained, {40: "weight"}), DivergenceGuard(lag=1)
+    model.teacher = nn.Linear(32, 10).requires_grad_(False)
+    with pytest.raises(DivergenceError, match=r"not finite: teacher\.weight$"):
+        fit(model, tmp_path, guard)
+    # an optimizer that has them too is the way to copies of them
+    model, guard = Follows(momentum, {40: "weight"}), DivergenceGuard(lag=1)
+    model.teacher = nn.Linear(32, 10).requires_grad_(False)
+    fit(model, tmp_path, guard)
+    assert guard.rewinds == 1
+    assert model.is_finite()
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("bad", [3, 4, 10, 40])
+def test_bad_batches_of_two_optimizers_leave_no_trace_in_running_statistics(bad: int, lag: Any, tmp_path: Path) -> None:
+    class Normed(TwoAtTheEnd):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(64)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            images = batch[0] * (NAN if 50 <= number < 50 + bad else 1.0)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(nn.functional.cross_entropy(self(self.norm(images)), batch[1]))
+                optimizer.step()
+
+    model, guard = Normed(), DivergenceGuard(snapshot_every=10, lag=lag)
+    fit(model, tmp_path, guard, epochs=12)
+    assert guard.summary()["held"] > 0
+    assert guard.rewinds == 0
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
 
 
 class Second(pl.Callback):

@@ -263,6 +263,15 @@ def test_without_trials_or_a_loss_that_falls_no_loss_is_suspicious() -> None:
         assert {v.kind for v in verdicts} == {"accept"}
 
 
+def test_without_trials_a_level_that_is_up_for_good_keeps_no_copy_away() -> None:
+    policy, numbers = DivergencePolicy(trials=False), random.Random(0)
+    state, _ = judge(learning(400), policy)
+    state = state._replace(rate=state.rate._replace(cap=0.5))
+    _, verdicts = judge([Signals(1.2 + numbers.gauss(0.0, 0.01), 1.0) for _ in range(1000)], policy, state)
+    assert all(v.copy for v in verdicts[200:])
+    assert verdicts[-1].factor == 1.0
+
+
 def test_three_updates_that_are_not_finite_are_tried_out() -> None:
     _, verdicts = trial(learned(), lambda: NAN, lambda: 0.4)
     assert [v.kind for v in verdicts] == ["drop", "drop", "hold", "hold", "hold", "hold", "rewind"]
@@ -275,13 +284,62 @@ def test_batches_that_are_not_finite_are_no_fault_of_the_weights() -> None:
     assert verdicts[-1].factor == 1.0
 
 
-def test_nothing_finite_at_any_weights_ends_the_run_and_not_before_hundreds_of_updates() -> None:
-    state, look, count, verdict = learned(), None, 0, None
+@pytest.mark.parametrize("loss", [NAN, 0.4])
+@pytest.mark.parametrize("before", [0, 1, 300])
+def test_nothing_finite_at_any_weights_ends_the_run_after_hundreds_of_updates(loss: float, before: int) -> None:
+    state = learned() if before == 300 else judge(learning(before))[0]
+    look, count, verdict = None, 0, None
     while verdict is None or (verdict.kind != "give_up" and count < 2000):
         count += 1
-        state, verdict = POLICY.step(state, Signals(NAN, NAN, side=look or "present"))
+        state, verdict = POLICY.step(state, Signals(loss, NAN, side=look or "present"))
+        assert verdict.outcome in ("", "data")
         look = verdict.look
     assert 0.9 * NOTHING_FINITE < count < 2 * NOTHING_FINITE
+    assert verdict.to == "newest"
+    assert state.best == state.newest
+
+
+def test_words_of_a_trial_in_which_no_gradient_was_finite_speak_of_it() -> None:
+    state, verdict = POLICY.step(learned(), Signals(0.5, NAN))
+    for _ in range(6):
+        look = verdict.look or "present"
+        state, verdict = POLICY.step(state, Signals(0.5, NAN if look == "present" else 1.0, side=look))
+    assert verdict.kind == "rewind"
+    assert verdict.cause.startswith("loss or gradient inf here, 0.5 at the weights of update 290 (2 and 2 batches)")
+
+
+def test_where_the_loss_need_not_fall_a_rise_blames_no_weights_and_keeps_no_rate_low() -> None:
+    policy, numbers = DivergencePolicy(loss_falls=False), random.Random(0)
+    state, verdicts, look = judge([], policy)[0], [], None
+    for k in range(5150):
+        loss = 1.0 + k / 500 + numbers.gauss(0.0, 0.005)
+        one = Signals(loss if look in (None, "present") else 1.0, 1.0, side=look or "present")
+        if look is None and k % 1000 in (300, 301, 302):
+            one = Signals(NAN, NAN)
+        elif k % 400 == 399:
+            one = Signals(NAN, NAN, broken=True)
+        state, verdict = policy.step(state, one)
+        look = verdict.look
+        verdicts.append(verdict)
+        if verdict.copy and k % 20 == 0:
+            state = policy.copied(policy.promoted(state) if policy.settled(state) else state)
+    assert {v.outcome for v in verdicts} == {"", "passed"}
+    assert {v.kind for v in verdicts} == {"accept", "drop", "hold", "rewind"}
+    assert (state.rewinds, verdicts[-1].factor) == (0, 1.0)
+
+
+def test_an_update_at_a_rate_of_zero_says_nothing_about_rates() -> None:
+    # a ramp begins there, and some schedules end there
+    state, verdicts = judge(
+        [Signals(2.3, 1.0, 0.0), *[Signals(2.3, 1.0, 1e-5)] * 3, Signals(NAN, NAN, 1e-5, broken=True)]
+    )
+    assert verdicts[-1].factor < 0.2
+    lowered = state.rate
+    state, verdicts = judge([Signals(2.3, 1.0, 0.0)] * 5, POLICY, state)
+    assert state.rate == lowered
+    state, verdicts = judge([Signals(NAN, NAN, 0.0, broken=True)], POLICY, state)
+    assert verdicts[-1].kind == "rewind"
+    assert state.rate.cap == lowered.cap
 
 
 def test_a_copy_that_breaks_again_is_not_gone_back_to_once_more() -> None:

@@ -70,6 +70,14 @@ def test_resumed_around_an_incident_it_ends_as_the_uninterrupted_run(tmp_path: P
         assert resumed.states == ended.states, step
 
 
+@pytest.mark.parametrize("at", range(30, 42))
+def test_weights_that_break_when_a_copy_is_due_are_not_copied(at: int, tmp_path: Path) -> None:
+    model, watching = Faulty(momentum, {at: "weight"}), guard()
+    fit(model, tmp_path, watching)
+    assert watching.rewinds == 1
+    assert model.finite_at_rest[-1]
+
+
 @pytest.mark.parametrize("lag", [-1, 2, 0.5, None])
 def test_another_lag_is_refused(lag: Any) -> None:
     with pytest.raises(ValueError, match="lag must be 0 or 1"):

@@ -349,6 +349,34 @@ def test_an_epoch_of_three_batches_has_metrics_all_through_a_trial(tmp_path: Pat
     assert losses[2]["train_loss_epoch"] == pytest.approx(first[1])
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_where_an_epoch_has_one_update_a_trial_comes_to_its_end_and_epochs_have_metrics(
+    parts: int, tmp_path: Path
+) -> None:
+    rests, watching = Books(), guard(4, looks=("present", "best", "best", "present"))
+    settings = {"batches": parts, "accumulate_grad_batches": parts, "max_epochs": 12, "limit_val_batches": 0}
+    fit(Net(), tmp_path, rests, watching, **settings)
+    assert all(epoch["train_loss_epoch"] > 0.0 for epoch in rests.epochs)
+    assert [side for side, _ in watching.states[0].seen] == ["present", "present", "present", "best", "present"]
+    assert watching.summary()["trials_passed"] == 1
+    assert watching.summary()["judged"] == 12
+
+
+def test_a_trial_of_an_optimizer_that_makes_no_more_updates_is_broken_off_in_words(tmp_path: Path) -> None:
+    class Phases(Pair):
+        def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+            found: Any = super().optimizers(use_pl_optimizer)
+            return found[:1] if self.number < 8 else found[1:]
+
+    model, watching = Phases(), guard(8)
+    fit(model, tmp_path, watching, batches=32, max_epochs=3)
+    assert [mark for mark in watching.states[0].marks if "broken" in mark] == ["broken off 8"]
+    assert sum("trial broken off" in line for line in watching.journal.story) == 1
+    # the other's updates count from then on: its own eighth begins a trial that ends
+    assert watching.summary()["trials_passed"] == 1
+    assert watching.states[1].update == 3 * 32 - 8 - 33
+
+
 def test_a_trial_is_told_and_counted(tmp_path: Path) -> None:
     watching = guard(8, outcome="data", incidents_dir=tmp_path / "kept")
     fit(Net(), tmp_path, watching, logger=True)

@@ -44,7 +44,8 @@ class DivergenceGuard(LRCallback):
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
         snapshot_every: updates between copies, >= 1; or `"auto"`: as often as costs at most 1% of the training time,
-            between 10 and 500. Only a number gives two runs the same rewinds for certain.
+            between 10 and 500. Only a number gives two runs the same rewinds for certain. A copy stays for at least 8
+            updates, in which it shows whether it is healthy.
         memory_limit: the most host memory for the two copies of this rank together, in bytes; None: no limit. Copies
             grow with the optimizer's state: Adam's are three times the weights.
         save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind, and to go on
@@ -60,12 +61,11 @@ class DivergenceGuard(LRCallback):
         incidents_dir: a folder for the batch, the signals and the parameters of every incident, of which each rank
             keeps the first 10 and the latest 90; None: none is written.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different ones: `DivergenceGuard(..., name="Second")`.
+        name: under which its factor is kept and shown; by default the class's own.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` below two
-            copies.
+            copies, and for a second guard.
         DivergenceError: when it gives up.
 
     Example:
@@ -148,6 +148,13 @@ class DivergenceGuard(LRCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            guards = [peer.name for peer in self.run.peers if isinstance(peer, DivergenceGuard)]
+            if len(guards) > 1:
+                # each would take the other's trials and rewinds for updates
+                raise ValueError(
+                    f"a run has one DivergenceGuard, which judges all optimizers, but got {len(guards)} "
+                    f"({', '.join(guards)}): {self.left_out}"
+                )
             self.go_first(trainer)
 
     def reset(self) -> None:

@@ -19,6 +19,7 @@ from lightning_lr.console import count
 from lightning_lr.generations import Generations
 from lightning_lr.internals import averaged_models, scaler_in_use
 from lightning_lr.memory import parted
+from lightning_lr.policies.divergence import PROOF
 from lightning_lr.shards import reshard
 from lightning_lr.signals import LossMeter
 from lightning_lr.source import Source
@@ -62,6 +63,8 @@ class Guarded:
         self.take_back: Callable[[], None] | None = None
         """Undoes the verdict of the update under way, until that is made."""
         self.meter = LossMeter()
+        self.shared: tuple[int, torch.Tensor] | None = None
+        """The latest loss in the batch under way, and the optimizer that it was measured for."""
         # the last epoch of which a batch has counted: after a resume its start is not always told
         self._counted = -1
         # of a trial that an exception has ended, for a checkpoint that somebody may still save
@@ -127,20 +130,29 @@ class Guarded:
 
         return back
 
-    def _copy(self, clock: int) -> None:
-        """Takes a copy of the weights at hand if one is due and every judge lets it."""
-        keeper, newest = self.keeper, self.keeper.generations.newest
+    def _copy(self, judge: Judge, clock: int) -> None:
+        """Takes a copy of the weights at hand, after a verdict, if one is due and every judge lets it."""
+        keeper, newest, policy = self.keeper, self.keeper.generations.newest, self.policy
+        # an optimizer that makes few updates, or none any more, must not keep the others from having copies
+        late = clock - newest.clock >= PROOF * len(self.judges)
+        active = [one for one in self.judges if one is judge or not policy.rests(one.state)]
         if newest.clock == clock > keeper.since:
             # of an update that was judged, and is judged again since something raised before it was made
             promote = newest.promoted
-        elif all(judge.copy for judge in self.judges) and keeper.due(clock):
-            promote = all(self.policy.settled(judge.state) for judge in self.judges)
+        elif all(one.copy for one in (active if late else self.judges)) and keeper.due(clock):
+            if not late and any(policy.waits(one.state) for one in active):
+                return
+            if self.lag and self.ground.broken():
+                # only the updates before the one at hand are judged
+                return
+            slow = late and len(self.judges) > 1
+            promote = all(policy.settled(one.state, slow=slow) for one in active)
             if not keeper.take(clock, self._run.journal.step, self.record.counts["lost"], promote=promote):
                 return
         else:
             return
-        for judge in self.judges:
-            judge.state = self.policy.copied(self.policy.promoted(judge.state) if promote else judge.state)
+        for one in self.judges:
+            one.state = policy.copied(policy.promoted(one.state) if promote else one.state)
 
     def _adopt(self, judge: Judge, clock: int) -> None:
         """Takes parameters that an optimizer has gained into the copies."""
@@ -153,7 +165,7 @@ class Guarded:
 
     def begin_batch(self, batch: Any, batch_idx: int) -> None:
         """Keeps what the batch may spoil, and puts a trial's weights in place."""
-        first, trainer = not self.meter.losses, self._run.trainer
+        first, trainer, self.shared = not self.meter.losses, self._run.trainer, None
         for judge in self.judges:
             judge.seen, judge.dropped = False, judge.dropped and not first
         if first:
@@ -171,7 +183,12 @@ class Guarded:
             if self.tryout.counted:
                 self._counted = self._run.trainer.current_epoch
             self.tryout.end_batch(batch_idx)
-            if self.tryout.over:
+            if self.tryout.idle:
+                judge = self.judges[self.tryout.owner]
+                judge.state = self.policy.broken_off(judge.state)
+                name = self._run.names_at((judge.index, 0)).optimizer
+                self._run.journal.tell(f"{self.name}: trial broken off: {name}, which it is of, makes no updates")
+            if self.tryout.over or self.tryout.idle:
                 self.close()
 
     def cut_batch(self) -> None:

@@ -48,7 +48,7 @@ class Guarding(Guarded):
 
     def _see(self, judge: Judge) -> None:
         """The gradients of an update are there, and not used yet."""
-        index, trainer, tryout, loss = judge.index, self._run.trainer, self.tryout, self.meter.take()
+        index, trainer, tryout, loss = judge.index, self._run.trainer, self.tryout, self._loss(judge.index)
         if self._run.ledger.evaluations(index) > 1 or (tryout is None and self._run.ledger.in_trial(index)):
             # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
             return
@@ -62,6 +62,8 @@ class Guarding(Guarded):
             return
         if tryout is not None and (tryout.owner != index or tryout.over):
             self._drop(judge)
+            # in the batch in which a trial begins, and after a rewind, they are the run's own
+            self.buffers.restore()
             return
         self.take_back = self._remember()
         job = self._start(judge, loss)
@@ -77,6 +79,15 @@ class Guarding(Guarded):
             job, judge.job = judge.job, None
         if job is not None:
             self._judge(judge, job)
+
+    def _loss(self, index: int) -> Tensor | None:
+        """The loss of an update: of optimizers that share one backward pass in a batch each has the same."""
+        loss = self.meter.take()
+        if loss is not None:
+            self.shared = index, loss
+        elif self.shared is not None and self.shared[0] != index:
+            loss = self.shared[1]
+        return loss
 
     def judge_late(self) -> None:
         """Before somebody looks at the weights: judges what `lag` has left open."""
@@ -132,13 +143,15 @@ class Guarding(Guarded):
             back = self._rewind(judge, verdict, clock)
         elif not late:
             self._apply(judge, verdict)
-        elif verdict.kind == "drop":
+        elif not finite(signals):
+            # dropped, or the first of a trial
             self.buffers.restore(self.buffers.count - job.kept + 1)
         self._plan(judge, verdict)
         if self.tryout is None and not back:
-            self._copy(clock)
+            self._copy(judge, clock)
         ledger = self._run.ledger
-        if ledger.factor(self.name, judge.index, 0) != verdict.factor:
+        # at a rate of 0 any factor would do: the one before stays
+        if signals.rate > 0.0 and ledger.factor(self.name, judge.index, 0) != verdict.factor:
             factor = judge.factor(verdict, signals.rate)
             ledger.set_factor(self.name, factor, judge.reason, optimizer=judge.index)
         self.record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, back)
@@ -191,6 +204,8 @@ class Guarding(Guarded):
             )
         self.keeper.restore(verdict.to, clock + 1)
         target.lost = counts["lost"]
+        # what is dropped after this in the same batch must not bring those of the broken weights
+        self.buffers.keep()
         self.take_back = None
         for other in self.judges:
             other.job, other.copy = None, False

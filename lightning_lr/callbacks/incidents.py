@@ -110,7 +110,7 @@ class Incidents:
         told = {
             f"{n['limited']} limited": n["limited"],
             f"{n['dropped']} dropped": n["dropped"],
-            f"{n['held']} held for trials ({self._trials()})": n["held"] or self._trials(),
+            f"{n['held']} held for trials ({self._trials() or 'none ended'})": n["held"] or self._trials(),
             count(n["rewinds"], "rewind"): n["rewinds"],
             f"{count(n['lost'], 'update')} lost": n["lost"],
         }

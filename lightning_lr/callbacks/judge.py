@@ -106,6 +106,9 @@ class Ground:
     def __init__(self, run: Run, name: str, module: Any, scaler: Any, *, sharded: bool) -> None:
         self._run, self._name, self._module, self.scaler, self.sharded = run, name, module, scaler, sharded
         self._device = run.trainer.strategy.root_device
+        # a mask of -inf, say: nobody has broken it
+        frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+        self._infinite = {name for name, p in frozen if not bool(local(p.detach()).isfinite().all())}
 
     def parameters(self, index: int) -> list[Tensor]:
         """The parameters of an optimizer."""
@@ -118,11 +121,11 @@ class Ground:
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
         numbers = [torch.as_tensor(number, dtype=widest_float(self._device)) for number in more.values()]
         pending = start(loss, self.parameters(index), scale, numbers, device=self._device, sharded=self.sharded)
-        return Job(pending, rate if rate > 0.0 else 1.0, side, kept, tuple(more))
+        return Job(pending, max(rate, 0.0), side, kept, tuple(more))
 
     def broken(self) -> bool:
         """Whether the weights are not finite, on any rank; a collective of its own."""
-        parts = [local(p.detach()) for p in self._module.parameters()]
+        parts = [local(p.detach()) for name, p in self._module.named_parameters() if name not in self._infinite]
         bad = sum((~p.isfinite().all()).to(self._device, torch.float32) for p in parts if p.is_floating_point())
         number = torch.as_tensor(bad, dtype=torch.float32, device=self._device)
         return measure(None, [], None, [number], device=self._device).more[0] > 0.0
@@ -161,8 +164,9 @@ class Ground:
         )
 
     def nonfinite(self) -> list[str]:
-        """The names of the trained parameters that are not finite on this rank."""
-        return [name for name, p in self._trained().items() if not bool(local(p.detach()).isfinite().all())]
+        """The names of the parameters that are not finite on this rank."""
+        found = [(name, p) for name, p in self._module.named_parameters() if name not in self._infinite]
+        return [name for name, p in found if not bool(local(p.detach()).isfinite().all())]
 
     def _trained(self) -> dict[str, Tensor]:
         held = {id(p) for index in range(len(self._run.ledger.optimizers)) for p in self.parameters(index)}

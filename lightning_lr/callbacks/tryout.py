@@ -13,6 +13,9 @@ from lightning_lr.ledger import Ledger
 from lightning_lr.policies.divergence_state import Side, Verdict
 from lightning_lr.trial import Trial
 
+IDLE = 32
+"""Windows in a row without an update of the optimizer that asked for the trial, after which it makes none any more."""
+
 
 class Tryout:
     """Puts the state that a verdict wants looked at in place, within each batch, until one wants none.
@@ -23,7 +26,8 @@ class Tryout:
 
     An update is the unit: in a window of accumulation the side stays the same, and so it does for all updates that a
     training step makes under manual optimization. What is logged counts for nothing, except in an epoch's first
-    window, which looks at `present` whatever is wanted: an epoch has to have training metrics.
+    window, which looks at `present` whatever is wanted: an epoch has to have training metrics. Where epochs have only
+    one window, every other one looks at what is wanted, and counts.
 
     Args:
         owner: the index of the optimizer whose judge asked for it.
@@ -48,30 +52,38 @@ class Tryout:
         self._aside: Aside | None = None
         self._scratch: Trial | None = None
         self._wanted: Side = "present"
-        self._counts = self.inside = self.failed = self.over = False
+        self._counts = self._put_off = self.inside = self.failed = self.over = False
+        self._idle = 0
         self.side: Side | None = None
         """The weights of the window under way; None between two."""
         if saved is not None:
             self._wanted, self.side, self._counts = saved["wanted"], saved["side"], saved["counts"]
+            self._put_off, self._idle = saved["put_off"], saved["idle"]
 
     def state_dict(self) -> dict[str, Any]:
         """Between two batches: all that the next one needs."""
-        return {"owner": self.owner, "wanted": self._wanted, "side": self.side, "counts": self._counts}
+        window = {"side": self.side, "counts": self._counts, "put_off": self._put_off, "idle": self._idle}
+        return {"owner": self.owner, "wanted": self._wanted, **window}
 
     def plan(self, verdict: Verdict) -> None:
         """What the next update's batches are for; `over` if for nothing any more."""
-        self.over = verdict.look is None
+        self.over, self._idle = verdict.look is None, 0
         if verdict.look is not None:
             self._wanted = verdict.look
 
     def remember(self) -> Callable[[], None]:
         """Gives what takes `plan` back."""
-        before = self._wanted, self.over
+        before = self._wanted, self.over, self._idle
 
         def back() -> None:
-            self._wanted, self.over = before
+            self._wanted, self.over, self._idle = before
 
         return back
+
+    @property
+    def idle(self) -> bool:
+        """Whether the optimizer that asked makes no updates any more."""
+        return self._idle > IDLE
 
     @property
     def counted(self) -> bool:
@@ -88,7 +100,9 @@ class Tryout:
         aside = self._began()
         if self.side is None or aside.window_begins(batch_idx):
             self._counts = must_count
-            self.side = "present" if must_count else self._wanted
+            # the epoch before may have had no other window for it
+            self._put_off = must_count and not self._put_off and self._wanted != "present"
+            self.side = "present" if self._put_off else self._wanted
         self.inside = True
         aside.begin_batch(counts=self._counts)
         try:
@@ -106,9 +120,11 @@ class Tryout:
 
     def end_batch(self, batch_idx: int) -> None:
         """Puts the run's own state in place."""
+        inside = self.inside
         self.rest()
         if self._aside is not None and self._aside.window_over(batch_idx):
             self.side = None
+            self._idle += inside
 
     def rest(self) -> None:
         """Puts the run's own state in place, wherever in a batch something raised."""

@@ -66,6 +66,9 @@ class Rate(NamedTuple):
 
 def calm(known: Rate, rate: float, backoff: float, *, grow: bool) -> Rate:
     """An update was accepted at `rate`; with `grow` nothing speaks against it."""
+    if rate <= 0.0:
+        # it moves nothing: no rate is known from it
+        return known
     used = min(rate, known.cap)
     cap, ceiling, count = known.cap, known.ceiling, known.calm + 1
     since = known.since + 1
@@ -121,6 +124,8 @@ def failed(
     now = known._replace(
         recent=0.0, since=0, rewinds=rewinds, above=0, before=known.before if known.rewinds else known.cap
     )
+    if fault <= 0.0:
+        return now, False
     if learned and known.healthy >= fault and (known.since >= LASTING or (sudden and not known.rewinds)):
         # a flipped bit, say: one failure in hundreds of updates is none of a rate's that was healthy for long
         return now, False

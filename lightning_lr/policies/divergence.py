@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -114,8 +115,8 @@ class DivergencePolicy:
       a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
       back, and the rate is lowered if it may be to blame; see `backoff`.
     - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
-      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row to weights
-      that have learned nothing do not help.
+      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row don't help
+      against weights that are not finite, or to ones that have learned nothing.
 
     Args:
         limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: to nothing.
@@ -174,22 +175,37 @@ class DivergencePolicy:
             why = suspicion.reason(seen, started=state.best.seen.updates > suspicion.LOOK)
             if why and state.spent <= FREE + BUDGET * state.update:
                 return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
-        calm = seen.high == 0 and seen.up == 0 and signals.loss <= before.usual
+        # without trials nothing could ever clear a level of its suspicion
+        level = not self.trials or (seen.up == 0 and signals.loss <= before.usual)
+        calm = not self.loss_falls or (seen.high == 0 and level)
         rate = rates.calm(state.rate, signals.rate, self.backoff, grow=calm)
         state = state._replace(seen=seen, rate=rate)
-        return self._answer(state, signals, "accept", cause, scale=scale, copy=calm or not self.loss_falls)
+        return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
 
     def copied(self, state: DivergenceState) -> DivergenceState:
         """The state after a copy was taken of the weights at hand: before the update just judged was applied."""
         return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
 
-    def settled(self, state: DivergenceState) -> bool:
+    def rests(self, state: DivergenceState) -> bool:
+        """Has this optimizer made no update since the newest copy?"""
+        return state.seen.updates == state.newest.seen.updates
+
+    def waits(self, state: DivergenceState) -> bool:
+        """Has the newest copy yet to show whether it may become the best? If it were replaced now, none ever would."""
+        since = state.seen.updates - state.newest.seen.updates
+        return state.newest.update != state.best.update and 0 < since < PROOF
+
+    def settled(self, state: DivergenceState, *, slow: bool = False) -> bool:
         """Is the newest copy healthy, and no worse than the best?
 
         The start's weights stay until something is learned, or a plateau has lasted with weights not much larger.
+
+        Args:
+            state: of one optimizer.
+            slow: whether updates enough of another optimizer have shown it.
         """
         seen, since = state.seen, state.seen.updates - state.newest.seen.updates
-        if state.trying is not None or since < PROOF:
+        if state.trying is not None or (since < PROOF and not slow):
             return False
         if not self.loss_falls:
             return True
@@ -227,7 +243,9 @@ class DivergencePolicy:
             return self._rewind(state, signals, "newest" if fit else "best", "the weights are not finite")
         if seen.nonfinite > NOTHING_FINITE:
             cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
-            return self._answer(state, signals, "give_up", cause)
+            # nothing speaks against the weights of late
+            to = "newest" if seen.high == 0 else "best"
+            return self._answer(_back(state, to), signals, "give_up", cause, to=to)
         if self.trials and suspicion.reason(seen, started=True) == "nonfinite":
             return self._try(state, "nonfinite", signals)
         return self._answer(state, signals, "drop", f"{what} is not finite")
@@ -237,7 +255,9 @@ class DivergencePolicy:
         seen = state.seen
         # one that came back just now and broke again is not asked once more
         newest = state.newest.update != state.best.update and why in ("high", "nonfinite") and not state.rewinds
-        usual = seen.highest if why == "high" else seen.usual
+        # before there is a level, and where the loss doesn't fall, any finite loss is as usual
+        usual = (seen.highest if why == "high" else seen.usual) if self.loss_falls else math.inf
+        usual = min(usual, sys.float_info.max)
         margin = 0.04 * abs(seen.initial or 0.0) if why == "start" else seen.margin
         # what comes now is to show whether it were only these batches that were not finite
         here = () if why == "nonfinite" else (signals.loss,)
@@ -254,14 +274,17 @@ class DivergencePolicy:
     def _tried(self, state: DivergenceState, trying: Trying, signals: Signals) -> tuple[DivergenceState, Verdict]:
         if signals.broken:
             return self._rewind(state, signals, "best", "the weights are not finite")
-        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, signals.loss))
+        # where updates were dropped for their gradients, a finite loss says nothing
+        useless = trying.why == "nonfinite" and not math.isfinite(signals.grad_norm)
+        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, math.inf if useless else signals.loss))
         state = state._replace(trying=trying)
         if not outcome:
             return self._look(state, signals)
         seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
-        words = f"loss {here:.3g} here" + (
+        what = "loss or gradient" if here == math.inf and trying.why == "nonfinite" else "loss"
+        words = f"{what} {here:.3g} here" + (
             "" if there is None else f", {there:.3g} at the weights of update {mark.update}"
         )
         words += (
@@ -305,7 +328,7 @@ class DivergencePolicy:
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
             growth=max(seen.growth, suspicion.LARGE),
         )
-        if not blamed:
+        if not blamed and signals.rate > 0.0:
             cause += "; its rate was healthy for long, and stays"
         kind = "rewind" if rate.rewinds <= self.max_rewinds else "give_up"
         return self._answer(back._replace(rate=rate, trying=None), signals, kind, cause, to=to, **numbers)

@@ -17,7 +17,7 @@ class Signals(NamedTuple):
     Args:
         loss: the mean loss over micro-batches and ranks, unscaled.
         grad_norm: the 2-norm of the whole gradient before clipping, >= 0.
-        rate: the rate that the run would have without the guard (the largest of all groups), > 0. Its unit is free, it
+        rate: the rate that the run would have without the guard (the largest of all groups), >= 0. Its unit is free, it
             only has to stay the same through the run.
         side: the weights that loss and gradient were computed at.
         size: the root mean square of the run's trained weights; None where it was not measured.

@@ -25,7 +25,8 @@ LEVEL = 24
 """Losses that make up a level: their median has a standard error of a quarter of a loss's noise."""
 
 IN_A_ROW = 4
-"""Losses in a row above all of the window: by chance, one in 128^4. One above where the run began counts twice."""
+"""Losses in a row above all of the window: by chance, once in twelve million. One above where the run began counts
+twice."""
 
 UP = 2
 """Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
@@ -56,8 +57,8 @@ a rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at thei
 its plateau, at ten times its best rate, 3.7."""
 
 PATIENCE = 6
-"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), at most
-so many times."""
+"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), which
+counts twice after a trial that blamed the data; at most so many times."""
 
 FORGIVEN = 1000
 """Accepted updates after which it has to last half as long again."""
