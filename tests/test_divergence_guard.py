@@ -379,7 +379,7 @@ def test_a_rewind_makes_plateau_decay_forget(tmp_path: Path) -> None:
 
 def test_after_three_rewinds_without_progress_a_finder_is_asked_for_a_rate(tmp_path: Path) -> None:
     finder, guard = LRFinder(at=None, progress_bar=False), DivergenceGuard(snapshot_every=10)
-    model = Faulty(lambda m: momentum(m, 500.0))
+    model = Faulty(lambda m: momentum(m, 5e4))
     made = fit(model, tmp_path, guard, finder, epochs=24)
     assert guard.rewinds >= 3
     assert len(finder.findings) == 1

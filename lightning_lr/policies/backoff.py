@@ -143,6 +143,14 @@ def failed(
     return now._replace(cap=cap, ceiling=ceiling, healthy=healthy, calm=0, failures=known.failures + 1), True
 
 
+def held(known: Rate, rate: float) -> Rate:
+    """A level is lost, and no copy is better: a rate above any that was healthy is held at the last one that was."""
+    used = min(rate, known.cap)
+    if not 0.0 < RAISED * known.healthy < used:
+        return known
+    return known._replace(cap=known.healthy, ceiling=min(known.ceiling, used * UNDER), recent=0.0, calm=0, above=0)
+
+
 def absolved(known: Rate) -> Rate:
     """Lower and lower rates have not helped: it is none of the rate's, which grows back to where it was."""
     return known._replace(ceiling=known.before, rewinds=0, since=0, recent=0.0)

@@ -198,7 +198,7 @@ class DivergencePolicy:
     def settled(self, state: DivergenceState, *, slow: bool = False) -> bool:
         """Is the newest copy healthy, and no worse than the best?
 
-        The start's weights stay until something is learned, or a plateau has lasted with weights not much larger.
+        The start's weights stay until something is learned, or a plateau has lasted (longer with weights much larger).
 
         Args:
             state: of one optimizer.
@@ -210,7 +210,8 @@ class DivergencePolicy:
         if not self.loss_falls:
             return True
         losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        fit = seen.gained or (seen.updates >= suspicion.WINDOW and seen.growth <= suspicion.LARGE)
+        plateau = suspicion.WINDOW * (1 if seen.growth <= suspicion.LARGE else 4)
+        fit = seen.gained or seen.updates >= plateau
         return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
     def promoted(self, state: DivergenceState) -> DivergenceState:
@@ -253,8 +254,10 @@ class DivergencePolicy:
     def _try(self, state: DivergenceState, why: suspicion.Reason, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Begins a trial: this update is its first, at the present weights."""
         seen = state.seen
-        # one that came back just now and broke again is not asked once more
-        newest = state.newest.update != state.best.update and why in ("high", "nonfinite") and not state.rewinds
+        # neither one that came back just now and broke again, nor one of a start that may be exploding
+        early = not seen.gained and seen.updates < suspicion.WINDOW
+        newest = state.newest.update != state.best.update and why in ("high", "nonfinite")
+        newest = newest and not early and not state.rewinds
         # before there is a level, and where the loss doesn't fall, any finite loss is as usual
         usual = (seen.highest if why == "high" else seen.usual) if self.loss_falls else math.inf
         usual = min(usual, sys.float_info.max)
@@ -294,7 +297,8 @@ class DivergencePolicy:
         )
         if outcome == "weights":
             knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
-            if not knows and here < math.inf and seen.growth <= suspicion.LARGE:
+            large = suspicion.LARGE * (2.0 if trying.why == "level" else 1.0)
+            if not knows and here < math.inf and seen.growth <= large:
                 outcome = (
                     "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
                 )
@@ -308,6 +312,7 @@ class DivergencePolicy:
         seen = suspicion.doubted(seen, trying.why, 2 if outcome == "data" else 1)
         if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
             seen = suspicion.new_level(seen, here)
+            state = state._replace(rate=rates.held(state.rate, signals.rate))
         # while nothing is finite the trial's own updates count too
         count = seen.nonfinite + trying.batches if trying.why == "nonfinite" and outcome == "data" else 0
         state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + trying.batches)
@@ -323,7 +328,7 @@ class DivergencePolicy:
             state.rate,
             signals.rate,
             self.backoff,
-            learned=back.seen.gained or back.seen.updates >= rates.LASTING,
+            learned=back.seen.gained or (back.seen.updates >= rates.LASTING and back.seen.growth <= suspicion.LARGE),
             sudden=here is None,
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
             growth=max(seen.growth, suspicion.LARGE),

@@ -31,10 +31,6 @@ twice."""
 UP = 2
 """Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
 
-BELIEVED = 12
-"""Updates before a norm may raise the limit. With three, 30 bad batches raised it 4^7 times, with twelve 4^2: of 65
-tuning runs with bad batches, or a rate too high for a while, 62 recovered, and 60 with three."""
-
 NONFINITE = 3
 """So many updates in a row that are not finite are no accident."""
 
@@ -141,8 +137,9 @@ def largest_norm(seen: Seen, limit: float | None) -> float:
     """The largest norm that the next gradient may have."""
     if limit is None or len(seen.norms) < LOOK:
         return math.inf
-    # the latest are not believed yet: bad batches in a row must not raise the limit for one another
-    most = max(seen.norms[: max(LOOK, len(seen.norms) - BELIEVED)])
+    # the latest are not believed yet: bad batches in a row must not raise the limit for one another. After 30 of them
+    # it is 4^3 times as high; with four updates it was 4^7
+    most = max(seen.norms[: max(LOOK, len(seen.norms) - LOOK)])
     return limit * most if most > 0.0 else math.inf
 
 
