@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -13,11 +14,15 @@ from lightning_lr.internals import metric_states, metric_updates, scaler_tensors
 from lightning_lr.memory import bytes_of, entries, nested, slots, states
 from lightning_lr.shards import local
 
+SAMPLE = 16
+"""Elements of a frozen parameter that are looked at: what writes one by hand writes all of it."""
+
 
 class Source:
     """Finds all that a snapshot holds, anew at each call: optimizers make state late, and models gain parameters.
 
-    Parameters that no optimizer has and that need no gradient are left out: nobody changes them.
+    Parameters that no optimizer has and that need no gradient are left out, until `notice` finds that the run writes
+    them itself (a teacher, a target network).
 
     Args:
         modules: the model, and copies of it that are kept along (averaged weights).
@@ -27,15 +32,48 @@ class Source:
 
     def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], scaler: Any = None) -> None:
         self.modules, self.optimizers, self.scaler = list(modules), list(optimizers), scaler
+        self._written: set[str] = set()
+        self._samples = self._sampled()
 
     def parameters(self) -> dict[str, Tensor]:
-        """The model's trained parameters, by key."""
+        """The model's parameters that change, by key."""
         held = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
         return {
             f"parameter/0/{name}": p
             for name, p in self.modules[0].named_parameters()
-            if p.requires_grad or id(p) in held
+            if p.requires_grad or id(p) in held or name in self._written
         }
+
+    def notice(self) -> bool:
+        """Looks whether frozen parameters have been written since the start; whether any more than were known.
+
+        Sharded ones are not looked at: ranks must not differ in what they find.
+        """
+        now = self._sampled()
+        found = {name for name, sample in now.items() if not torch.equal(sample, self._samples.get(name, sample))}
+        found -= self._written
+        self._written |= found
+        return bool(found)
+
+    @torch.no_grad()
+    def _sampled(self) -> dict[str, Tensor]:
+        """A few elements of each parameter that isn't known to change, in host memory."""
+        known = self.parameters()
+        frozen = {
+            name: p.detach().flatten()
+            for name, p in self.modules[0].named_parameters()
+            if f"parameter/0/{name}" not in known and not hasattr(p, "to_local") and p.numel() and not p.is_meta
+        }
+        parts = [flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE] for flat in frozen.values()]
+        # one wait for each device and type, not one for each parameter
+        kinds = [(part.device, part.dtype) for part in parts]
+        found: dict[str, Tensor] = {}
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, one in enumerate(kinds) if one == kind]
+            held = torch.cat([parts[place] for place in places]).cpu()
+            pieces = held.split([len(parts[place]) for place in places])
+            found.update(zip((list(frozen)[place] for place in places), pieces, strict=True))
+        return found
 
     def named(self) -> dict[str, Tensor]:
         """All parameters, trained or not, and all buffers, by key."""

@@ -650,30 +650,40 @@ def test_what_is_frozen_and_was_never_finite_is_nobodys_fault(tmp_path: Path) ->
     assert (guard.skips, guard.rewinds) == (2, 1)
 
 
-def test_frozen_weights_that_no_copy_has_are_named_when_it_gives_up(tmp_path: Path) -> None:
-    class Follows(Faulty):
-        def on_train_batch_end(self, *_: Any) -> None:
-            super().on_train_batch_end()
-            with torch.no_grad():
-                self.teacher.weight.lerp_(self.head.weight, 0.1)
+class Follows(Faulty):
+    """Its teacher, which no optimizer has, follows the head by hand."""
 
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            apart = (self.teacher.weight - self.head.weight).square().mean()
-            return super().training_step(batch, batch_idx) + apart
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.teacher = nn.Linear(32, 10).requires_grad_(False)
 
-    def trained(module: Any) -> Any:
-        return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.05)
+    def on_train_batch_end(self, *_: Any) -> None:
+        super().on_train_batch_end()
+        with torch.no_grad():
+            self.teacher.weight.lerp_(self.head.weight, 0.1)
 
-    model, guard = Follows(trained, {40: "weight"}), DivergenceGuard(lag=1)
-    model.teacher = nn.Linear(32, 10).requires_grad_(False)
-    with pytest.raises(DivergenceError, match=r"not finite: teacher\.weight$"):
-        fit(model, tmp_path, guard)
-    # an optimizer that has them too is the way to copies of them
-    model, guard = Follows(momentum, {40: "weight"}), DivergenceGuard(lag=1)
-    model.teacher = nn.Linear(32, 10).requires_grad_(False)
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        apart = (self.teacher.weight - self.head.weight).square().mean()
+        return super().training_step(batch, batch_idx) + apart
+
+
+def trained(module: Any) -> Any:
+    return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.05)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("optimizer", [trained, momentum])
+def test_a_teacher_that_is_written_by_hand_comes_back_too(optimizer: Any, lag: Any, tmp_path: Path) -> None:
+    model, guard = Follows(optimizer, {40: "weight"}), DivergenceGuard(lag=lag)
     fit(model, tmp_path, guard)
     assert guard.rewinds == 1
     assert model.is_finite()
+
+
+def test_frozen_weights_that_no_copy_has_are_named_when_it_gives_up(tmp_path: Path) -> None:
+    model, guard = Follows(trained, {4: "weight"}), DivergenceGuard(lag=1)
+    with pytest.raises(DivergenceError, match=r"not finite: teacher\.weight$"):
+        fit(model, tmp_path, guard)
 
 
 @pytest.mark.parametrize("lag", [0, 1])

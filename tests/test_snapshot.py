@@ -158,6 +158,26 @@ def test_frozen_parameters_take_no_memory() -> None:
     assert "parameter/0/body.3.weight" in snapshot._host
 
 
+def test_frozen_parameters_that_somebody_writes_are_copied_from_then_on() -> None:
+    net = Net()
+    for p in net.body[0].parameters():
+        p.requires_grad_(False)
+    source = Source([net], [])
+    assert not source.notice()
+    with torch.no_grad():
+        net.body[0].weight.mul_(0.9)
+    assert source.notice()
+    assert not source.notice()
+    snapshot = Snapshot(source)
+    snapshot.take()
+    then = net.body[0].weight.clone()
+    with torch.no_grad():
+        net.body[0].weight.fill_(float("nan"))
+    snapshot.restore()
+    assert torch.equal(net.body[0].weight, then)
+    assert "parameter/0/body.0.bias" not in snapshot._host
+
+
 def test_a_saved_copy_gives_back_the_same_bits_elsewhere(tmp_path: Any) -> None:
     net = Net()
     optimizer = OPTIMIZERS["AdamW"](net.parameters())

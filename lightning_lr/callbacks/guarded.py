@@ -147,6 +147,8 @@ class Guarded:
                 return
             slow = late and len(self.judges) > 1
             promote = all(policy.settled(one.state, slow=slow) for one in active)
+            if keeper.generations.source.notice() and not keeper.generations.adopt():
+                keeper.tell_short(clock)
             if not keeper.take(clock, self._run.journal.step, self.record.counts["lost"], promote=promote):
                 return
         else:
