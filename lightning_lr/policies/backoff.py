@@ -20,9 +20,6 @@ has blown up the weights tells how far it was too high: of 87 tuning runs at ten
 are rescued, and 57 with four backoffs for all. The tuned rate lies about a decade below the first one that overwrites
 the weights (Godbole et al., "Deep Learning Tuning Playbook")."""
 
-UNDER = 0.95
-"""The ceiling after a failure of a raised rate: just under it. Jacobson, "Congestion avoidance and control" (1988)."""
-
 HELPLESS = 3
 """Rewinds in a row from finite losses, each to a lower rate, after which the loss rises by its nature: a target network
 that moves on, say."""
@@ -133,7 +130,7 @@ def failed(
         cap = fault * backoff ** min(START + BLOWN * math.log2(growth), MOST)
         ceiling = cap
     elif raised and rewinds == 1:
-        cap, ceiling = known.healthy, fault * UNDER
+        cap = ceiling = known.healthy
     else:
         steps = STEPS if all_lost and not raised else min(rewinds - raised, STEPS)
         cap = (known.healthy if raised else fault) * backoff**steps
@@ -148,7 +145,7 @@ def held(known: Rate, rate: float) -> Rate:
     used = min(rate, known.cap)
     if not 0.0 < RAISED * known.healthy < used:
         return known
-    return known._replace(cap=known.healthy, ceiling=min(known.ceiling, used * UNDER), recent=0.0, calm=0, above=0)
+    return known._replace(cap=known.healthy, ceiling=known.healthy, recent=0.0, calm=0, above=0)
 
 
 def absolved(known: Rate) -> Rate:
