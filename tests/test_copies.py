@@ -115,8 +115,8 @@ def test_copies_never_take_more_than_memory_limit(copies_of_weights: int, tmp_pa
     assert 0 < seen.most <= limit
     assert guard.rewinds == 1
     assert model.finite[-1]
-    # Adam's copies are three times the weights
-    assert len(told) == (copies_of_weights < 6)
+    # Adam's copies are three times the weights, the start's one has none of its state yet
+    assert len(told) == (copies_of_weights < 4)
     assert all("two of them are more than memory_limit" in line and "memory_limit=" in line for line in told)
 
 

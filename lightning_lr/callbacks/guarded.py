@@ -142,8 +142,9 @@ class Guarded:
         elif all(one.copy for one in (active if late else self.judges)) and keeper.due(clock):
             if not late and any(policy.waits(one.state) for one in active):
                 return
-            if self.lag and self.ground.broken():
-                # only the updates before the one at hand are judged
+            # with lag the update at hand is not judged yet, and its forward pass has been: its buffers are copied too
+            pending = [finish(one.job)[1] for one in self.judges if one.job is not None]
+            if self.lag and (not all(map(finite, pending)) or self.ground.broken()):
                 return
             slow = late and len(self.judges) > 1
             promote = all(policy.settled(one.state, slow=slow) for one in active)
