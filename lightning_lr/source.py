@@ -49,9 +49,7 @@ class Source:
 
         Sharded ones are not looked at: ranks must not differ in what they find.
         """
-        now = self._sampled()
-        found = {name for name, sample in now.items() if not torch.equal(sample, self._samples.get(name, sample))}
-        found -= self._written
+        found = {name for name, few in self._sampled().items() if not torch.equal(few, self._samples.get(name, few))}
         self._written |= found
         return bool(found)
 
@@ -59,20 +57,17 @@ class Source:
     def _sampled(self) -> dict[str, Tensor]:
         """A few elements of each parameter that isn't known to change, in host memory."""
         known = self.parameters()
-        frozen = {
-            name: p.detach().flatten()
-            for name, p in self.modules[0].named_parameters()
-            if f"parameter/0/{name}" not in known and not hasattr(p, "to_local") and p.numel() and not p.is_meta
-        }
-        parts = [flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE] for flat in frozen.values()]
         # one wait for each device and type, not one for each parameter
-        kinds = [(part.device, part.dtype) for part in parts]
+        kinds: dict[Any, dict[str, Tensor]] = {}
+        for name, p in self.modules[0].named_parameters():
+            if f"parameter/0/{name}" in known or hasattr(p, "to_local") or p.is_meta or not p.numel():
+                continue
+            few = p.detach().flatten()[:: max(1, p.numel() // SAMPLE)][:SAMPLE].clone()
+            kinds.setdefault((p.device, p.dtype), {})[name] = few
         found: dict[str, Tensor] = {}
-        for kind in dict.fromkeys(kinds):
-            places = [place for place, one in enumerate(kinds) if one == kind]
-            held = torch.cat([parts[place] for place in places]).cpu()
-            pieces = held.split([len(parts[place]) for place in places])
-            found.update(zip((list(frozen)[place] for place in places), pieces, strict=True))
+        for parts in kinds.values():
+            pieces = torch.cat(list(parts.values())).cpu().split([len(few) for few in parts.values()])
+            found.update(zip(parts, pieces, strict=True))
         return found
 
     def named(self) -> dict[str, Tensor]:

@@ -149,6 +149,11 @@ class Books(pl.Callback):
         self.batches.append(state(pl_module, trainer))
         self.random.append(torch.get_rng_state())
 
+    def weights(self, module: Any, number: int) -> list[Tensor]:
+        """The parameters at a batch's end, without buffers and what optimizers remember."""
+        names = list(module.state_dict())
+        return [self.batches[number][names.index(name)] for name, _ in module.named_parameters()]
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         found = trainer.callback_metrics
         self.epochs.append({k: float(v) for k, v in found.items() if not k.startswith("lr-")})
@@ -403,10 +408,7 @@ def test_weights_that_are_to_blame_come_back_at_the_trials_end(to: Any, last: An
     back = copies[12][to == "newest"]
     assert copies[19] == (copies[12][0], back)
     assert copies[-1][1] > copies[-1][0] > back
-    names = list(model.state_dict())
-    places = [names.index(name) for name, _ in model.named_parameters()]
-    now, then = rests.batches[19], rests.batches[back - 1]
-    assert same([now[place] for place in places], [then[place] for place in places])
+    assert same(rests.weights(model, 19), rests.weights(model, back - 1))
     assert watching.rewinds == 1
     assert watching.updates_lost == 20 - back
     assert watching.settling
@@ -426,10 +428,7 @@ def test_after_the_newest_copy_the_best_is_still_there_and_nothing_is_lost_twice
     fit(model, tmp_path, rests, watching, batches=32, max_epochs=1)
     ((best, newest),) = kept
     assert best < newest
-    names = list(model.state_dict())
-    places = [names.index(name) for name, _ in model.named_parameters()]
-    now, then = rests.batches[21], rests.batches[best - 1]
-    assert same([now[place] for place in places], [then[place] for place in places])
+    assert same(rests.weights(model, 21), rests.weights(model, best - 1))
     assert watching.rewinds == 2
     # of 22 updates, all but those that the best copy has
     assert watching.updates_lost == 22 - best

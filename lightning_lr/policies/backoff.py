@@ -16,7 +16,7 @@ STEPS = 3
 
 START, BLOWN, MOST = 2.5, 1.25, 9.0
 """Backoffs after a start that failed: so many, more for each doubling of the weights, and the most. By how much a rate
-has blown up the weights tells how far it was too high: of 87 tuning runs at ten to a thousand times their best rate 72
+has blown up the weights tells how far it was too high: of 87 tuning runs at ten to a thousand times their best rate 69
 are rescued, and 57 with four backoffs for all. The tuned rate lies about a decade below the first one that overwrites
 the weights (Godbole et al., "Deep Learning Tuning Playbook")."""
 

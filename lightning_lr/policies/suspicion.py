@@ -137,8 +137,8 @@ def largest_norm(seen: Seen, limit: float | None) -> float:
     """The largest norm that the next gradient may have."""
     if limit is None or len(seen.norms) < LOOK:
         return math.inf
-    # the latest are not believed yet: bad batches in a row must not raise the limit for one another. After 30 of them
-    # it is 4^3 times as high; with four updates it was 4^7
+    # the latest are not believed yet: bad batches in a row must not raise the limit for one another. 30 of them
+    # raise it 4^3 times; where only three updates were not believed, 4^7 times
     most = max(seen.norms[: max(LOOK, len(seen.norms) - LOOK)])
     return limit * most if most > 0.0 else math.inf
 
