@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_lr.memory import bytes_of
+from lightning_lr.shards import local
+from lightning_lr.shares import Shares
 from lightning_lr.snapshot import Snapshot
 from lightning_lr.source import Source
 
@@ -19,8 +24,7 @@ class Generation:
         step: the place on the loggers' axis that it was taken at, before that step's update.
         lost: updates that had been lost then, or at the last rewind to it.
         promoted: whether the copy before it became the best when it was taken.
-        size: the host memory that it takes, in bytes (where ranks have different shares, the largest), if there is a
-            limit.
+        size: the host memory that it takes, in bytes (where ranks have different shares, the largest).
     """
 
     def __init__(
@@ -36,8 +40,8 @@ class Generations:
     Args:
         source: what is copied.
         limit: the most host memory for both together, in bytes; None: no limit.
-        largest: the largest of the numbers that the ranks give, on every rank: where their shares differ, ranks must
-            not decide by their own.
+        shares: how ranks divide the copies; None: each keeps all.
+        largest: the largest of the numbers that the ranks give, on every rank: ranks must not decide by their own.
 
     Example:
         >>> import torch
@@ -53,8 +57,17 @@ class Generations:
         (0, 5)
     """
 
-    def __init__(self, source: Source, limit: int | None = None, largest: Callable[[int], int] = int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        limit: int | None = None,
+        shares: Shares | None = None,
+        largest: Callable[[int], int] = int,
+    ) -> None:
         self.source, self.limit, self._largest = source, limit, largest
+        self.shares = shares or Shares(torch.device("cpu"))
+        self.freed = False
+        """Whether their memory is gone."""
         self._best: Generation | None = None
         self._newest: Generation | None = None
         self._free: Snapshot | None = None
@@ -86,7 +99,8 @@ class Generations:
 
     def measure(self) -> int:
         """The bytes that a copy takes now (where ranks have different shares, the largest)."""
-        return self._largest(self.source.bytes)
+        live = {key: local(tensor.detach()) for key, tensor in self.source.tensors().items()}
+        return self._largest(self._size(live, self.source.plain()))
 
     def take(self, clock: int, step: int, lost: int = 0, *, promote: bool = False) -> bool:
         """Takes the newest copy, over the one before.
@@ -100,7 +114,7 @@ class Generations:
         Returns:
             Whether it was taken: there must be room for it beside the best.
         """
-        size = 0 if self.limit is None else self.measure()
+        size = self.measure()
         first = self._newest is None
         kept = self._newest if promote or self._best is None else self._best
         if self.limit is not None and size + (0 if kept is None else kept.size) > self.limit:
@@ -110,7 +124,7 @@ class Generations:
         if self._newest is not None and self._newest is not self._best:
             snapshot = self._newest.snapshot
         else:
-            snapshot, self._free = self._free or Snapshot(self.source), None
+            snapshot, self._free = self._free or Snapshot(self.source, self.shares), None
         snapshot.take()
         self._newest = Generation(snapshot, clock, step, lost, promote or first, size)
         if first:
@@ -122,6 +136,28 @@ class Generations:
         if self._best is not None and self._best is not self._newest:
             self._free = self._best.snapshot
         self._best = self._newest
+
+    def take_back(self) -> bool:
+        """The newest copy turned out to be of no use; False where there is no other."""
+        if self._newest is self._best or self._newest is None:
+            return False
+        self._free, self._newest = self._newest.snapshot, self._best
+        return True
+
+    def fence(self) -> None:
+        """Before somebody writes what is copied: see `Snapshot.fence`."""
+        for generation in self.kept:
+            generation.snapshot.fence()
+
+    def clear(self) -> None:
+        """Lets go of all copies."""
+        self._best = self._newest = self._free = None
+
+    def free(self) -> None:
+        """Gives all memory back; of the copies it is left known when they were taken."""
+        self.freed, self._free = True, None
+        for generation in self.kept:
+            generation.snapshot.free()
 
     def adopt(self) -> bool:
         """Takes parameters that were frozen until now into every copy, as far as there is room for them.
@@ -147,6 +183,7 @@ class Generations:
     def restore(self, which: str, clock: int) -> Generation:
         """Gives a copy back. After the best one it is the newest too; the newest leaves the best as it is."""
         target = self.get(which)
+        self.fence()
         target.snapshot.restore()
         if target is self._best and self._newest is not target and self._newest is not None:
             self._free = self._newest.snapshot
@@ -169,10 +206,10 @@ class Generations:
             Whether they fit; copies of another model, or of other optimizers, are left alone.
         """
         saved = state["kept"]
-        sizes = [bytes_of(entry[-1]) for entry in saved]
+        sizes = [self._largest(self._size(entry[-1]["tensors"], entry[-1]["plain"])) for entry in saved]
         if self.limit is not None and sum(sizes) > self.limit:
             saved = saved[:1]
-        snapshots = [Snapshot(self.source) for _ in saved]
+        snapshots = [Snapshot(self.source, self.shares) for _ in saved]
         pairs = list(zip(snapshots, saved, strict=True))
         if state["layout"] != self.source.layout() or not all(s.fits(entry[-1]) for s, entry in pairs):
             return False
@@ -183,3 +220,7 @@ class Generations:
             made.append(Generation(snapshot, clock, step, lost, promoted, size))
         self._best, self._newest, self._free = made[0], made[-1], None
         return True
+
+    def _size(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> int:
+        """The bytes that this rank keeps of them."""
+        return sum(kept.bytes for kept in self.shares.plan(tensors).values()) + bytes_of(plain)

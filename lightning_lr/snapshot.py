@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lr.flight import Flight
+from lightning_lr.host import Arena
 from lightning_lr.internals import foreach_copy, metric_updates, set_metric
 from lightning_lr.memory import bytes_of, nested, slots
 from lightning_lr.shards import local
+from lightning_lr.shares import Kept, Shares, alike, allocated, flat
 from lightning_lr.source import Source
+from lightning_lr.trial import cloned
 
 OWN, MEMORY = ("parameter/0/", "buffer/0/"), ("optimizer/", "group/")
 """Keys of the model's own tensors, and of what optimizers remember."""
@@ -23,11 +27,13 @@ OWN, MEMORY = ("parameter/0/", "buffer/0/"), ("optimizer/", "group/")
 class Snapshot:
     """One copy of a source. Its memory is made at the first `take` and used again at the next.
 
-    It copies each rank's own shard. From an accelerator it copies without waiting, into pinned memory. It knows tensors
-    again whose names have changed meanwhile (pruning, parametrisations).
+    It copies each rank's own shard, and of what all ranks hold alike each rank's share. From CUDA it copies into pinned
+    memory on a stream of its own, and nobody waits: what is about to write the source calls `fence` first. It knows
+    tensors again whose names have changed meanwhile (pruning, parametrisations).
 
     Args:
         source: what is copied, and given back.
+        shares: how ranks divide it; None: each keeps all.
 
     Example:
         >>> layer = torch.nn.Linear(1, 1)
@@ -40,18 +46,21 @@ class Snapshot:
         True
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._host: dict[str, Tensor] = {}
+    def __init__(self, source: Source, shares: Shares | None = None) -> None:
+        self.source, self.shares = source, shares or Shares(torch.device("cpu"))
+        self._host: dict[str, Kept] = {}
+        self._arena: Arena | None = None
         self._plain: dict[str, Any] = {}
-        self._events: list[Any] = []
+        self._flight = Flight()
+        self.fingerprint: list[float | Tensor] = [0.0, 0.0]
+        """Of the latest `take`, where ranks divide it; see `Shares.fingerprint`."""
         self._origins: dict[str, dict[str, Any]] = {}
         self._apart: dict[str, torch.device] = {}
 
     @property
     def bytes(self) -> int:
-        """The host memory that it takes."""
-        return bytes_of(self._host) + bytes_of(self._plain)
+        """The host memory that it takes on this rank."""
+        return sum(kept.bytes for kept in self._host.values()) + bytes_of(self._plain)
 
     @torch.no_grad()
     def take(self) -> None:
@@ -59,17 +68,26 @@ class Snapshot:
         tensors = self.source.tensors()
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()
-        # what can't be used again goes first: never is there more than what is held at the end
         self._plain = {}
-        self._host = {key: kept for key, kept in self._host.items() if key in live and _alike(kept, live[key])}
-        for key, tensor in live.items():
-            if key not in self._host:
-                self._host[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        if live:
-            foreach_copy([self._host[key] for key in live], list(live.values()), non_blocking=True)
-        self._events = _record({tensor.device for tensor in live.values() if tensor.is_cuda})
-        self._plain = {key: _copied(value) for key, value in self.source.plain().items()}
+        self._make(self.shares.plan(live), pinned=any(tensor.is_cuda for tensor in live.values()))
+        # what forward passes and hooks may write is copied at once; the rest, which only an optimizer's step writes
+        # and only an optimizer's state grows with, while the next batch runs
+        steady = self.source.steady()
+        for late in (False, True):
+            chosen = [(kept, live[key]) for key, kept in self._host.items() if (key in steady) == late]
+            pairs = [
+                (kept.data, flat(tensor)[kept.lo : kept.hi]) if kept.whole is None else (kept.whole, tensor)
+                for kept, tensor in chosen
+                if kept.hi > kept.lo
+            ]
+            self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
+        self._plain = {key: cloned(value) for key, value in self.source.plain().items()}
         self._remember(tensors)
+        self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else [0.0, 0.0]
+
+    def fence(self) -> None:
+        """What is written on devices from here on is written after the latest `take` has read it; nobody waits."""
+        self._flight.fence()
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -79,7 +97,9 @@ class Snapshot:
         self._rename("named", parameters)
         for key, parameter in parameters.items():
             if key not in self._host:
-                self._host[key] = local(parameter.detach()).to("cpu", copy=True)
+                value = local(parameter.detach())
+                (kept,) = Shares(self.shares.device).plan({key: value}).values()
+                self._host[key] = kept._replace(data=flat(value).to("cpu", copy=True))
                 self._origins.setdefault("named", {})[key] = parameter
 
     def lacking(self) -> list[str]:
@@ -96,8 +116,8 @@ class Snapshot:
     def restore(self) -> None:
         """Gives the source back in place, bit for bit; optimizer state that did not exist is removed again.
 
-        A parameter that it has no copy of stays as it is (see `lacking`). A metric that was reset since (a new epoch)
-        is reset instead: what it held belongs to another epoch.
+        Where ranks have shares of it, all of them call it. A parameter that it has no copy of stays as it is (see
+        `lacking`). A metric that was reset since (a new epoch) is reset instead: what it held belongs to another epoch.
         """
         self._write(own=False)
         for name, metric in self.source.metrics():
@@ -105,15 +125,22 @@ class Snapshot:
             if metric_updates(metric) < count or not held:
                 metric.reset()
                 continue
-            set_metric(metric, count, {key: _copied(value) for key, value in held.items()})
+            set_metric(metric, count, {key: cloned(value) for key, value in held.items()})
 
     @torch.no_grad()
     def show(self) -> None:
-        """Writes parameters and buffers of the model itself over those in place: a trial's, that is.
+        """Writes parameters and buffers of the model itself over those in place; as `restore`, on all ranks.
 
         Optimizer state, averaged models, torchmetrics and the gradient scaler are left alone.
         """
         self._write(own=True)
+
+    def _make(self, plan: dict[str, Kept], *, pinned: bool) -> None:
+        """Makes the memory, unless what there is serves."""
+        if self._arena is None or not alike(plan, self._host):
+            # what can't be used again goes first: never is there more than what is held at the end
+            self._host, self._arena = {}, None
+            self._host, self._arena = allocated(plan, pinned=pinned)
 
     def _write(self, *, own: bool) -> None:
         self.wait()
@@ -122,31 +149,50 @@ class Snapshot:
             self.source.forget([*self._host, *self._plain])
         live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
         held = {key: kept for key, kept in self._host.items() if not own or key.startswith(OWN)}
-        there = {key for key, kept in held.items() if key in live and kept.shape == live[key].shape}
-        if there:
-            foreach_copy([live[key] for key in there], [held[key] for key in there])
+        there = {key: live[key] for key, kept in held.items() if key in live and kept.shape == live[key].shape}
+        whole: dict[str, Any] = {key: kept.whole for key, kept in held.items() if kept.start < 0}
+        if pairs := [(there[key], tensor) for key, tensor in whole.items() if key in there]:
+            foreach_copy([a for a, _ in pairs], [b for _, b in pairs])
+        if divided := {key: kept for key, kept in held.items() if kept.start >= 0}:
+            for key, kept in divided.items():
+                if key.startswith(MEMORY) and key not in there:
+                    # thrown away since: it is made anew from this
+                    whole[key] = torch.empty_strided(kept.shape, kept.stride, dtype=kept.dtype)
+            self.shares.gather(divided, {**whole, **{key: there[key] for key in divided if key in there}})
         values: dict[str, Callable[[Tensor | None], Any]] = {}
-        for key, value in {**held, **self._plain}.items():
+        for key, value in {**whole, **self._plain}.items():
             if not own and key.startswith(MEMORY) and key not in there:
                 values[key] = partial(self._made, key, value)
         self.source.set(values)
 
+    def free(self) -> None:
+        """Gives its memory back."""
+        self.wait()
+        self._host, self._arena, self._plain = {}, None, {}
+
     def wait(self) -> None:
         """Waits until the host memory holds what the last `take` copied."""
-        for event in self._events:
-            event.synchronize()
-        self._events = []
+        self._flight.wait()
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the copy, for a checkpoint, by the names of now: tensors, numbers, lists and dicts."""
+        """The copy, for a checkpoint, by the names of now: tensors, numbers, lists and dicts.
+
+        The tensors are the copy's own, until the next `take`: save them, or clone them, before that. Of a rank that has
+        a share only, those that it has whole.
+        """
         self.wait()
         self._rename_all()
-        return {"tensors": {k: v.clone() for k, v in self._host.items()}, "plain": deepcopy(self._plain)}
+        whole = {key: kept.whole for key, kept in self._host.items()}
+        return {"tensors": {k: v for k, v in whole.items() if v is not None}, "plain": deepcopy(self._plain)}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Takes up what `state_dict` gave on a rank that had all of it; of what is divided, this rank's share."""
         self.wait()
-        self._host = {key: tensor.clone() for key, tensor in state["tensors"].items()}
+        named = {**self.source.named(), **self.source.tensors()}
+        self._make(self.shares.plan(state["tensors"]), pinned=any(tensor.is_cuda for tensor in named.values()))
+        for key, kept in self._host.items():
+            kept.data.copy_(flat(state["tensors"][key])[kept.lo : kept.hi])
         self._plain = deepcopy(state["plain"])
         self._remember({key: tensor for key, tensor in self.source.named().items() if key in self._host}, placed=False)
 
@@ -161,7 +207,7 @@ class Snapshot:
 
     def __getstate__(self) -> dict[str, Any]:
         # references to live tensors can't be pickled: elsewhere, names have to do
-        return {**self.__dict__, "_origins": {}}
+        return {**self.__dict__, "_origins": {}, "_arena": None, "_flight": Flight()}
 
     def _remember(self, tensors: dict[str, Tensor], *, placed: bool = True) -> None:
         """Notes which tensor each key stands for, and which optimizer state lives apart from its parameter."""
@@ -245,26 +291,3 @@ def _owner(key: str) -> tuple[str, str]:
     """`optimizer/0/3`, and the rest of the key."""
     owner = "/".join(key.split("/", 3)[:3])
     return owner, key[len(owner) :]
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
-
-
-def _record(devices: set[torch.device]) -> list[Any]:
-    """An event for each device: one waits for one device's copies alone."""
-    events = []
-    for device in devices:
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
-        events.append(event)
-    return events
-
-
-def _copied(value: Any) -> Any:
-    """A deep copy; of tensors without their graph."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if type(value) is list else deepcopy(value)

@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_lr.internals import metric_states, metric_updates, scaler_tensors
-from lightning_lr.memory import bytes_of, entries, nested, slots, states
-from lightning_lr.shards import local
+from lightning_lr.memory import entries, nested, slots, states
 
 SAMPLE = 16
 """Elements of a frozen parameter that are looked at: what writes one by hand writes all of it."""
@@ -93,10 +92,10 @@ class Source:
             found[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
         return found
 
-    @property
-    def bytes(self) -> int:
-        """The memory that a copy of this rank's share takes now."""
-        return bytes_of([local(tensor) for tensor in self.tensors().values()]) + bytes_of(self.plain())
+    def steady(self) -> set[str]:
+        """The keys of what only an optimizer's step writes, unless somebody does so by hand."""
+        trained = {key for key in self.parameters() if key.split("/", 2)[2] not in self._written}
+        return trained | {key for key, _, _, _ in states(self.optimizers)}
 
     def metrics(self) -> Iterator[tuple[str, Metric]]:
         """The torchmetrics inside the model."""

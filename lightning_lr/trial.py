@@ -83,7 +83,7 @@ class Trial:
         if fresh or not self._tensors:
             self._copy()
         # all memory is made before anything is exchanged: where it is short, nothing has happened
-        copies = [{name: _cloned(value) for name, value in held.items()} for held in self._memory(metrics)]
+        copies = [{name: cloned(value) for name, value in held.items()} for held in self._memory(metrics)]
         self._exchange()
         self._metrics = list(zip(self._all_metrics, self._memory(metrics), strict=False))
         for metric, held in zip(self._all_metrics, copies, strict=False):
@@ -111,14 +111,14 @@ class Trial:
     def state_dict(self) -> dict[str, Any]:
         """The trial's state where the healthy one is in place: tensors, numbers, lists and dicts."""
         states = [
-            [_cloned(states.get(p) or {}) for group in o.param_groups for p in group["params"]]
+            [cloned(states.get(p) or {}) for group in o.param_groups for p in group["params"]]
             for o, states in zip(self._optimizers, self._states, strict=True)
         ]
         return {
             "tensors": [tensor.detach().clone() for tensor in self._tensors.values()],
             "states": states,
-            "own": [{k: _cloned(v) for k, v in held.items() if isinstance(k, str)} for held in self._states],
-            "settings": _cloned(self._settings),
+            "own": [{k: cloned(v) for k, v in held.items() if isinstance(k, str)} for held in self._states],
+            "settings": cloned(self._settings),
             "scaler": self._scaler_state,
         }
 
@@ -129,9 +129,9 @@ class Trial:
             self._tensors[tensor].copy_(saved)
         for index, (optimizer, states) in enumerate(zip(self._optimizers, state["states"], strict=True)):
             held = (p for group in optimizer.param_groups for p in group["params"])
-            self._states[index] = {p: _cloned(saved) for p, saved in zip(held, states, strict=True) if saved}
-            self._states[index].update(_cloned(state["own"][index]))
-        self._settings, self._scaler_state = _cloned(state["settings"]), dict(state["scaler"])
+            self._states[index] = {p: cloned(saved) for p, saved in zip(held, states, strict=True) if saved}
+            self._states[index].update(cloned(state["own"][index]))
+        self._settings, self._scaler_state = cloned(state["settings"]), dict(state["scaler"])
 
     def park(self) -> None:
         """Moves the trial's state to host memory while the healthy one is in place, to make room for another trial."""
@@ -169,9 +169,9 @@ class Trial:
         # now, since an optimizer may make the one within it late
         self._optimizers = list(nested(self._given).values())
         self._viewed = any(getattr(o, "parameters_as_bucket_view", False) for o in self._optimizers)
-        self._states = [{p: _cloned(state) for p, state in o.state.items()} for o in self._optimizers]
+        self._states = [{p: cloned(state) for p, state in o.state.items()} for o in self._optimizers]
         self._settings = [
-            [_cloned({k: v for k, v in group.items() if k not in SETTINGS}) for group in o.param_groups]
+            [cloned({k: v for k, v in group.items() if k not in SETTINGS}) for group in o.param_groups]
             for o in self._optimizers
         ]
         if self._scaler is not None:
@@ -252,11 +252,12 @@ def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _cloned(value: Any) -> Any:
+def cloned(value: Any) -> Any:
+    """A deep copy; of tensors without their graph."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _cloned(item) for key, item in value.items()}
+        return {key: cloned(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_cloned(item) for item in value]
+        return [cloned(item) for item in value]
     return copy.deepcopy(value)

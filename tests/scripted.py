@@ -82,6 +82,9 @@ class Script:
     def _look(self, state: Played) -> Verdict:
         return Verdict("hold", look=self.looks[state.at])
 
+    def dropped(self, state: Played) -> Played:
+        return state._replace(marks=(*state.marks, f"dropped {state.update}"))
+
     def copied(self, state: Played) -> Played:
         return state._replace(marks=(*state.marks, f"copied {state.update}"))
 

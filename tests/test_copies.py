@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import pickle
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
 
 import lightning_lr as llr
+from lightning_lr import host
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.snapshot import Snapshot
 from lightning_lr.source import Source
@@ -84,7 +86,7 @@ class Bytes(pl.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert self.guard.generations is not None
-        self.began = len(self.guard.generations), self.guard._guarded.keeper.interval  # pyright: ignore
+        self.began = len(self.guard.generations), self.guard._guarded.keeper.policy.interval  # pyright: ignore
         self.most = self.guard.generations.bytes
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -633,31 +635,54 @@ def test_buffers_that_go_away_in_mid_run_stop_nothing(tmp_path: Path) -> None:
 # several devices ---------------------------------------------------------------------------------------------------
 
 
-def test_a_copy_waits_for_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[Any] = []
+def test_a_copy_runs_aside_on_every_device_and_only_what_writes_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Stream:
+        def __init__(self, device: Any, name: str = "aside") -> None:
+            self.name = f"{name} {device}"
+
+        def wait_stream(self, other: Any) -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event: Any) -> None:
+            told.append(f"{self.name} waits for the copy on {event.stream.name}")
 
     class Event:
-        def __init__(self) -> None:
-            events.append(self)
-            self.stream, self.waited = None, False
-
-        def record(self, stream: Any = None) -> None:
+        def record(self, stream: Any) -> None:
             self.stream = stream
+            told.append(f"copied on {stream.name}")
 
         def synchronize(self) -> None:
-            self.waited = True
+            told.append(f"the host waits for {self.stream.name}")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: str(device))
-    monkeypatch.setattr(torch, "empty_like", lambda t, device=None, pin_memory=False: torch.zeros(t.shape))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: told.append(f"kept for {stream.name}"))
+    monkeypatch.setattr(host, "_register", lambda block: 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         places = ["cuda:0", "cuda:1", "cuda:0", "cpu"]
         net = nn.ParameterList([nn.Parameter(torch.zeros(3, device=place)) for place in places])
+        net.register_buffer("seen", torch.zeros(3, device="cuda:1"))
         snapshot = Snapshot(Source([net], []))
         snapshot.take()
-    assert sorted(event.stream for event in events) == ["cuda:0", "cuda:1"]
-    snapshot.wait()
-    assert all(event.waited for event in events)
+        # a buffer is written by the next forward pass
+        assert told[:1] == ["copied on main cuda:1"]
+        for device in ("cuda:0", "cuda:1"):
+            assert f"aside {device} waits for main {device}" in told
+            assert told.count(f"kept for aside {device}") == places.count(device)
+        assert not any("main" in line.split(" waits")[0] for line in told if " waits" in line)
+        told.clear()
+        snapshot.fence()
+        assert {f"main {d} waits for the copy on aside {d}" for d in ("cuda:0", "cuda:1")} <= set(told)
+        assert not any("host" in line for line in told)
+        told.clear()
+        snapshot.fence()
+        assert told == []
+        snapshot.wait()
+    assert {line for line in told if "aside" in line} == {f"the host waits for aside cuda:{k}" for k in (0, 1)}
 
 
 # the incidents' folder ---------------------------------------------------------------------------------------------

@@ -97,11 +97,11 @@ def test_a_second_copy_uses_the_same_memory() -> None:
     update(net, optimizer, 0)
     snapshot = Snapshot(Source([net], [optimizer]))
     snapshot.take()
-    places = {key: tensor.data_ptr() for key, tensor in snapshot._host.items()}
+    places = {key: kept.data.data_ptr() for key, kept in snapshot._host.items()}
     size = snapshot.bytes
     update(net, optimizer, 1)
     snapshot.take()
-    assert {key: tensor.data_ptr() for key, tensor in snapshot._host.items()} == places
+    assert {key: kept.data.data_ptr() for key, kept in snapshot._host.items()} == places
     assert snapshot.bytes == size
 
 
@@ -224,7 +224,7 @@ def _sharded() -> list[float]:
     snapshot.restore()
     back = [p.full_tensor() for p in net.parameters()]  # pyright: ignore[reportCallIssue]
     held = sum(p.to_local().numel() for p in net.parameters())  # pyright: ignore[reportCallIssue]
-    kept = sum(t.numel() for k, t in snapshot._host.items() if k.startswith("parameter/"))
+    kept = sum(t.data.numel() for k, t in snapshot._host.items() if k.startswith("parameter/"))
     return [float(all(torch.equal(a, b) for a, b in zip(back, before, strict=True))), held, kept]
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import lightning_lr as llr
 from lightning_lr.policies.divergence_state import Side
-from lightning_lr.trial import Trial
 from tests.pool import Pool
 from tests.scripted import LONGER, SIDES, guard
 from tests.small import Loader, Model, Sharded, held_out, trainer
@@ -499,21 +498,6 @@ def test_without_saved_copies_a_resumed_run_breaks_its_trial_off(tmp_path: Path)
     assert "broken off 15" in watching.states[0].marks
     assert not watching.trying
     assert watching.summary()["judged"] == 32
-
-
-def test_where_memory_is_short_the_trial_is_broken_off_in_words(tmp_path: Path, monkeypatch: Any) -> None:
-    def short(self: Any, **_: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("no memory")
-
-    monkeypatch.setattr(Trial, "enter", short)
-    watching, model, rests = guard(8, 20), Net(momentum, dropout=0.0), Books()
-    with pytest.warns(UserWarning, match="no memory on the device for a trial") as caught:
-        fit(model, tmp_path, rests, watching)
-    assert len([w for w in caught if "no memory" in str(w.message)]) == 1
-    assert [mark for mark in watching.states[0].marks if "broken" in mark] == ["broken off 8", "broken off 20"]
-    other = Books()
-    fit(Net(momentum, dict.fromkeys((7, 8, 20, 21), True), 0.0), tmp_path, other)
-    assert same(rests.batches[-1], other.batches[-1])
 
 
 # together with others --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 
@@ -24,7 +25,11 @@ CHECKED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "max_rewinds": (whole, "a whole number >= 1"),
     "snapshot_every": (lambda x: x == "auto" or whole(x), "a whole number >= 1 or 'auto'"),
-    "memory_limit": (lambda x: x is None or whole(x), "a whole number of bytes >= 1, or None"),
+    "memory_limit": (
+        lambda x: x in (None, "auto") or whole(x),
+        "a whole number of bytes >= 1, 'auto', or None for no limit",
+    ),
+    "incidents_dir": (lambda x: x is None or isinstance(x, (str, PathLike)), "a folder's path, or None for none"),
     "save_snapshots": (lambda x: isinstance(x, bool), "True or False"),
     "loss_falls": (lambda x: x is None or isinstance(x, bool), "True, False, or None to go by the optimizers"),
     "lag": (lambda x: x in (0, 1) and not isinstance(x, bool), "0 or 1: the updates after which a verdict comes"),

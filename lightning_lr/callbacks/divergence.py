@@ -43,14 +43,17 @@ class DivergenceGuard(LRCallback):
         trials: whether anything is tried out; without, only what is not finite is acted on, besides the limit.
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
-        snapshot_every: updates between copies, >= 1; or `"auto"`: as often as costs at most 1% of the training time,
-            between 10 and 500. Only a number gives two runs the same rewinds for certain. A copy stays for at least 8
-            updates, in which it shows whether it is healthy.
-        memory_limit: the most host memory for the two copies of this rank together, in bytes; None: no limit. Copies
-            grow with the optimizer's state: Adam's are three times the weights.
+        snapshot_every: the most updates between copies, >= 1; or `"auto"`: between 10 and 500, the more the larger a
+            copy is (at most 16 MiB of it for each update) and the longer nothing has happened. A copy stays for at
+            least 8 updates, in which it shows whether it is healthy.
+        memory_limit: the most host memory for the two copies of this rank together, in bytes; `"auto"`: half of what is
+            free at the start, divided among the processes of the node; None: no limit. Copies grow with the optimizer's
+            state: Adam's are three times the weights. What all ranks hold alike is kept once over the ranks, each a
+            part. A trial takes one more copy of weights and buffers for as long as it lasts.
         save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind, and to go on
-            with a trial, as the uninterrupted one; without (and always where each rank has a part of the weights or of
-            the optimizer's state), they are smaller, and the resumed weights are the first copy.
+            with a trial, as the uninterrupted one. Rank zero, which saves them, then keeps all of them, beyond the end
+            of `fit` too. Without (and always where each rank has a part of the weights or of the optimizer's state),
+            checkpoints are no larger than without the guard, and the resumed weights are the first copy.
         loss_falls: whether the loss of a healthy run falls; None: yes with one optimizer, no with several, whose losses
             may be set against each other (a GAN). Without it, no level of the loss is suspicious.
         lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
@@ -64,8 +67,8 @@ class DivergenceGuard(LRCallback):
         name: under which its factor is kept and shown; by default the class's own.
 
     Raises:
-        ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` below two
-            copies, and for a second guard.
+        ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` in bytes
+            below two copies, and for a second guard.
         DivergenceError: when it gives up.
 
     Example:
@@ -82,7 +85,7 @@ class DivergenceGuard(LRCallback):
         backoff: float = 0.5,
         max_rewinds: int = 12,
         snapshot_every: int | Literal["auto"] = "auto",
-        memory_limit: int | None = None,
+        memory_limit: int | Literal["auto"] | None = "auto",
         save_snapshots: bool = False,
         loss_falls: bool | None = None,
         lag: Literal[0, 1] = 0,
@@ -182,10 +185,11 @@ class DivergenceGuard(LRCallback):
         if self._guarded is not None:
             self._guarded.close()
         self._guarded = Guarding(self, self.run, pl_module, known, saved)
-        rank_zero_info(
-            f"{self.name}: a copy takes {self._guarded.one / 2**20:.3g} MiB of host memory on each rank now, and two "
-            f"are kept; optimizer state that comes later adds to it"
-        )
+        if not self._guarded.bare:
+            rank_zero_info(
+                f"{self.name}: a copy takes {self._guarded.one / 2**20:.3g} MiB of host memory on each rank now, and "
+                f"two are kept; optimizer state that comes later adds to it"
+            )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -241,6 +245,9 @@ class DivergenceGuard(LRCallback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._guarded is not None:
             self._guarded.close()
+            if not self.save_snapshots:
+                # else a checkpoint that is saved after `fit` is to hold them
+                self._guarded.keeper.generations.free()
         super().teardown(trainer, pl_module, stage)
 
     # state -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,16 @@ from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.tryout import Tryout
 from lightning_lr.console import count
 from lightning_lr.generations import Generations
-from lightning_lr.internals import averaged_models, scaler_in_use
+from lightning_lr.host import free_memory
+from lightning_lr.internals import averaged_models, is_kind, scaler_in_use
 from lightning_lr.memory import parted
 from lightning_lr.policies.divergence import PROOF
+from lightning_lr.policies.divergence_state import Verdict
 from lightning_lr.shards import reshard
+from lightning_lr.shares import Shares
 from lightning_lr.signals import LossMeter
 from lightning_lr.source import Source
+from lightning_lr.trial import cloned
 
 ENTRIES = ("states", "judges", "jobs", "buffers", "keeper", "generations", "trial", "flags", "record")
 """Of a guard's saved state; `flags` are `given_up` and the last epoch of which a batch has counted."""
@@ -38,6 +43,7 @@ def readable(saved: dict[str, Any], policy: Any) -> dict[str, Any]:
         raise LookupError(f"other entries: {', '.join(sorted(saved.keys() ^ set(ENTRIES)))}")
     judges_of(saved, type(policy.start()))
     _, _ = saved["flags"]
+    _ = [saved["keeper"][clock] for clock in ("since", "tried", "unproven")]
     return saved
 
 
@@ -59,7 +65,7 @@ class Guarded:
         self._guard, self._run, self._module = guard, run, module
         self.name, self.policy, self.lag = guard.name, guard.policy, guard.lag
         self.record: Incidents = guard.record
-        self.given_up = self._blind = self._warned = False
+        self.given_up = self.bare = self._blind = False
         self.take_back: Callable[[], None] | None = None
         """Undoes the verdict of the update under way, until that is made."""
         self.meter = LossMeter()
@@ -75,10 +81,17 @@ class Guarded:
         self._parted = sharded or parted(optimizers, trainer.world_size)
         self.ground = Ground(run, self.name, module, scaler, sharded=sharded)
         source = Source([module, *averaged_models(trainer.callbacks)], optimizers, scaler)
-        largest = partial(_largest, module.device) if self._parted else int
-        copies = Generations(source, guard.memory_limit, largest)
+        device = trainer.strategy.root_device
+        alike = trainer.world_size > 1 and not self._parted
+        shares = Shares(device, divides=alike, first=guard.save_snapshots)
+        largest = partial(_largest, device) if trainer.world_size > 1 else int
+        copies = Generations(source, guard.memory_limit, shares, largest)
         self.one = copies.measure()
-        if guard.memory_limit is not None and 2 * self.one > guard.memory_limit:
+        if guard.memory_limit == "auto":
+            # the other half is for the data, for checkpoints, and for what else there is
+            copies.limit = -largest(-(free_memory() // 2 // trainer.num_devices))
+            self.bare = 2 * self.one > copies.limit
+        elif guard.memory_limit is not None and 2 * self.one > guard.memory_limit:
             raise ValueError(
                 f"memory_limit must hold two copies of {self.one} bytes each, got {guard.memory_limit}: "
                 f"write {guard.written(memory_limit=2 * self.one)}, or {guard.left_out}"
@@ -96,14 +109,18 @@ class Guarded:
             judge.trained = len(self.ground.parameters(judge.index))
         if saved is not None:
             self._load(saved)
-        if not len(copies):
-            # the weights at hand are all there is to go back to
-            clock = self.record.counts["judged"]
-            copies.take(clock, run.journal.step, self.record.counts["lost"])
-            self.keeper.since = self.keeper.tried = clock
-            self.tryout = None
+        if self.bare:
+            self.policy = replace(self.policy, trials=False)
             for judge in self.judges:
-                judge.state = self.first_copy(self.policy.broken_off(judge.state))
+                judge.state = self.policy.broken_off(judge.state)
+            rank_zero_warn(
+                f"{self.name}: two copies take {2 * self.one} bytes of host memory on each rank, and a process may "
+                f"take {copies.limit} (half of what is free): it makes none, so that it limits and drops updates, but "
+                f"can't try anything out, and ends the run where the weights are not finite. If there is more room "
+                f"than it seems write {guard.written(memory_limit=2 * self.one)}"
+            )
+        elif not len(copies):
+            self._begin_copies()
 
     def first_copy(self, state: Any) -> Any:
         """The state after a copy that is both the newest and the best."""
@@ -117,45 +134,85 @@ class Guarded:
     def _remember(self) -> Callable[[], None]:
         """Gives what takes back all that a verdict changes, but a rewind."""
         judges, counts = [dict(vars(judge)) for judge in self.judges], dict(self.record.counts)
-        tryout, tried = self.tryout, self.keeper.tried
+        tryout, keeper, copies = self.tryout, dict(vars(self.keeper)), dict(vars(self.keeper.generations))
         plan = None if tryout is None else tryout.remember()
 
         def back() -> None:
             for judge, before in zip(self.judges, judges, strict=True):
                 vars(judge).update(before)
             self.record.counts.update(counts)
-            self.tryout, self.keeper.tried = tryout, tried
+            self.tryout = tryout
+            vars(self.keeper).update(keeper)
+            vars(self.keeper.generations).update(copies)
             if plan is not None:
                 plan()
 
         return back
 
-    def _copy(self, judge: Judge, clock: int) -> None:
-        """Takes a copy of the weights at hand, after a verdict, if one is due and every judge lets it."""
-        keeper, newest, policy = self.keeper, self.keeper.generations.newest, self.policy
+    def _begin_copies(self) -> None:
+        """Takes the first copy: the weights at hand are all there is to go back to."""
+        keeper, clock, lost = self.keeper, self.record.counts["judged"], self.record.counts["lost"]
+        keeper.since = clock
+        keeper.take(clock, self._run.journal.step, lost, promote=False, unproven=0)
+        self.tryout = None
+        for judge in self.judges:
+            judge.state = self.first_copy(self.policy.broken_off(judge.state))
+
+    def _copy(self) -> None:
+        """Copies the weights at hand, before a batch, if one is due and every judge lets it.
+
+        Nobody has seen a loss at these weights yet: the next verdict proves them, or drops the copy.
+        """
+        keeper, clock, policy = self.keeper, self.record.counts["judged"], self.policy
+        newest = keeper.generations.newest
         # an optimizer that makes few updates, or none any more, must not keep the others from having copies
         late = clock - newest.clock >= PROOF * len(self.judges)
-        active = [one for one in self.judges if one is judge or not policy.rests(one.state)]
-        if newest.clock == clock > keeper.since:
-            # of an update that was judged, and is judged again since something raised before it was made
-            promote = newest.promoted
-        elif all(one.copy for one in (active if late else self.judges)) and keeper.due(clock):
-            if not late and any(policy.waits(one.state) for one in active):
-                return
-            # with lag the update at hand is not judged yet, and its forward pass has been: its buffers are copied too
-            pending = [finish(one.job)[1] for one in self.judges if one.job is not None]
-            if self.lag and (not all(map(finite, pending)) or self.ground.broken()):
-                return
-            slow = late and len(self.judges) > 1
-            promote = all(policy.settled(one.state, slow=slow) for one in active)
-            if keeper.generations.source.notice() and not keeper.generations.adopt():
-                keeper.tell_short(clock)
-            if not keeper.take(clock, self._run.journal.step, self.record.counts["lost"], promote=promote):
-                return
-        else:
+        active = [one for one in self.judges if not policy.rests(one.state)]
+        fit = active and all(one.copy for one in (active if late else self.judges))
+        if not fit or not keeper.due(clock) or (not late and any(policy.waits(one.state) for one in active)):
+            return
+        promote = all(policy.settled(one.state, slow=late and len(self.judges) > 1) for one in active)
+        if keeper.generations.source.notice() and not keeper.generations.adopt():
+            keeper.tell_short(clock)
+        # with lag updates are in these weights that are not judged yet
+        waiting = 1 + sum(one.job is not None for one in self.judges)
+        lost = self.record.counts["lost"]
+        if not keeper.take(clock, self._run.journal.step, lost, promote=promote, unproven=waiting):
             return
         for one in self.judges:
             one.state = policy.copied(policy.promoted(one.state) if promote else one.state)
+
+    def _prove(self, verdict: Verdict) -> None:
+        """What a verdict says of the newest copy."""
+        keeper = self.keeper
+        if not keeper.unproven or self.tryout is not None:
+            return
+        if verdict.kind == "accept" and verdict.copy:
+            keeper.unproven -= 1
+            return
+        keeper.unproven = 0
+        if keeper.generations.take_back():
+            for one in self.judges:
+                one.state = self.policy.dropped(one.state)
+
+    def _compare(self, numbers: dict[str, float]) -> None:
+        """Do the ranks hold the same? If not, each keeps copies of all that it has."""
+        keeper = self.keeper
+        keeper.unlike = False
+        if not keeper.generations.shares.differ(numbers["copied"], numbers["squared"]):
+            return
+        keeper.generations.shares.divides = False
+        rank_zero_warn(
+            f"{self.name}: the ranks don't hold the same weights or the same optimizer state, so each keeps whole "
+            f"copies from here on, {keeper.generations.measure() / 2**20:.3g} MiB each"
+        )
+        if keeper.generations.take_back():
+            keeper.unproven = 0
+            for one in self.judges:
+                one.state = self.policy.dropped(one.state)
+        else:
+            keeper.generations.clear()
+            self._begin_copies()
 
     def _adopt(self, judge: Judge, clock: int) -> None:
         """Takes parameters that an optimizer has gained into the copies."""
@@ -173,6 +230,8 @@ class Guarded:
             judge.seen, judge.dropped = False, judge.dropped and not first
         if first:
             self.buffers.keep()
+            if self.tryout is None and not self.given_up and not self.bare:
+                self._copy()
         self.record.batch(batch, first=first)
         if self.tryout is None:
             self._counted = trainer.current_epoch
@@ -233,15 +292,26 @@ class Guarded:
             "jobs": [None if s is None else [list(s), at] for s, at in zip(jobs, offsets, strict=True)],
             "buffers": self.buffers.state_dict() if bad else [],
             "keeper": self.keeper.state_dict(),
-            "generations": self.keeper.generations.state_dict() if copies else None,
+            "generations": self._saved_copies() if copies else None,
             "trial": trial if copies else None,
             "flags": [self.given_up, self._counted],
         }
+
+    def _saved_copies(self) -> dict[str, Any] | None:
+        """The copies, on the rank that has them whole: they are the copies' own, and not cloned."""
+        copies, io = self.keeper.generations, self._run.trainer.strategy.checkpoint_io
+        if copies.freed or not len(copies) or (copies.shares.divides and copies.shares.rank > 0):
+            return None
+        held = copies.state_dict()
+        # written in a thread of its own, when the next copy may have been taken
+        return cloned(held) if is_kind(io, "AsyncCheckpointIO") else held
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.buffers.load_state_dict(saved["buffers"])
         self.keeper.load_state_dict(saved["keeper"])
         copies = None if self._parted else saved["generations"]
+        if self.bare:
+            copies = None
         if copies is not None and not self.keeper.generations.load_state_dict(copies):
             rank_zero_warn(
                 f"{self.name}: the checkpoint's copies are of another model or of other optimizers, and are "
@@ -260,9 +330,9 @@ class Guarded:
 
     def _short(self, one: int, age: int) -> str:
         return (
-            f"{self.name}: a copy takes {one} bytes of host memory by now, and two of them are more than "
-            f"memory_limit={self._guard.memory_limit}: it takes no more copies, and a rewind goes back to one that it "
-            f"has (the newest is {count(age, 'update')} old), so that it may lose much. For two copies write "
+            f"{self.name}: a copy takes {one} bytes of host memory by now, and two of them are more than memory_limit="
+            f"{self.keeper.generations.limit}: it takes no more copies, and a rewind goes back to one that it has (the "
+            f"newest is {count(age, 'update')} old), so that it may lose much. For two copies write "
             f"{self._guard.written(memory_limit=2 * one)}"
         )
 

@@ -37,6 +37,7 @@ class Guarding(Guarded):
         """The same within the optimizer's own step, as the ledger tells it."""
         if index >= len(self.judges):
             return
+        self.keeper.generations.fence()
         judge = self.judges[index]
         if not judge.seen:
             # a step by the bare optimizer, which Lightning doesn't tell of
@@ -103,11 +104,10 @@ class Guarding(Guarded):
         self._adopt(judge, clock)
         more: dict[str, float | Tensor] = {}
         side: Side = "present"
-        if steps := self.keeper.timing(clock):
-            more["steps"] = steps[0]
+        if self.keeper.unlike:
+            more["copied"], more["squared"] = self.keeper.generations.newest.snapshot.fingerprint
         if self.tryout is not None and self.tryout.side is not None:
-            # a rank on which memory was short is heard of by all with the same collective
-            more["failed"], side = float(self.tryout.failed), self.tryout.side
+            side = self.tryout.side
         if judge.measure and side == "present":
             more.update(self.ground.size())
         return self.ground.start(judge.index, loss, side, self.buffers.count, more)
@@ -115,11 +115,8 @@ class Guarding(Guarded):
     def _judge(self, judge: Judge, job: Job, *, late: bool = False) -> None:
         measured, signals = finish(job)
         more = dict(zip(job.asked, measured.more, strict=True))
-        if "steps" in more:
-            self.keeper.decide(more["steps"])
-        if more.get("failed", 0.0) > 0.0:
-            self._break_off(judge)
-            return
+        if "copied" in more and self.keeper.unlike:
+            self._compare(more)
         if job.signals is None and measured.loss is None and not self._blind:
             self._blind = True
             rank_zero_warn(f"{self.name} sees no loss (use self.manual_backward): it judges by gradients alone")
@@ -135,20 +132,21 @@ class Guarding(Guarded):
             judge.state = self.first_copy(self.policy.start(planned))
         judge.state, verdict = self.policy.step(judge.state, signals)
         judge.limit, judge.copy, judge.measure = verdict.limit, verdict.copy, verdict.measure
+        if verdict.kind == "rewind" and not len(self.keeper.generations):
+            verdict = verdict._replace(kind="give_up", cause=f"{verdict.cause}, and there is no copy")
+        self._prove(verdict)
         clock = self.record.counts["judged"]
         self.record.saw(judge.state.update, signals, verdict)
         back = ""
         if verdict.kind in ("rewind", "give_up"):
             self._drop(judge)
-            back = self._rewind(judge, verdict, clock)
+            back = self._rewind(judge, verdict, clock) if len(self.keeper.generations) else ""
         elif not late:
             self._apply(judge, verdict)
         elif not finite(signals):
             # dropped, or the first of a trial
             self.buffers.restore(self.buffers.count - job.kept + 1)
         self._plan(judge, verdict)
-        if self.tryout is None and not back:
-            self._copy(judge, clock)
         ledger = self._run.ledger
         # at a rate of 0 any factor would do: the one before stays
         if signals.rate > 0.0 and ledger.factor(self.name, judge.index, 0) != verdict.factor:
@@ -163,7 +161,7 @@ class Guarding(Guarded):
         tryout = self.tryout
         if verdict.kind != "accept" or tryout is not None:
             self._drop(judge)
-            if tryout is None or tryout.side is None or tryout.failed:
+            if tryout is None or tryout.side is None:
                 self.buffers.restore()
         elif verdict.scale < 1.0:
             scale_gradients(self.ground.parameters(judge.index), verdict.scale)
@@ -173,20 +171,6 @@ class Guarding(Guarded):
             self.tryout = self._try_out(judge.index)
         if self.tryout is not None:
             self.tryout.plan(verdict)
-
-    def _break_off(self, judge: Judge) -> None:
-        """There was no memory for the trial's state: the run goes on without it."""
-        judge.state = self.policy.broken_off(judge.state)
-        self._drop(judge)
-        self.buffers.restore()
-        assert self.tryout is not None
-        self.tryout.over = True
-        if not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"{self.name}: there is no memory on the device for a trial, which takes a second copy of weights and "
-                f"optimizer state, so it was broken off; write {self._guard.written(trials=False)} to make none"
-            )
 
     def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> str:
         """Gives a copy back; says where it was taken and what is lost."""

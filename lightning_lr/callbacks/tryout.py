@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from lightning_lr.callbacks.aside import Aside
 from lightning_lr.generations import Generations
 from lightning_lr.ledger import Ledger
+from lightning_lr.own_state import OwnState
 from lightning_lr.policies.divergence_state import Side, Verdict
-from lightning_lr.trial import Trial
 
 IDLE = 32
 """Windows in a row without an update of the optimizer that asked for the trial, after which it makes none any more."""
@@ -21,8 +19,8 @@ class Tryout:
     """Puts the state that a verdict wants looked at in place, within each batch, until one wants none.
 
     At `present` the batches run at the run's own weights, at `newest` and `best` at those of that copy; nothing is
-    updated. What a batch does to weights, buffers, optimizer state, torchmetrics, and by hand, is gone at its end.
-    Averaged models are left alone.
+    updated, so that only weights and buffers change places: the run's own wait in host memory. What a batch does to
+    weights, buffers and torchmetrics, and by hand, is gone at its end. Averaged models are left alone.
 
     An update is the unit: in a window of accumulation the side stays the same, and so it does for all updates that a
     training step makes under manual optimization. What is logged counts for nothing, except in an epoch's first
@@ -50,9 +48,9 @@ class Tryout:
         self.owner = owner
         self._trainer, self._module, self._ledger, self._copies = trainer, module, ledger, copies
         self._aside: Aside | None = None
-        self._scratch: Trial | None = None
+        self._own: OwnState | None = None
         self._wanted: Side = "present"
-        self._counts = self._put_off = self.inside = self.failed = self.over = False
+        self._counts = self._put_off = self.inside = self.over = False
         self._idle = 0
         self.side: Side | None = None
         """The weights of the window under way; None between two."""
@@ -105,18 +103,16 @@ class Tryout:
             self.side = "present" if self._put_off else self._wanted
         self.inside = True
         aside.begin_batch(counts=self._counts)
-        try:
-            self._enter(aside, self.side)
-        except torch.cuda.OutOfMemoryError:
-            # the batch runs at the present weights, and the ranks hear of it with the update's numbers
-            self.failed = True
-            aside.clear()
-            self._scratch = None
+        if self._own is None:
+            self._own = OwnState(self._module, self._ledger.optimizers, aside.scaler)
+        self._own.keep(metrics=not self._counts)
+        if self.side != "present":
+            self._copies.get(self.side).snapshot.show()
 
     def leave(self) -> None:
         """Puts the run's own state in place before the batch's end: a copy is about to be given back."""
-        if self._aside is not None:
-            self._aside.leave()
+        if self._own is not None:
+            self._own.leave()
 
     def end_batch(self, batch_idx: int) -> None:
         """Puts the run's own state in place."""
@@ -128,25 +124,20 @@ class Tryout:
 
     def rest(self) -> None:
         """Puts the run's own state in place, wherever in a batch something raised."""
+        if self._own is not None:
+            self._own.end_batch()
         if self._aside is not None:
             self._aside.rest()
         self.inside = False
 
     def close(self) -> None:
         """Gives back all that was borrowed, the random generators too."""
-        self.inside = False
+        self.rest()
         if self._aside is not None:
             self._aside.close()
-        self._aside = self._scratch = None
+        self._aside = self._own = None
 
     def _began(self) -> Aside:
         if self._aside is None:
             self._aside = Aside(self._trainer, self._module, self._ledger)
         return self._aside
-
-    def _enter(self, aside: Aside, side: Side) -> None:
-        if self._scratch is None:
-            self._scratch = aside.trial()
-        self._scratch.enter(fresh=True, metrics=not self._counts)
-        if side != "present":
-            self._copies.get(side).snapshot.show()

@@ -183,8 +183,12 @@ class DivergencePolicy:
         return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
 
     def copied(self, state: DivergenceState) -> DivergenceState:
-        """The state after a copy was taken of the weights at hand: before the update just judged was applied."""
-        return state._replace(newest=Mark(max(state.update - 1, 0), state.seen))
+        """The state after a copy was taken of the weights at hand: after the update just judged was applied."""
+        return state._replace(newest=Mark(state.update, state.seen))
+
+    def dropped(self, state: DivergenceState) -> DivergenceState:
+        """The state after the newest copy was dropped, since an update at its weights was not as usual."""
+        return state._replace(newest=state.best)
 
     def rests(self, state: DivergenceState) -> bool:
         """Has this optimizer made no update since the newest copy?"""

@@ -1,0 +1,65 @@
+"""Flight: copies from CUDA devices to the host, on streams of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lr.internals import foreach_copy
+
+
+class Flight:
+    """Copies under way. On any other device than CUDA a copy is made at once."""
+
+    def __init__(self) -> None:
+        self._events: list[Any] = []
+        self._open = False
+        self._streams: dict[torch.device, Any] = {}
+
+    def copy(self, into: Sequence[Tensor], live: Sequence[Tensor], *, aside: bool) -> None:
+        """Copies tensors to the host.
+
+        Args:
+            into: in host memory; from CUDA, pinned.
+            live: of the same sizes.
+            aside: whether on a stream of its own, while other work goes on: `fence` keeps it from writing them.
+        """
+        devices: dict[torch.device, list[int]] = {}
+        for place, tensor in enumerate(live):
+            devices.setdefault(tensor.device, []).append(place)
+        for device, places in devices.items():
+            sources, targets = [live[place] for place in places], [into[place] for place in places]
+            if device.type != "cuda":
+                foreach_copy(targets, sources)
+                continue
+            stream = here = torch.cuda.current_stream(device)
+            if aside:
+                stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+                # what has written them so far comes first
+                stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                foreach_copy(targets, sources, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record(stream)
+            self._events.append((device, event))
+            if aside:
+                self._open = True
+                for tensor in sources:
+                    # somebody who lets go of one must not have its memory used again meanwhile
+                    tensor.record_stream(stream)
+
+    def fence(self) -> None:
+        """Work that is given to the devices from here on begins after these copies; the host waits for none."""
+        if self._open:
+            self._open = False
+            for device, event in self._events:
+                torch.cuda.current_stream(device).wait_event(event)
+
+    def wait(self) -> None:
+        """The host waits until all have come down."""
+        for _, event in self._events:
+            event.synchronize()
+        self._events, self._open = [], False
