@@ -41,7 +41,8 @@ class Generations:
         source: what is copied.
         limit: the most host memory for both together, in bytes; None: no limit.
         shares: how ranks divide the copies; None: each keeps all.
-        largest: the largest of the numbers that the ranks give, on every rank: ranks must not decide by their own.
+        largest: the largest of the numbers that the ranks give, on every rank, where each has tensors of its own: ranks
+            must not decide by their own.
 
     Example:
         >>> import torch
@@ -222,5 +223,6 @@ class Generations:
         return True
 
     def _size(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> int:
-        """The bytes that this rank keeps of them."""
-        return sum(kept.bytes for kept in self.shares.plan(tensors).values()) + bytes_of(plain)
+        """The bytes that a rank keeps of them at most; of several ranks, torchmetrics' states, which differ, aside."""
+        own = bytes_of(plain) if self.shares.ranks == 1 else 0
+        return sum(kept.bytes for kept in self.shares.plan(tensors, rank=0).values()) + own

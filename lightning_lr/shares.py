@@ -81,8 +81,8 @@ class Shares:
         self.rank = torch.distributed.get_rank() if there else 0
         self.divides = divides and self.ranks > 1
 
-    def plan(self, live: dict[str, Tensor]) -> dict[str, Kept]:
-        """What this rank is to keep of each tensor; no memory is made yet."""
+    def plan(self, live: dict[str, Tensor], rank: int | None = None) -> dict[str, Kept]:
+        """What a rank is to keep of each tensor, this one by default; no memory is made yet."""
         totals: dict[torch.dtype, int] = {}
         found: dict[str, Kept] = {}
         for key, tensor in live.items():
@@ -95,7 +95,7 @@ class Shares:
         for key, kept in found.items():
             if kept.start >= 0:
                 total = totals[kept.dtype]
-                lo, hi = (min(max(bound - kept.start, 0), kept.hi) for bound in self._part(self.rank, total))
+                lo, hi = (min(max(bound - kept.start, 0), kept.hi) for bound in self._part(self.rank if rank is None else rank, total))
                 found[key] = kept._replace(total=total, lo=lo, hi=hi)
         return found
 

@@ -84,12 +84,12 @@ class Guarded:
         device = trainer.strategy.root_device
         alike = trainer.world_size > 1 and not self._parted
         shares = Shares(device, divides=alike, first=guard.save_snapshots)
-        largest = partial(_largest, device) if trainer.world_size > 1 else int
+        largest = partial(_largest, device) if self._parted else int
         copies = Generations(source, guard.memory_limit, shares, largest)
         self.one = copies.measure()
         if guard.memory_limit == "auto":
             # the other half is for the data, for checkpoints, and for what else there is
-            copies.limit = -largest(-(free_memory() // 2 // trainer.num_devices))
+            copies.limit = -_largest(device, -(free_memory() // 2 // trainer.num_devices))
             self.bare = 2 * self.one > copies.limit
         elif guard.memory_limit is not None and 2 * self.one > guard.memory_limit:
             raise ValueError(
