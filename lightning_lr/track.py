@@ -59,8 +59,9 @@ class Track:
         return {"square": self._pulse.squares(sample, device)[0], "number": self._pulse.number}
 
     def forget(self) -> None:
-        """Other weights are put in place than the last update has made."""
+        """Other weights are put in place than the last update has made, or the run is over: frees their memory."""
         self.shift, self._sample, self._updates = None, None, -1
+        self._pulse = Pulse({})
 
     def _follows(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors are those of before; if not, it goes by them from now on."""

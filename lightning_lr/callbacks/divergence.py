@@ -236,11 +236,13 @@ class DivergenceGuard(LRCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._guarded is not None:
             self._guarded.fail()
+            self._guarded.ground.forget()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._guarded is not None:
             self._guarded.close()
+            self._guarded.ground.forget()
         super().teardown(trainer, pl_module, stage)
 
     # state -----------------------------------------------------------------------------------------------------

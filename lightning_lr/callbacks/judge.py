@@ -156,7 +156,7 @@ class Ground:
         return self._tracks[index].size(self.parameters(index), self._device)
 
     def forget(self) -> None:
-        """A copy of the weights was given back."""
+        """A copy of the weights was given back, or the run is over."""
         for track in self._tracks:
             track.forget()
 

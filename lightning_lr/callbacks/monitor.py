@@ -42,8 +42,8 @@ class LRMonitor(LRCallback):
             checkpoint, needs another: `LRMonitor(name="Other")`.
 
     Raises:
-        ValueError: at construction for another `logging_interval` or `update_ratio`; at the start of `fit` when the trainer has a
-            `LearningRateMonitor` too.
+        ValueError: at construction for another `logging_interval` or `update_ratio`; at the start of `fit` when the
+            trainer has a `LearningRateMonitor` too.
 
     Example:
         >>> from lightning_lr import LRMonitor
@@ -146,6 +146,19 @@ class LRMonitor(LRCallback):
         if self.prog_bar:
             for tag, rate in self.rates.items():
                 pl_module.log(tag, rate, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._ratios = None
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # its views would keep the memory of weights that are moved off the device now
+        self._ratios = None
+        super().teardown(trainer, pl_module, stage)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what a run has refers to its optimizers
+        return {**super().__getstate__(), "_ratios": None}
 
 
 def _momentum(group: dict[str, Any]) -> Any:
