@@ -17,7 +17,7 @@ from lightning_lr.signals import moved, widest_float
 
 MOST = 256
 """Elements of one tensor. Where one large tensor rules, n of them know its norm to 1 / sqrt(2 n), or 5%, and what SGD
-does to a few of its rows to some 20%; 64 half as well. The time goes with the number of tensors: 64 would save a fifth."""
+does to a few of its rows to some 20%; 64 half as well. What takes time is the number of tensors: 64 save a fifth."""
 
 TRIED, LOOKED_AHEAD = 64, 64
 """So many steps are compared for a shape, by so many of the places that each comes to."""

@@ -13,8 +13,8 @@ from lightning_lr.internals import loggers_step
 from lightning_lr.pulse import Pulse, Sample, Shift
 
 MOST = 4096
-"""Elements of one tensor: only logged updates are sampled, so that they may be more than a guard's. They know a norm to 1
-or 2% (see `pulse.MOST`), and of a small transformer's 51 tensors nine in ten to 4%, with 256 to 15%."""
+"""Elements of one tensor: only logged updates are sampled, so that they may be more than a guard's. They know a norm to
+1 or 2% (see `pulse.MOST`), and of a small transformer's 51 tensors nine in ten to 4%, with 256 to 15%."""
 
 CURVES = 100
 """Of one optimizer at most: as many as the layers of a very large model, and more are hard to read."""
