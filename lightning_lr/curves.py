@@ -10,6 +10,7 @@ EVENTS = "lr-events"
 FACTOR = "lr-factor/"
 INCIDENT = "lr-incident/"
 FINDER = "lr-finder/"
+UPDATE = "lr-update/"
 
 TAIL = 8
 """TensorBoard smooths by points, whatever lies between them: `0.6 x the smoothed one before + 0.4 x this one`. So many

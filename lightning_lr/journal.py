@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_lr.change import SCHEDULER, Part, RateChange
 from lightning_lr.console import console
-from lightning_lr.curves import EVENTS, FACTOR, FINDER, INCIDENT, Curves
+from lightning_lr.curves import EVENTS, FACTOR, FINDER, INCIDENT, UPDATE, Curves
 from lightning_lr.drift import MANY, Drift
 from lightning_lr.internals import loggers_step, logs_now
 from lightning_lr.ledger import Ledger
@@ -147,10 +147,11 @@ class Journal:
             self.tell(line, warn=warn)
 
     def scalars(self, values: dict[str, float]) -> None:
-        """Scalars by tag for this step; each is written only when it differs from the one shown last, but a sweep's."""
+        """Scalars by tag for this step; each is written only when it differs from the one shown last, but those of a
+        sweep, and of what an update did."""
         for tag, value in values.items():
             shown = self._curves.shown(tag)
-            if tag.startswith(FINDER):
+            if tag.startswith((FINDER, UPDATE)):
                 self._scalar(tag, value)
             elif shown is None or shown != value:
                 self._scalar(tag, value, before=shown, lasting=True)
@@ -242,8 +243,14 @@ class Journal:
                 if _can(logger, "add_text"):
                     logger.experiment.add_text(EVENTS, text, step)
 
-    def layout(self, rate_tags: Iterable[str], losses: str = "(?!lr-).*loss.*") -> None:
-        """Writes TensorBoard's custom scalars layout: rates, factors, losses and incidents on one page."""
+    def layout(self, rate_tags: Iterable[str], losses: str = "(?!lr-).*loss.*", *, ratios: bool = False) -> None:
+        """Writes TensorBoard's custom scalars layout: rates, factors, losses and incidents on one page.
+
+        Args:
+            rate_tags: of the rates.
+            losses: a pattern of the losses' tags.
+            ratios: whether there are points of what updates did.
+        """
         if not self._curves.writes:
             return
         rates = [f"^{re.escape(tag)}$" for tag in rate_tags]
@@ -251,6 +258,7 @@ class Journal:
             "effective rate": ["Multiline", rates],
             "factors": ["Multiline", [f"^{FACTOR}.*"]],
             "loss": ["Multiline", [losses]],
+            **({"update by weight": ["Multiline", [f"^{UPDATE}.*"]]} if ratios else {}),
             # single points: smoothed, they would be drawn where there was nothing
             "incidents (set smoothing to 0)": ["Multiline", [f"^{INCIDENT}.*"]],
         }

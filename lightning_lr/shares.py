@@ -95,7 +95,10 @@ class Shares:
         for key, kept in found.items():
             if kept.start >= 0:
                 total = totals[kept.dtype]
-                lo, hi = (min(max(bound - kept.start, 0), kept.hi) for bound in self._part(self.rank if rank is None else rank, total))
+                lo, hi = (
+                    min(max(bound - kept.start, 0), kept.hi)
+                    for bound in self._part(self.rank if rank is None else rank, total)
+                )
                 found[key] = kept._replace(total=total, lo=lo, hi=hi)
         return found
 

@@ -79,6 +79,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "momentum": True,
         "weight_decay": True,
         "prog_bar": True,
+        "update_ratio": True,
         "layout": False,
         "name": "Monitor",
     },

@@ -46,14 +46,14 @@ class Mixed(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Linear(64, 70)
-        self.half = nn.Parameter(torch.randn(3001).to(torch.bfloat16))
+        self.short = nn.Parameter(torch.randn(3001).to(torch.bfloat16))
         self.conv = nn.Conv2d(8, 20, 5).to(memory_format=torch.channels_last)
         self.norm = nn.BatchNorm1d(70)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.first(x))
         images = y[:, :50].reshape(len(y), 2, 5, 5).repeat(1, 4, 1, 1)
-        return self.conv(images).square().mean() + self.half.float().square().mean() + y.square().mean()
+        return self.conv(images).square().mean() + self.short.float().square().mean() + y.square().mean()
 
 
 def update(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -205,7 +205,7 @@ def fit(
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made.fit(model, Share(48, ranks, made.global_rank), ckpt_path=resume or None)
+        made.fit(model, Share(32, ranks, made.global_rank), ckpt_path=resume or None)
     return {
         "weights": [p.detach().clone() for p in model.parameters()],
         "moments": [v for p in model.parameters() for v in made.optimizers[0].state[p].values()],
@@ -222,8 +222,8 @@ def test_a_run_that_rewinds_from_divided_copies_is_the_one_with_whole_copies(
     ranks: int, pool: Pool, four: Pool, tmp_path: Path
 ) -> None:
     processes = pool if ranks == 2 else four
-    divided = processes.run(fit_divided, str(tmp_path / "divided"), {30: "weights"}, False)
-    whole = processes.run(fit_divided, str(tmp_path / "whole"), {30: "weights"}, True)
+    divided = processes.run(fit_divided, str(tmp_path / "divided"), {26: "weights"}, False)
+    whole = processes.run(fit_divided, str(tmp_path / "whole"), {26: "weights"}, True)
     for one, other in zip(divided, whole, strict=True):
         assert equal(one["weights"], other["weights"])
         assert equal(one["moments"], other["moments"])
@@ -232,8 +232,8 @@ def test_a_run_that_rewinds_from_divided_copies_is_the_one_with_whole_copies(
         assert one["freed"]
         assert one["summary"]["rewinds"] == 1
         assert all(bool(w.isfinite().all()) for w in one["weights"])
-        # two copies of three times the weights, over the ranks; small tensors are whole
-        assert one["most"] < 6.0 / ranks + 0.8 < 6.0 < other["most"]
+        # small tensors are whole
+        assert one["most"] < other["most"] / ranks + 0.8
 
 
 def fit_divided(root: str, breaks: dict[int, str], whole: bool) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def fit_divided(root: str, breaks: dict[int, str], whole: bool) -> dict[str, Any
 
 
 def fit_ignored(root: str) -> dict[str, Any]:
-    return fit(root, {30: "weights"}, ignored=True)
+    return fit(root, {26: "weights"}, ignored=True)
 
 
 def test_where_ranks_hold_different_weights_each_keeps_its_own_and_says_so(pool: Pool, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_where_ranks_hold_different_weights_each_keeps_its_own_and_says_so(pool:
     for answer in answers:
         assert answer["summary"]["rewinds"] == 1
         assert all(bool(w.isfinite().all()) for w in answer["weights"])
-        assert answer["most"] > 5.0
+        assert answer["most"] > 4.0
     assert len([line for line in answers[0]["told"] if "ranks don't hold the same" in line]) == 1
     own = [answer["weights"][-2] for answer in answers]
     assert not torch.equal(*own)
@@ -268,9 +268,8 @@ def test_another_number_of_ranks_goes_on_from_the_checkpoints_copies(
 
     run(ranks, str(tmp_path / "first"), {}, "")
     saved = str(tmp_path / "first" / "step=20.ckpt")
-    kept = torch.load(saved, weights_only=True)["callbacks"]["DivergenceGuard"]
-    copies = str(kept).count("'clock'") or len(kept.get("own", kept).get("generations", {}).get("kept", ()))
-    assert copies
+    (kept,) = [v for k, v in torch.load(saved, weights_only=True)["callbacks"].items() if "DivergenceGuard" in k]
+    assert len(kept["own"]["generations"]["kept"]) == 2
     # broken before another copy is taken: what comes back is the checkpoint's
     answers = run(then, str(tmp_path / "then"), {21: "weights"}, saved)
     for answer in answers:
@@ -291,4 +290,4 @@ def fit_lost(root: str) -> None:
         return real(tensor, src)
 
     torch.distributed.broadcast = broadcast
-    fit(root, {30: "weights"})
+    fit(root, {26: "weights"})

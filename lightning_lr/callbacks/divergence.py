@@ -240,11 +240,13 @@ class DivergenceGuard(LRCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._guarded is not None:
             self._guarded.fail()
+            self._guarded.ground.forget()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._guarded is not None:
             self._guarded.close()
+            self._guarded.ground.forget()
             if not self.save_snapshots:
                 # else a checkpoint that is saved after `fit` is to hold them
                 self._guarded.keeper.generations.free()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -108,9 +110,10 @@ class Guarding(Guarded):
             more["copied"], more["squared"] = self.keeper.generations.newest.snapshot.fingerprint
         if self.tryout is not None and self.tryout.side is not None:
             side = self.tryout.side
+        shift = self.ground.shift(judge.index, trying=self.tryout is not None)
         if judge.measure and side == "present":
-            more.update(self.ground.size())
-        return self.ground.start(judge.index, loss, side, self.buffers.count, more)
+            more.update(self.ground.size(judge.index))
+        return self.ground.start(judge.index, loss, side, self.buffers.count, more, shift)
 
     def _judge(self, judge: Judge, job: Job, *, late: bool = False) -> None:
         measured, signals = finish(job)
@@ -152,7 +155,8 @@ class Guarding(Guarded):
         if signals.rate > 0.0 and ledger.factor(self.name, judge.index, 0) != verdict.factor:
             factor = judge.factor(verdict, signals.rate)
             ledger.set_factor(self.name, factor, judge.reason, optimizer=judge.index)
-        self.record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, back)
+        ratio = partial(self.ground.ratio, job.shift)
+        self.record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, ratio, back)
         if verdict.kind == "give_up":
             self._give_up(judge, verdict)
 
@@ -190,6 +194,7 @@ class Guarding(Guarded):
         target.lost = counts["lost"]
         # what is dropped after this in the same batch must not bring those of the broken weights
         self.buffers.keep()
+        self.ground.forget()
         self.take_back = None
         for other in self.judges:
             other.job, other.copy = None, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from lightning_lr.policies.divergence_state import Signals, Verdict
 from lightning_lr.signals import Measured
 
 SIGNALS_KEPT = 64
+
+USUAL = "about 1e-3"
+"""The change of the weights by an update, in parts of their size, at a rate that suits: a rough rule.
+Source: CS231n's notes, Neural Networks Part 3, "Ratio of weights:updates"."""
 
 TOLD = {"passed": "trial passed", "data": "trial: the data is to blame"}
 """By outcome; of the others the rewind tells."""
@@ -73,9 +78,26 @@ class Incidents:
             self.counts[f"trials_{verdict.outcome}"] += 1
 
     def tell(
-        self, run: Run, index: int, update: int, measured: Measured, signals: Signals, verdict: Verdict, back: str = ""
+        self,
+        run: Run,
+        index: int,
+        update: int,
+        measured: Measured,
+        signals: Signals,
+        verdict: Verdict,
+        ratio: Callable[[], float | None],
+        back: str = "",
     ) -> None:
-        """Tells what became of an update that was not simply accepted; `back`: to where a rewind went."""
+        """Tells what became of an update that was not simply accepted.
+
+        Args:
+            run: the run.
+            index: of the optimizer.
+            update: the number of the update.
+            measured, signals, verdict: of the update.
+            ratio: gives what the last update changed the weights by, in parts of their size; on every rank alike.
+            back: to where a rewind went.
+        """
         of = f" of {run.names_at((index, 0)).optimizer}" if len(run.ledger.optimizers) > 1 else ""
         numbers = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
@@ -95,13 +117,17 @@ class Incidents:
             words = more = TOLD[verdict.outcome]
         else:
             return
-        line = f"{self.name}: {words}: {verdict.cause} ({numbers})"
+        evidence, moved = numbers, ratio()
+        if moved is not None:
+            evidence += f", the last update changed the weights by {moved:.2g} of their size: {USUAL} is usual"
+            scalars[f"{INCIDENT}update_ratio"] = moved
+        line = f"{self.name}: {words}: {verdict.cause} ({evidence})"
         if names:
             line += f"; not finite: {few(names)}"
         kind = (self.name, index, verdict.kind, re.sub(r"[\d.]+(e[-+]?\d+)?", "", verdict.cause))
         run.journal.incident(kind, line, f"{self.name}: {more}", numbers, warn=bool(back), **scalars)
         if more != "limited":
-            self._write(run, index, update, measured, signals, verdict, names)
+            self._write(run, index, update, measured, signals, verdict, names, moved)
 
     def last_words(self, run: Run, size: int) -> None:
         """The run in one line."""
@@ -133,6 +159,7 @@ class Incidents:
         signals: Signals,
         verdict: Verdict,
         names: list[str],
+        moved: float | None,
     ) -> None:
         trainer, own = run.trainer, measured.own_loss
         if self._folder is None or not (trainer.is_global_zero or (own is not None and not math.isfinite(own))):
@@ -150,6 +177,7 @@ class Incidents:
             "loss": repr(signals.loss),
             "loss_of_this_rank": repr(own),
             "grad_norm": repr(signals.grad_norm),
+            "update_ratio": moved,
             "factor": verdict.factor,
             "parameters_with_nonfinite_gradients": names,
         }

@@ -13,9 +13,11 @@ from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.internals import scale_of, unscales_itself
 from lightning_lr.policies.divergence_state import Side, Signals, Verdict
+from lightning_lr.pulse import Shift
 from lightning_lr.reference import reference_rates
-from lightning_lr.shards import local, pieces
-from lightning_lr.signals import Measured, Pending, measure, moved, norms_of, start, widest_float
+from lightning_lr.shards import local
+from lightning_lr.signals import Measured, Pending, measure, start, widest_float
+from lightning_lr.track import Track
 
 SCALE_FLOOR = 1.0
 """A gradient scaler above this scale is still calibrating: its overflows are no incidents."""
@@ -33,6 +35,7 @@ class Job(NamedTuple):
         kept: how often buffers had been kept then.
         asked: what the further numbers are that were summed over the ranks.
         signals: the numbers where they are known already (from a checkpoint).
+        shift: what the update before has done to the weights; None where that is not known.
     """
 
     pending: Pending
@@ -41,6 +44,7 @@ class Job(NamedTuple):
     kept: int = 0
     asked: tuple[str, ...] = ()
     signals: Signals | None = None
+    shift: Shift | None = None
 
 
 @dataclass
@@ -109,19 +113,28 @@ class Ground:
         # a mask of -inf, say: nobody has broken it
         frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
         self._infinite = {name for name, p in frozen if not bool(local(p.detach()).isfinite().all())}
+        self._tracks = [Track() for _ in run.ledger.optimizers]
 
     def parameters(self, index: int) -> list[Tensor]:
         """The parameters of an optimizer."""
         return [p for group in self._run.ledger.optimizers[index].param_groups for p in group["params"]]
 
-    def start(self, index: int, loss: Tensor | None, side: Side, kept: int, more: dict[str, float | Tensor]) -> Job:
+    def start(
+        self,
+        index: int,
+        loss: Tensor | None,
+        side: Side,
+        kept: int,
+        more: dict[str, float | Tensor],
+        shift: Shift | None = None,
+    ) -> Job:
         """Starts to measure an update: one small collective where there are several ranks."""
         ledger = self._run.ledger
         scale = scale_of(self.scaler) if unscales_itself(ledger.optimizers[index]) else None
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
         numbers = [torch.as_tensor(number, dtype=widest_float(self._device)) for number in more.values()]
         pending = start(loss, self.parameters(index), scale, numbers, device=self._device, sharded=self.sharded)
-        return Job(pending, max(rate, 0.0), side, kept, tuple(more))
+        return Job(pending, max(rate, 0.0), side, kept, tuple(more), None, shift)
 
     def broken(self) -> bool:
         """Whether the weights are not finite, on any rank; a collective of its own."""
@@ -130,19 +143,31 @@ class Ground:
         number = torch.as_tensor(bad, dtype=torch.float32, device=self._device)
         return measure(None, [], None, [number], device=self._device).more[0] > 0.0
 
-    @torch.no_grad()
-    def size(self) -> dict[str, float | Tensor]:
-        """This rank's shares of the sum of squares of all trained weights and of their number."""
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        shares: dict[int, list[Tensor]] = {}
-        for p in self._trained().values():
-            shares.setdefault(pieces(p), []).append(local(p.detach()))
-        square, number = torch.zeros((), dtype=widest_float(self._device), device=self._device), 0.0
-        for count, parts in shares.items():
-            for norm in norms_of(parts):
-                square = square + moved(norm, self._device).to(square.dtype).square() * (count / ranks)
-            number += sum(part.numel() for part in parts) * count / ranks
-        return {"square": square, "number": number}
+    def shift(self, index: int, *, trying: bool) -> Shift | None:
+        """What the last update of an optimizer has done to its weights; in a trial, which makes none, the same.
+
+        None where that is not known: before its second update, after a resume, after a rewind.
+        """
+        track = self._tracks[index]
+        return track.shift if trying else track.see(self.parameters(index), self._run.ledger.updates(index))
+
+    def size(self, index: int) -> dict[str, float | Tensor]:
+        """This rank's shares of the sum of squares of an optimizer's weights and of their number, from a sample."""
+        return self._tracks[index].size(self.parameters(index), self._device)
+
+    def forget(self) -> None:
+        """A copy of the weights was given back, or the run is over."""
+        for track in self._tracks:
+            track.forget()
+
+    def ratio(self, shift: Shift | None) -> float | None:
+        """The size of a change by that of the weights; a host sync, and a collective of its own.
+
+        None where it is not known, or not finite.
+        """
+        ratios = {} if shift is None else shift.ratios(self._device, together=True)
+        ratio = ratios.get("all", math.nan)
+        return ratio if math.isfinite(ratio) else None
 
     def calibrating(self, measured: Measured) -> bool:
         """Does a gradient scaler see to this overflow? Not where the loss itself, which it doesn't touch, is none."""
@@ -167,10 +192,6 @@ class Ground:
         """The names of the parameters that are not finite on this rank."""
         found = [(name, p) for name, p in self._module.named_parameters() if name not in self._infinite]
         return [name for name, p in found if not bool(local(p.detach()).isfinite().all())]
-
-    def _trained(self) -> dict[str, Tensor]:
-        held = {id(p) for index in range(len(self._run.ledger.optimizers)) for p in self.parameters(index)}
-        return {name: p for name, p in self._module.named_parameters() if p.requires_grad or id(p) in held}
 
 
 def finish(job: Job) -> tuple[Measured, Signals]:
