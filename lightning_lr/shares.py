@@ -19,8 +19,8 @@ CHUNK = 2**22
 ALIKE = ("parameter/", "optimizer/", "group/")
 """Keys of what strategies that replicate a model keep equal on all ranks. Buffers may be each rank's own."""
 
-SAMPLE = 16
-"""Elements of each tensor by which ranks are compared: ranks that have drifted apart differ everywhere."""
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of an element: as what its bits are summed."""
 
 HASH = 2**20
 """A fingerprint is below this: its square, summed over a thousand ranks, is still exact in float64."""
@@ -102,21 +102,24 @@ class Shares:
                 found[key] = kept._replace(total=total, lo=lo, hi=hi)
         return found
 
-    def fingerprint(self, live: dict[str, Tensor]) -> list[float | Tensor]:
-        """A number that is the same where ranks hold the same, and its square; nobody waits for it."""
-        parts: dict[torch.device, list[Tensor]] = {}
+    def fingerprint(self, live: dict[str, Tensor]) -> list[Tensor]:
+        """A number that is the same where ranks hold the same weights, every bit, and its square; nobody waits for it.
+
+        Of what optimizers remember the shapes are compared: ranks whose moments differ have different weights, too.
+        """
+        sums: dict[torch.device, list[Tensor]] = {}
         for key, tensor in live.items():
-            if key.startswith(ALIKE) and tensor.numel() >= WORTH:
-                few = flat(tensor)[:: max(1, tensor.numel() // SAMPLE)].double()
-                parts.setdefault(tensor.device, []).append(few)
+            if key.startswith(ALIKE[0]) and tensor.numel() >= WORTH and tensor.dtype.itemsize in WORDS:
+                words = flat(tensor).view(WORDS[tensor.dtype.itemsize])
+                sums.setdefault(tensor.device, []).append(words.sum(dtype=torch.int64))
         names = "".join(f"{key}{tuple(tensor.shape)}{tensor.dtype}" for key, tensor in sorted(live.items()))
-        total: Any = float(sum(byte * (place % 251 + 1) for place, byte in enumerate(names.encode())) % HASH)
-        for numbers in parts.values():
-            bits = torch.cat(numbers).view(torch.int64)
+        total: Any = sum(byte * (place % 251 + 1) for place, byte in enumerate(names.encode())) % HASH
+        for numbers in sums.values():
+            bits = torch.stack(numbers)
             weights = torch.arange(1, 2 * len(bits), 2, device=bits.device)
             # the upper bits come down, so that every one counts
-            total = ((bits ^ (bits >> 29)) * weights).sum().remainder(HASH).to(self.device) + total
-        number = total.remainder(HASH) if isinstance(total, Tensor) else total
+            total = ((bits ^ (bits >> 23)) * weights).sum().remainder(HASH).to(self.device) + total
+        number = torch.as_tensor(total % HASH)
         return [number, number * number]
 
     def differ(self, number: float, square: float) -> bool:

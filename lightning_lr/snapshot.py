@@ -52,7 +52,7 @@ class Snapshot:
         self._arena: Arena | None = None
         self._plain: dict[str, Any] = {}
         self._flight = Flight()
-        self.fingerprint: list[float | Tensor] = [0.0, 0.0]
+        self.fingerprint: list[Tensor] = []
         """Of the latest `take`, where ranks divide it; see `Shares.fingerprint`."""
         self._origins: dict[str, dict[str, Any]] = {}
         self._apart: dict[str, torch.device] = {}
@@ -83,7 +83,7 @@ class Snapshot:
             self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
         self._plain = {key: cloned(value) for key, value in self.source.plain().items()}
         self._remember(tensors)
-        self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else [0.0, 0.0]
+        self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else []
 
     def fence(self) -> None:
         """What is written on devices from here on is written after the latest `take` has read it; nobody waits."""
