@@ -6,10 +6,12 @@ import contextlib
 import copy
 import math
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import pytorch_lightning as pl
@@ -18,10 +20,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import lightning_lr as llr
-from lightning_lr import host
+from lightning_lr import host, own_state
+from lightning_lr.callbacks import guarded
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
+from lightning_lr.own_state import OwnState
 from lightning_lr.snapshot import Snapshot
 from lightning_lr.source import Source
 from lightning_lr.trial import Trial
@@ -707,3 +713,127 @@ def test_incident_folders_of_a_run_are_bounded_also_over_a_resume(tmp_path: Path
     assert kept[1] == "step-00000003-rank-0"
     assert len(kept) == 102
     assert kept[2:12] == [f"step-{step:08d}-rank-0" for step in range(21, 41, 2)]
+
+
+# what they cost ------------------------------------------------------------------------------------------------------
+
+
+def test_with_too_little_free_memory_it_makes_no_copies_says_so_and_still_drops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded, "free_memory", lambda: 3 * size(Net()))
+    guard, model = DivergenceGuard(), Net(breaks={20: "nan"})
+    with pytest.warns(UserWarning, match="half of what is free.*it makes none") as caught:
+        fit(model, tmp_path, guard)
+    assert guard.generations is not None
+    assert (guard.skips, len(guard.generations)) == (1, 0)
+    assert model.finite[-1]
+    (line,) = [str(w.message) for w in caught if "it makes none" in str(w.message)]
+    assert "memory_limit=" in line
+    with pytest.raises(DivergenceError, match="there is no copy"), pytest.warns(UserWarning, match="makes none"):
+        fit(Net(breaks={20: "weight"}), tmp_path, DivergenceGuard())
+    kept = DivergenceGuard(memory_limit=None)
+    fit(Net(breaks={20: "weight"}), tmp_path, kept)
+    assert kept.rewinds == 1
+
+
+def test_auto_takes_half_of_what_is_free_and_holds_to_it_when_optimizer_state_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded, "free_memory", lambda: 10 * size(Net()))
+    guard = DivergenceGuard(snapshot_every=4)
+    seen = Bytes(guard)
+    fit(Net(), tmp_path, guard, seen)
+    # the start's copy and one with Adam's state; two of those would be six times the weights
+    assert seen.most <= 5 * size(Net())
+    assert seen.began[0] == 1
+
+
+def test_the_same_run_twice_copies_at_the_same_updates_however_slow_it_is(tmp_path: Path) -> None:
+    class Slow(pl.Callback):
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            time.sleep(self.seconds)
+
+    def taken(seconds: float) -> list[int]:
+        guard, clocks = DivergenceGuard(), []
+
+        class Notes(pl.Callback):
+            def on_train_batch_end(self, *_: Any) -> None:
+                assert guard.generations is not None
+                clocks.append(guard.generations.newest.clock)
+
+        fit(Net(), tmp_path, Slow(seconds), guard, Notes())
+        return clocks
+
+    first = taken(0.0)
+    assert first == taken(0.004)
+    assert len(set(first)) > 4
+
+
+class Large(Model):
+    def __init__(self) -> None:
+        super().__init__(adam, hidden=2000)
+
+
+def test_a_checkpoint_is_no_larger_and_with_copies_nothing_is_cloned(tmp_path: Path) -> None:
+    def saved(*callbacks: Any) -> int:
+        made = fit(Large(), tmp_path, *callbacks, batches=40)
+        made.save_checkpoint(tmp_path / "kept.ckpt")
+        return (tmp_path / "kept.ckpt").stat().st_size
+
+    bare = saved()
+    assert bare < saved(DivergenceGuard(), llr.LRMonitor(), llr.Warmup(10)) < 1.02 * bare
+    guard = DivergenceGuard(save_snapshots=True)
+    assert 2.5 * bare < saved(guard)
+    assert guard.generations is not None
+    state = guard.state_dict()
+    held = state["own"]["generations"]["kept"][0][-1]["tensors"]
+    mine = guard.generations.best.snapshot._host
+    assert all(held[key].untyped_storage().data_ptr() == mine[key].data.untyped_storage().data_ptr() for key in held)
+
+
+class Taken(TorchDispatchMode):
+    """The bytes of all tensors that are made on a device, as fake ones tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+                own = id(tensor.untyped_storage()) not in given and not function.is_view
+                self.bytes += tensor.numel() * tensor.element_size() * own
+        return made
+
+
+@pytest.mark.parametrize("what", ["take", "restore", "trial"])
+def test_nothing_is_taken_on_the_device(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_register", lambda block: 0)
+    for name in ("Stream", "Event", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(own_state, "_mark", id)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net = nn.ParameterList([nn.Parameter(torch.zeros(1000, 1000, device="cuda")) for _ in range(3)])
+        net.register_buffer("seen", torch.zeros(1000, device="cuda"))
+        optimizer = torch.optim.Adam(net.parameters())
+        for p in net.parameters():
+            optimizer.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        snapshot, own = Snapshot(Source([net], [optimizer])), OwnState(net, [optimizer])
+        snapshot.take()
+        with Taken() as taken:
+            if what == "take":
+                snapshot.take()
+            elif what == "restore":
+                snapshot.restore()
+            else:
+                own.keep()
+                snapshot.show()
+                own.leave()
+    assert taken.bytes <= 0.02 * size(net)
