@@ -234,7 +234,8 @@ class DivergenceGuard(LRCallback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self._guarded is not None:
             self._guarded.judge_late()
-            self.record.last_words(self.run, self._guarded.keeper.generations.bytes)
+            copies = self._guarded.keeper.generations.kept
+            self.record.last_words(self.run, sum(copy.size for copy in copies))
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

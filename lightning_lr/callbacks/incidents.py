@@ -130,7 +130,7 @@ class Incidents:
             self._write(run, index, update, measured, signals, verdict, names, moved)
 
     def last_words(self, run: Run, size: int) -> None:
-        """The run in one line."""
+        """The run in one line; `size`: of the copies, in bytes, on the rank where they are largest."""
         run.journal.sum_up()
         n = self.counts
         told = {
