@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 import lightning_lr as llr
 from lightning_lr import host, own_state
-from lightning_lr.callbacks import guarded
+from lightning_lr.callbacks import keeper
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.own_state import OwnState
 from lightning_lr.snapshot import Snapshot
@@ -721,7 +721,7 @@ def test_incident_folders_of_a_run_are_bounded_also_over_a_resume(tmp_path: Path
 def test_with_too_little_free_memory_it_makes_no_copies_says_so_and_still_drops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarded, "free_memory", lambda: 3 * size(Net()))
+    monkeypatch.setattr(keeper, "free_memory", lambda: 3 * size(Net()))
     guard, model = DivergenceGuard(), Net(breaks={20: "nan"})
     with pytest.warns(UserWarning, match="half of what is free.*it makes none") as caught:
         fit(model, tmp_path, guard)
@@ -740,7 +740,7 @@ def test_with_too_little_free_memory_it_makes_no_copies_says_so_and_still_drops(
 def test_auto_takes_half_of_what_is_free_and_holds_to_it_when_optimizer_state_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarded, "free_memory", lambda: 10 * size(Net()))
+    monkeypatch.setattr(keeper, "free_memory", lambda: 10 * size(Net()))
     guard = DivergenceGuard(snapshot_every=4)
     seen = Bytes(guard)
     fit(Net(), tmp_path, guard, seen)

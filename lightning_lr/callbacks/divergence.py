@@ -185,10 +185,11 @@ class DivergenceGuard(LRCallback):
         if self._guarded is not None:
             self._guarded.close()
         self._guarded = Guarding(self, self.run, pl_module, known, saved)
-        if not self._guarded.bare:
+        keeper = self._guarded.keeper
+        if keeper.possible:
             rank_zero_info(
-                f"{self.name}: a copy takes {self._guarded.one / 2**20:.3g} MiB of host memory on each rank now, and "
-                f"two are kept; optimizer state that comes later adds to it"
+                f"{self.name}: a copy takes {keeper.one / 2**20:.3g} MiB of host memory on each rank now, and two are "
+                f"kept; optimizer state that comes later adds to it"
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

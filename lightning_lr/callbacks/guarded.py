@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,18 +15,11 @@ from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, judges_o
 from lightning_lr.callbacks.keeper import Keeper
 from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.tryout import Tryout
-from lightning_lr.console import count
-from lightning_lr.generations import Generations
-from lightning_lr.host import free_memory
-from lightning_lr.internals import averaged_models, is_kind, scaler_in_use
+from lightning_lr.internals import averaged_models, scaler_in_use
 from lightning_lr.memory import parted
-from lightning_lr.policies.divergence import PROOF
-from lightning_lr.policies.divergence_state import Verdict
 from lightning_lr.shards import reshard
-from lightning_lr.shares import Shares
 from lightning_lr.signals import LossMeter
 from lightning_lr.source import Source
-from lightning_lr.trial import cloned
 
 ENTRIES = ("states", "judges", "jobs", "buffers", "keeper", "generations", "trial", "flags", "record")
 """Of a guard's saved state; `flags` are `given_up` and the last epoch of which a batch has counted."""
@@ -62,10 +54,10 @@ class Guarded:
     """
 
     def __init__(self, guard: Any, run: Run, module: Any, judges: list[Judge], saved: dict[str, Any] | None) -> None:
-        self._guard, self._run, self._module = guard, run, module
+        self.guard, self.run, self._module = guard, run, module
         self.name, self.policy, self.lag = guard.name, guard.policy, guard.lag
         self.record: Incidents = guard.record
-        self.given_up = self.bare = self._blind = False
+        self.given_up = self._blind = False
         self.take_back: Callable[[], None] | None = None
         """Undoes the verdict of the update under way, until that is made."""
         self.meter = LossMeter()
@@ -81,23 +73,7 @@ class Guarded:
         self._parted = sharded or parted(optimizers, trainer.world_size)
         self.ground = Ground(run, self.name, module, scaler, sharded=sharded)
         source = Source([module, *averaged_models(trainer.callbacks)], optimizers, scaler)
-        device = trainer.strategy.root_device
-        alike = trainer.world_size > 1 and not self._parted
-        shares = Shares(device, divides=alike, first=guard.save_snapshots)
-        largest = partial(_largest, device) if self._parted else int
-        copies = Generations(source, guard.memory_limit, shares, largest)
-        self.one = copies.measure()
-        if guard.memory_limit == "auto":
-            # the other half is for the data, for checkpoints, and for what else there is
-            copies.limit = -_largest(device, -(free_memory() // 2 // trainer.num_devices))
-            self.bare = 2 * self.one > copies.limit
-        elif guard.memory_limit is not None and 2 * self.one > guard.memory_limit:
-            raise ValueError(
-                f"memory_limit must hold two copies of {self.one} bytes each, got {guard.memory_limit}: "
-                f"write {guard.written(memory_limit=2 * self.one)}, or {guard.left_out}"
-            )
-        interval = None if guard.snapshot_every == "auto" else guard.snapshot_every
-        self.keeper = Keeper(copies, interval, self._short)
+        self.keeper = Keeper(self, source, parted=self._parted)
         self.buffers = Buffers(module, back=1 + self.lag * len(optimizers))
         self.tryout: Tryout | None = None
         self.judges = [Judge(index, self.policy.start()) for index in range(len(optimizers))]
@@ -109,18 +85,19 @@ class Guarded:
             judge.trained = len(self.ground.parameters(judge.index))
         if saved is not None:
             self._load(saved)
-        if self.bare:
+        if not self.keeper.possible:
             self.policy = replace(self.policy, trials=False)
             for judge in self.judges:
                 judge.state = self.policy.broken_off(judge.state)
-            rank_zero_warn(
-                f"{self.name}: two copies take {2 * self.one} bytes of host memory on each rank, and a process may "
-                f"take {copies.limit} (half of what is free): it makes none, so that it limits and drops updates, but "
-                f"can't try anything out, and ends the run where the weights are not finite. If there is more room "
-                f"than it seems write {guard.written(memory_limit=2 * self.one)}"
-            )
-        elif not len(copies):
-            self._begin_copies()
+        elif not len(self.keeper.generations):
+            self.begin_copies()
+
+    def begin_copies(self) -> None:
+        """Takes the first copy: the weights at hand are all there is to go back to."""
+        self.keeper.begin()
+        self.tryout = None
+        for judge in self.judges:
+            judge.state = self.first_copy(self.policy.broken_off(judge.state))
 
     def first_copy(self, state: Any) -> Any:
         """The state after a copy that is both the newest and the best."""
@@ -128,7 +105,7 @@ class Guarded:
 
     def _try_out(self, owner: int, saved: dict[str, Any] | None = None) -> Tryout:
         """A trial for a judge."""
-        run = self._run
+        run = self.run
         return Tryout(owner, run.trainer, self._module, run.ledger, self.keeper.generations, saved)
 
     def _remember(self) -> Callable[[], None]:
@@ -149,93 +126,21 @@ class Guarded:
 
         return back
 
-    def _begin_copies(self) -> None:
-        """Takes the first copy: the weights at hand are all there is to go back to."""
-        keeper, clock, lost = self.keeper, self.record.counts["judged"], self.record.counts["lost"]
-        keeper.since = clock
-        keeper.take(clock, self._run.journal.step, lost, promote=False, unproven=0)
-        self.tryout = None
-        for judge in self.judges:
-            judge.state = self.first_copy(self.policy.broken_off(judge.state))
-
-    def _copy(self) -> None:
-        """Copies the weights at hand, before a batch, if one is due and every judge lets it.
-
-        Nobody has seen a loss at these weights yet: the next verdict proves them, or drops the copy.
-        """
-        keeper, clock, policy = self.keeper, self.record.counts["judged"], self.policy
-        newest = keeper.generations.newest
-        # an optimizer that makes few updates, or none any more, must not keep the others from having copies
-        late = clock - newest.clock >= PROOF * len(self.judges)
-        active = [one for one in self.judges if not policy.rests(one.state)]
-        fit = active and all(one.copy for one in (active if late else self.judges))
-        if not fit or not keeper.due(clock) or (not late and any(policy.waits(one.state) for one in active)):
-            return
-        promote = all(policy.settled(one.state, slow=late and len(self.judges) > 1) for one in active)
-        if keeper.generations.source.notice() and not keeper.generations.adopt():
-            keeper.tell_short(clock)
-        # with lag updates are in these weights that are not judged yet
-        waiting = 1 + sum(one.job is not None for one in self.judges)
-        lost = self.record.counts["lost"]
-        if not keeper.take(clock, self._run.journal.step, lost, promote=promote, unproven=waiting):
-            return
-        for one in self.judges:
-            one.state = policy.copied(policy.promoted(one.state) if promote else one.state)
-
-    def _prove(self, verdict: Verdict) -> None:
-        """What a verdict says of the newest copy."""
-        keeper = self.keeper
-        if not keeper.unproven or self.tryout is not None:
-            return
-        if verdict.kind == "accept" and verdict.copy:
-            keeper.unproven -= 1
-            return
-        keeper.unproven = 0
-        if keeper.generations.take_back():
-            for one in self.judges:
-                one.state = self.policy.dropped(one.state)
-
-    def _compare(self, numbers: dict[str, float]) -> None:
-        """Do the ranks hold the same? If not, each keeps copies of all that it has."""
-        keeper = self.keeper
-        keeper.unlike = False
-        if not keeper.generations.shares.differ(numbers["copied"], numbers["squared"]):
-            return
-        keeper.generations.shares.divides = False
-        rank_zero_warn(
-            f"{self.name}: the ranks don't hold the same weights or the same optimizer state, so each keeps whole "
-            f"copies from here on, {keeper.generations.measure() / 2**20:.3g} MiB each"
-        )
-        if keeper.generations.take_back():
-            keeper.unproven = 0
-            for one in self.judges:
-                one.state = self.policy.dropped(one.state)
-        else:
-            keeper.generations.clear()
-            self._begin_copies()
-
-    def _adopt(self, judge: Judge, clock: int) -> None:
-        """Takes parameters that an optimizer has gained into the copies."""
-        now = len(self.ground.parameters(judge.index))
-        if now > judge.trained and not self.keeper.generations.adopt():
-            self.keeper.tell_short(clock)
-        judge.trained = now
-
     # batches ---------------------------------------------------------------------------------------------------
 
     def begin_batch(self, batch: Any, batch_idx: int) -> None:
         """Keeps what the batch may spoil, and puts a trial's weights in place."""
-        first, trainer, self.shared = not self.meter.losses, self._run.trainer, None
+        first, trainer, self.shared = not self.meter.losses, self.run.trainer, None
         for judge in self.judges:
             judge.seen, judge.dropped = False, judge.dropped and not first
         if first:
             self.buffers.keep()
-            if self.tryout is None and not self.given_up and not self.bare:
-                self._copy()
+            if self.tryout is None and not self.given_up:
+                self.keeper.copy()
         self.record.batch(batch, first=first)
         if self.tryout is None:
             self._counted = trainer.current_epoch
-        elif not any(peer.trying for peer in self._run.peers if peer is not self._guard):
+        elif not any(peer.trying for peer in self.run.peers if peer is not self.guard):
             self.tryout.begin_batch(batch_idx, must_count=self._counted != trainer.current_epoch)
 
     def end_batch(self, batch_idx: int) -> None:
@@ -243,13 +148,13 @@ class Guarded:
         self.take_back = None
         if self.tryout is not None:
             if self.tryout.counted:
-                self._counted = self._run.trainer.current_epoch
+                self._counted = self.run.trainer.current_epoch
             self.tryout.end_batch(batch_idx)
             if self.tryout.idle:
                 judge = self.judges[self.tryout.owner]
                 judge.state = self.policy.broken_off(judge.state)
-                name = self._run.names_at((judge.index, 0)).optimizer
-                self._run.journal.tell(f"{self.name}: trial broken off: {name}, which it is of, makes no updates")
+                name = self.run.names_at((judge.index, 0)).optimizer
+                self.run.journal.tell(f"{self.name}: trial broken off: {name}, which it is of, makes no updates")
             if self.tryout.over or self.tryout.idle:
                 self.close()
 
@@ -284,7 +189,7 @@ class Guarded:
         offsets = [0 if judge.job is None else judge.job.kept - self.buffers.count for judge in self.judges]
         bad = any(signals is not None and not finite(signals) for signals in jobs)
         # a checkpoint holds the state of rank zero, and of what is parted every rank has its own copies
-        copies = self._guard.save_snapshots and not self._parted
+        copies = self.guard.save_snapshots and not self._parted
         trial = self._left if self.tryout is None or not copies else self.tryout.state_dict()
         return {
             "states": [judge.state.to_dict() for judge in self.judges],
@@ -292,25 +197,16 @@ class Guarded:
             "jobs": [None if s is None else [list(s), at] for s, at in zip(jobs, offsets, strict=True)],
             "buffers": self.buffers.state_dict() if bad else [],
             "keeper": self.keeper.state_dict(),
-            "generations": self._saved_copies() if copies else None,
+            "generations": self.keeper.saved() if copies else None,
             "trial": trial if copies else None,
             "flags": [self.given_up, self._counted],
         }
-
-    def _saved_copies(self) -> dict[str, Any] | None:
-        """The copies, on the rank that has them whole: they are the copies' own, and not cloned."""
-        copies, io = self.keeper.generations, self._run.trainer.strategy.checkpoint_io
-        if copies.freed or not len(copies) or (copies.shares.divides and copies.shares.rank > 0):
-            return None
-        held = copies.state_dict()
-        # written in a thread of its own, when the next copy may have been taken
-        return cloned(held) if is_kind(io, "AsyncCheckpointIO") else held
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.buffers.load_state_dict(saved["buffers"])
         self.keeper.load_state_dict(saved["keeper"])
         copies = None if self._parted else saved["generations"]
-        if self.bare:
+        if not self.keeper.possible:
             copies = None
         if copies is not None and not self.keeper.generations.load_state_dict(copies):
             rank_zero_warn(
@@ -327,19 +223,3 @@ class Guarded:
             )
             for judge in self.judges:
                 judge.state = self.policy.again(judge.state)
-
-    def _short(self, one: int, age: int) -> str:
-        return (
-            f"{self.name}: a copy takes {one} bytes of host memory by now, and two of them are more than memory_limit="
-            f"{self.keeper.generations.limit}: it takes no more copies, and a rewind goes back to one that it has (the "
-            f"newest is {count(age, 'update')} old), so that it may lose much. For two copies write "
-            f"{self._guard.written(memory_limit=2 * one)}"
-        )
-
-
-def _largest(device: torch.device, number: int) -> int:
-    """The largest of the numbers that the ranks have, on every rank."""
-    mine = torch.tensor(number, device=device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
-    return int(mine)

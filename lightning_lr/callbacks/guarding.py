@@ -31,7 +31,7 @@ class Guarding(Guarded):
     def gradients_of(self, optimizer: Optimizer) -> None:
         """Lightning tells that the gradients of an optimizer are there."""
         for judge in self.judges:
-            if self._run.ledger.optimizers[judge.index] is optimizer:
+            if self.run.ledger.optimizers[judge.index] is optimizer:
                 judge.dropped, judge.seen = False, True
                 self._see(judge)
 
@@ -46,13 +46,13 @@ class Guarding(Guarded):
             self._see(judge)
         elif judge.dropped:
             # under a gradient scaler the step begins only now
-            self._run.ledger.discard_update(index)
+            self.run.ledger.discard_update(index)
         judge.seen = judge.dropped = False
 
     def _see(self, judge: Judge) -> None:
         """The gradients of an update are there, and not used yet."""
-        index, trainer, tryout, loss = judge.index, self._run.trainer, self.tryout, self._loss(judge.index)
-        if self._run.ledger.evaluations(index) > 1 or (tryout is None and self._run.ledger.in_trial(index)):
+        index, trainer, tryout, loss = judge.index, self.run.trainer, self.tryout, self._loss(judge.index)
+        if self.run.ledger.evaluations(index) > 1 or (tryout is None and self.run.ledger.in_trial(index)):
             # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
             return
         if self.given_up:
@@ -102,8 +102,7 @@ class Guarding(Guarded):
                 judge.dropped = False
 
     def _start(self, judge: Judge, loss: Tensor | None) -> Job:
-        clock = self.record.counts["judged"]
-        self._adopt(judge, clock)
+        self.keeper.adopt(judge)
         more: dict[str, float | Tensor] = {}
         side: Side = "present"
         if self.keeper.unlike:
@@ -119,7 +118,7 @@ class Guarding(Guarded):
         measured, signals = finish(job)
         more = dict(zip(job.asked, measured.more, strict=True))
         if "copied" in more and self.keeper.unlike:
-            self._compare(more)
+            self.keeper.compare(more)
         if job.signals is None and measured.loss is None and not self._blind:
             self._blind = True
             rank_zero_warn(f"{self.name} sees no loss (use self.manual_backward): it judges by gradients alone")
@@ -131,13 +130,13 @@ class Guarding(Guarded):
         if signals.side == "present" and not finite(signals):
             signals = signals._replace(broken=self.ground.broken())
         if judge.state.update == 0:
-            planned = self.ground.planned_rate(judge.index, self._guard)
+            planned = self.ground.planned_rate(judge.index, self.guard)
             judge.state = self.first_copy(self.policy.start(planned))
         judge.state, verdict = self.policy.step(judge.state, signals)
         judge.limit, judge.copy, judge.measure = verdict.limit, verdict.copy, verdict.measure
         if verdict.kind == "rewind" and not len(self.keeper.generations):
             verdict = verdict._replace(kind="give_up", cause=f"{verdict.cause}, and there is no copy")
-        self._prove(verdict)
+        self.keeper.prove(verdict)
         clock = self.record.counts["judged"]
         self.record.saw(judge.state.update, signals, verdict)
         back = ""
@@ -150,13 +149,13 @@ class Guarding(Guarded):
             # dropped, or the first of a trial
             self.buffers.restore(self.buffers.count - job.kept + 1)
         self._plan(judge, verdict)
-        ledger = self._run.ledger
+        ledger = self.run.ledger
         # at a rate of 0 any factor would do: the one before stays
         if signals.rate > 0.0 and ledger.factor(self.name, judge.index, 0) != verdict.factor:
             factor = judge.factor(verdict, signals.rate)
             ledger.set_factor(self.name, factor, judge.reason, optimizer=judge.index)
         ratio = partial(self.ground.ratio, job.shift)
-        self.record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, ratio, back)
+        self.record.tell(self.run, judge.index, judge.state.update, measured, signals, verdict, ratio, back)
         if verdict.kind == "give_up":
             self._give_up(judge, verdict)
 
@@ -200,7 +199,7 @@ class Guarding(Guarded):
             other.job, other.copy = None, False
             if other is not judge:
                 other.state = self.policy.rewound(other.state, verdict.to)
-        for peer in self._run.peers:
+        for peer in self.run.peers:
             if isinstance(peer, PlateauDecay):
                 peer.forget()
             elif isinstance(peer, LRFinder) and judge.state.rewinds == ASK_FINDER:
@@ -213,13 +212,13 @@ class Guarding(Guarded):
         some = "" if in_a_row == rewinds else f", {in_a_row} of them"
         after = f" after {count(rewinds, 'rewind')}{some} without lasting progress" if in_a_row else ""
         line = f"{self.name} gives up{after}: {verdict.cause}. {self._weights_left()}"
-        journal = self._run.journal
+        journal = self.run.journal
         journal.sum_up()
-        if self._guard.on_give_up == "raise":
+        if self.guard.on_give_up == "raise":
             journal.say(line)
             raise DivergenceError(line)
         journal.tell(line, warn=True)
-        self._run.trainer.should_stop = True
+        self.run.trainer.should_stop = True
 
     def _weights_left(self) -> str:
         """What weights the model holds at the end, in words."""
@@ -231,4 +230,4 @@ class Guarding(Guarded):
 
     def _drop(self, judge: Judge) -> None:
         judge.dropped = True
-        self._run.ledger.discard_update(judge.index)
+        self.run.ledger.discard_update(judge.index)
