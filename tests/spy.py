@@ -35,7 +35,7 @@ PACKAGE, TORCH = str(Path(lightning_lr.__file__).parent), str(Path(torch.__file_
 def caller() -> str:
     """The file and line of the package that calls torch; empty where it is another's."""
     frame = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(TORCH):
+    while frame is not None and frame.f_code.co_filename.startswith((TORCH, __file__)):
         frame = frame.f_back
     if frame is None or not frame.f_code.co_filename.startswith(PACKAGE):
         return ""
@@ -53,11 +53,19 @@ class Spy(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.wrong: list[str] = []
-        self.collectives = 0
+        self.collectives, self.active = 0, False
         self._host: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
     def on_host(self, tensor: Tensor) -> bool:
         return self._host.get(id(tensor)) is tensor
+
+    def __enter__(self) -> Any:
+        self.active = True
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        self.active = False
+        super().__exit__(*args)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -92,7 +100,29 @@ def spying() -> Iterator[Spy]:
 
         return call
 
+    def made(function: Any) -> Any:
+        # these don't tell a dispatch mode where they put what they make
+        def call(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+            tensor = function(data, *args, device=device, **kwargs)
+            near = device is None or torch.device(device).index is None
+            if spy.active and near and not isinstance(data, Tensor) and caller():
+                spy._host[id(tensor)] = tensor
+            return tensor
+
+        return call
+
+    true: Any = Tensor.device
+
+    def place(tensor: Tensor) -> torch.device:
+        device = true.__get__(tensor)
+        asked = spy.active and device.type == "cpu" and not spy.on_host(tensor)
+        return OWN if asked and caller() else device
+
     with contextlib.ExitStack() as stack:
+        # torch forgets the index; its own code and Lightning's may
+        stack.enter_context(mock.patch.object(Tensor, "device", property(place)))
+        for name in ("tensor", "as_tensor"):
+            stack.enter_context(mock.patch.object(torch, name, made(getattr(torch, name))))
         for name in COLLECTIVES:
             function = getattr(torch.distributed, name)
             stack.enter_context(mock.patch.object(torch.distributed, name, watched(name, function)))

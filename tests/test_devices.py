@@ -53,12 +53,12 @@ class Whole(Faulty):
 
 
 class Listens(pl.Callback):
-    """Lets the spy in once the model is where it belongs, and out at the end."""
+    """Lets the spy in before the first collective, and out at the end."""
 
     def __init__(self, spy: Spy) -> None:
         self.spy, self.inside = spy, contextlib.ExitStack()
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_fit_start(self, *_: Any) -> None:
         self.inside.enter_context(self.spy)
 
     def on_train_end(self, *_: Any) -> None:
