@@ -13,9 +13,9 @@ from torchmetrics import Metric
 from lightning_lr.host import Arena
 from lightning_lr.internals import buffers_of, foreach_copy, metric_memory, writes
 from lightning_lr.memory import entries, states
+from lightning_lr.parked import cloned
 from lightning_lr.shards import local, reshard
 from lightning_lr.shares import Kept, Shares, alike, allocated, expanded
-from lightning_lr.trial import cloned
 
 SMALL = 16
 """Elements of what an optimizer counts with: it may move though no gradient does."""

@@ -15,10 +15,10 @@ from lightning_lr.flight import Flight
 from lightning_lr.host import Arena
 from lightning_lr.internals import foreach_copy, metric_updates, set_metric
 from lightning_lr.memory import bytes_of, nested, slots
+from lightning_lr.parked import cloned
 from lightning_lr.shards import local
 from lightning_lr.shares import Kept, Shares, alike, allocated, flat
 from lightning_lr.source import Source
-from lightning_lr.trial import cloned
 
 OWN, MEMORY = ("parameter/0/", "buffer/0/"), ("optimizer/", "group/")
 """Keys of the model's own tensors, and of what optimizers remember."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,14 +12,8 @@ from torchmetrics import Metric
 
 from lightning_lr.internals import buffers_of, metric_memory
 from lightning_lr.memory import SETTINGS, nested
+from lightning_lr.parked import Parked, beside, cloned, moved, on_host, placed, swap
 from lightning_lr.shards import local, reshard
-
-
-class Parked(NamedTuple):
-    """A tensor in host memory, and the device that it goes back to."""
-
-    tensor: Tensor
-    device: torch.device
 
 
 class Trial:
@@ -60,7 +51,7 @@ class Trial:
         self._module, self._given, self._scaler = module, list(optimizers), scaler
         self._optimizers: list[Optimizer] = []
         self._viewed = False
-        self.inside = False
+        self.inside = self.parked = False
         self._sharded = reshard(module)
         self._tensors: dict[Tensor, Tensor] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
@@ -109,16 +100,19 @@ class Trial:
         self._exchange_scaler(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The trial's state where the healthy one is in place: tensors, numbers, lists and dicts."""
+        """The trial's state where the healthy one is in place, in host memory: tensors, numbers, lists and dicts.
+
+        On the device there may be no room for one more copy. A parked trial stays parked.
+        """
         states = [
-            [cloned(states.get(p) or {}) for group in o.param_groups for p in group["params"]]
+            [on_host(states.get(p) or {}) for group in o.param_groups for p in group["params"]]
             for o, states in zip(self._optimizers, self._states, strict=True)
         ]
         return {
-            "tensors": [tensor.detach().clone() for tensor in self._tensors.values()],
+            "tensors": on_host(list(self._tensors.values())),
             "states": states,
-            "own": [{k: cloned(v) for k, v in held.items() if isinstance(k, str)} for held in self._states],
-            "settings": cloned(self._settings),
+            "own": [{k: on_host(v) for k, v in held.items() if isinstance(k, str)} for held in self._states],
+            "settings": on_host(self._settings),
             "scaler": self._scaler_state,
         }
 
@@ -128,23 +122,32 @@ class Trial:
         for tensor, saved in zip(self._tensors, state["tensors"], strict=True):
             self._tensors[tensor].copy_(saved)
         for index, (optimizer, states) in enumerate(zip(self._optimizers, state["states"], strict=True)):
-            held = (p for group in optimizer.param_groups for p in group["params"])
-            self._states[index] = {p: cloned(saved) for p, saved in zip(held, states, strict=True) if saved}
-            self._states[index].update(cloned(state["own"][index]))
-        self._settings, self._scaler_state = cloned(state["settings"]), dict(state["scaler"])
+            held = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+            self._states[index] = {
+                p: {name: placed(name, value, p, group) for name, value in cloned(saved).items()}
+                for (p, group), saved in zip(held, states, strict=True)
+                if saved
+            }
+            own, settings = cloned(state["own"][index]), cloned(state["settings"][index])
+            self._states[index].update(beside(own, optimizer.state))
+            groups = zip(settings, optimizer.param_groups, strict=True)
+            self._settings[index] = [beside(saved, group) for saved, group in groups]
+        self._scaler_state = dict(state["scaler"])
 
     def park(self) -> None:
         """Moves the trial's state to host memory while the healthy one is in place, to make room for another trial."""
         self._move(lambda value: value if isinstance(value, Parked) else Parked(value.to("cpu"), value.device))
+        self.parked = True
 
     def unpark(self) -> None:
         """Takes the trial's state back to its devices."""
         self._move(lambda value: value.tensor.to(value.device) if isinstance(value, Parked) else value)
+        self.parked = False
 
     def _move(self, move: Callable[[Any], Any]) -> None:
         self._tensors = {tensor: move(held) for tensor, held in self._tensors.items()}
-        self._states = [{p: _moved(state, move) for p, state in states.items()} for states in self._states]
-        self._settings = _moved(self._settings, move)
+        self._states = [{p: moved(state, move) for p, state in states.items()} for states in self._states]
+        self._settings = moved(self._settings, move)
 
     def _copy(self) -> None:
         if self._sharded:
@@ -169,6 +172,8 @@ class Trial:
         # now, since an optimizer may make the one within it late
         self._optimizers = list(nested(self._given).values())
         self._viewed = any(getattr(o, "parameters_as_bucket_view", False) for o in self._optimizers)
+        # what it has tried goes first: never are there two of them
+        self._states = []
         self._states = [{p: cloned(state) for p, state in o.state.items()} for o in self._optimizers]
         self._settings = [
             [cloned({k: v for k, v in group.items() if k not in SETTINGS}) for group in o.param_groups]
@@ -190,9 +195,7 @@ class Trial:
             for tensor, other in self._tensors.items():
                 shard = local(tensor.detach())
                 if self._viewed or hasattr(tensor, "to_local"):
-                    held = shard.clone()
-                    shard.copy_(other)
-                    other.copy_(held)
+                    swap(shard, other)
                 else:
                     self._tensors[tensor], tensor.data = tensor.data, other
         for index, optimizer in enumerate(self._optimizers):
@@ -223,41 +226,3 @@ class Trial:
         if held and self._scaler_state:
             self._scaler.load_state_dict(self._scaler_state)
         self._scaler_state, self._scaling = held, entering
-
-
-class RandomState:
-    """The states of the generators a training step may draw from: torch's (of the device too), numpy's, Python's."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._torch, self._python, self._numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
-
-    def restore(self) -> None:
-        """Puts them back."""
-        torch.set_rng_state(self._torch)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        if self._device is not None and self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-
-
-def _moved(value: Any, move: Callable[[Any], Any]) -> Any:
-    if isinstance(value, (Tensor, Parked)):
-        return move(value)
-    if isinstance(value, dict):
-        return {key: _moved(item, move) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, move) for item in value]
-    return value
-
-
-def cloned(value: Any) -> Any:
-    """A deep copy; of tensors without their graph."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: cloned(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [cloned(item) for item in value]
-    return copy.deepcopy(value)

@@ -12,8 +12,9 @@ import torchmetrics
 from torch import Tensor, nn
 
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
+from lightning_lr.randomness import RandomState
 from lightning_lr.reference import reference_rates
-from lightning_lr.trial import RandomState, Trial
+from lightning_lr.trial import Trial
 from tests.pool import Pool
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from lightning_lr.callbacks.unlogged import Unlogged
 from lightning_lr.internals import scaler_in_use
 from lightning_lr.ledger import Ledger
+from lightning_lr.randomness import RandomState
 from lightning_lr.reference import reference_rates
-from lightning_lr.trial import RandomState, Trial
+from lightning_lr.trial import Trial
 
 
 class Aside:
@@ -27,7 +28,8 @@ class Aside:
     def __init__(self, trainer: Any, module: Any, ledger: Ledger) -> None:
         self._trainer, self._module, self._ledger = trainer, module, ledger
         self.scaler = scaler_in_use(trainer)
-        self._random = RandomState(module.device)
+        places = dict.fromkeys((trainer.strategy.root_device, *(p.device for p in module.parameters())))
+        self._random = RandomState(*places)
         self._trials: list[Trial] = []
         self._unlogged = Unlogged()
 

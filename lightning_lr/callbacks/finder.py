@@ -15,8 +15,10 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.held import Held
 from lightning_lr.callbacks.length import updates_in_run, updates_per_epoch
 from lightning_lr.callbacks.room import SHORTEST, fits, longest, no_room, outlook
+from lightning_lr.callbacks.space import REMEDY, space
 from lightning_lr.callbacks.sweep import CURVE, Sweep
 from lightning_lr.finding import Finding
+from lightning_lr.footprint import out_of_memory
 from lightning_lr.memory import parted
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
 from lightning_lr.policies.sweep import SweepPolicy
@@ -53,6 +55,10 @@ class LRFinder(LRCallback):
       after the sweep `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors a metric saves nothing, the
       user's `ReduceLROnPlateau` schedulers are not stepped, and `PlateauDecay` rests. A `ModelCheckpoint` without
       `monitor` saves on; a run resumed from such a checkpoint goes on with the sweep.
+
+    Its trial takes a second state of weights, buffers and optimizer on the device. On an accelerator a line says how
+    much, before the sweep; where that is more than is free beside the run's own peak, on any rank, there is no sweep
+    and the rate stays as it is, in words. So it does where the memory runs out in a sweep's midst.
 
     It shows a progress bar while it sweeps, one line on the console, `lr-events`, the scalars `lr-finder/rate` and
     `lr-finder/loss`, and the curve as a figure in TensorBoard.
@@ -161,7 +167,7 @@ class LRFinder(LRCallback):
         self.findings = []
         self._places = AgendaState()
         self._before_sweep = self._places
-        self._why = ""
+        self._why = self._takes = ""
         self._saved: dict[str, Any] | None = None
         self._was_held = self._parted = False
         self._index = 0
@@ -203,6 +209,8 @@ class LRFinder(LRCallback):
                 self._begin(trainer, pl_module)
         if self._sweep is not None:
             self._sweep.begin_batch(batch_idx)
+            if self._sweep.failed:
+                self._end_short()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self._sweep is not None:
@@ -215,7 +223,9 @@ class LRFinder(LRCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._sweep is not None:
             self._sweep.end_batch(batch_idx)
-            if self._sweep.over:
+            if self._sweep.failed:
+                self._end_short()
+            elif self._sweep.over:
                 self.findings.append(self._sweep.finding())
                 self._close()
                 self._announce(trainer, self.findings[-1])
@@ -239,6 +249,10 @@ class LRFinder(LRCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._was_held = self.settling
         self._release()
+        if self._sweep is not None and out_of_memory(exception):
+            # a resumed run would only get here again
+            self._end_short()
+            self._was_held = False
         self._break_off()
         super().on_exception(trainer, pl_module, exception)
 
@@ -263,6 +277,35 @@ class LRFinder(LRCallback):
             self._sweep.rest()
             self._saved, self._places = self._under_way(), self._before_sweep
             self._close()
+
+    def _end_short(self) -> None:
+        """The device's memory has run out in a sweep."""
+        assert self._sweep is not None
+        done = len(self._sweep.state.losses)
+        self._close()
+        self._release()
+        self._say(
+            f"a device ran out of memory after {done} updates of a sweep ({self._why}), which takes {self._takes}; "
+            f"no rate was found, the weights are those from before it, and the rate stays as it is. {REMEDY}. To do "
+            f"without a finder, {self.left_out}",
+            loud=True,
+        )
+
+    def _has_room(self, trainer: Any, pl_module: Any) -> bool:
+        """Whether a sweep fits on the device, as far as can be told; says what it takes there, or why there is none."""
+        found = space(trainer, pl_module, self.ledger.optimizers)
+        self._takes = found.takes
+        if not found.room.fits:
+            self._say(
+                f"no sweep ({self._why}): it takes {found.takes}, and {found.free}. The rate stays as it "
+                f"is. {REMEDY}. To do without a finder, {self.left_out}",
+                loud=True,
+            )
+        elif found.free:
+            self._say(
+                f"sweep ({self._why}), at most {self.policy.steps} updates: it takes {found.takes}, of {found.free}"
+            )
+        return found.room.fits
 
     def _look_ahead(self, trainer: Any) -> None:
         """Says at the start of a run which sweeps it has no room for, and which are dear."""
@@ -301,10 +344,15 @@ class LRFinder(LRCallback):
         return False
 
     def _begin(self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None) -> None:
+        if not self._has_room(trainer, pl_module):
+            return
         done = 0 if saved is None else len(saved["policy"]["losses"])
         bar = sweep_bar(trainer, self.name, self.policy.steps, done) if self.progress_bar else None
         self._sweep = Sweep(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, saved)
-        self._held = Held(trainer)
+        if self._sweep.failed:
+            self._end_short()
+        else:
+            self._held = Held(trainer)
 
     # shown -----------------------------------------------------------------------------------------------------
 
@@ -347,7 +395,7 @@ class LRFinder(LRCallback):
 
     def _under_way(self) -> dict[str, Any] | None:
         sweep = self._sweep
-        if sweep is None or sweep.over or self._parted or not sweep.between_batches:
+        if sweep is None or sweep.over or sweep.failed or self._parted or not sweep.between_batches:
             return None
         return {"agenda": self._places.to_dict(), "why": self._why, **sweep.state_dict()}
 

@@ -12,12 +12,12 @@ from lightning_lr.console import count
 from lightning_lr.generations import Generation, Generations
 from lightning_lr.host import free_memory
 from lightning_lr.internals import is_kind
+from lightning_lr.parked import cloned
 from lightning_lr.policies.copies import CopyPolicy
 from lightning_lr.policies.divergence import PROOF
 from lightning_lr.policies.divergence_state import Side, Verdict
 from lightning_lr.shares import Shares
 from lightning_lr.source import Source
-from lightning_lr.trial import cloned
 
 
 class Keeper:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_lr.callbacks.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
 from lightning_lr.finding import Finding
+from lightning_lr.footprint import out_of_memory
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
@@ -35,6 +38,9 @@ class Sweep:
     epoch whose first batch would be another one begins with a *pause*: this batch logs and counts, its update is made
     to a copy that nobody keeps, and it is no point of the sweep. So every epoch has true training metrics from its
     first batch on, also under manual optimization, where no batch of a trial counts.
+
+    Where a rank's device has no memory for a state that is to be made, the sweep has `failed` on all ranks, before
+    anything is changed, and the batch that has begun is the run's own.
 
     Args:
         policy: which rates.
@@ -69,7 +75,7 @@ class Sweep:
         self.counted = -1
         # the trial has made no update; an update has several forward passes
         self.fresh = self.several = self.pausing = False
-        self._counts = self._stepped = False
+        self._counts = self._stepped = self.failed = False
         self.state, self.now = policy.start()
         self.now = self.now._replace(restore=True)
         if saved is not None:
@@ -78,17 +84,14 @@ class Sweep:
                 setattr(self, name, saved[name])
             self.now = Next(self.state.rates[-1], saved["restore"])
             if not self.now.restore:
-                self._trial.load_state_dict(saved["trial"])
+                self._made(lambda: self._trial.load_state_dict(saved["trial"]))
 
     def state_dict(self) -> dict[str, Any]:
         """Between two batches: all that goes on in the next. The generators' states are not in it, as Lightning's
         checkpoints have none either."""
         trial = None
         if not self.now.restore:
-            self._trial.unpark()
             trial = self._trial.state_dict()
-            if self._pause is not None:
-                self._trial.park()
         flags = {name: getattr(self, name) for name in FLAGS}
         return {"policy": self.state.to_dict(), "restore": self.now.restore, "trial": trial, **flags}
 
@@ -188,9 +191,40 @@ class Sweep:
     def _trying(self) -> bool:
         return self._trial.inside and not self.pausing
 
+    def _made(self, make: Callable[[], None]) -> bool:
+        """Makes what takes memory on the device; False where that is short, on any rank. Every rank must call."""
+        short = False
+        try:
+            make()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            short = True
+        if self._trainer.world_size > 1:
+            device = self._trainer.strategy.root_device
+            short = measure(None, [], None, [torch.tensor(float(short))], device=device).more[0] > 0.0
+        if short:
+            self.failed = True
+            self._aside.clear()
+            end_trial_rates(self._ledger)
+        return not short
+
+    def _put(self, trial: Trial, *, fresh: bool, metrics: bool) -> bool:
+        """Puts a state in place; whether there was memory for it."""
+
+        def put() -> None:
+            trial.unpark()
+            trial.enter(fresh=fresh, metrics=metrics)
+
+        if fresh or trial.parked:
+            return self._made(put)
+        put()
+        return True
+
     def _enter(self, *, metrics: bool = True) -> None:
         self.fresh = self.fresh or self.now.restore
-        self._trial.enter(fresh=self.now.restore, metrics=metrics)
+        if not self._put(self._trial, fresh=self.now.restore, metrics=metrics):
+            return
         self.now = self.now._replace(restore=False)
         self._enter_rates()
 
@@ -202,14 +236,13 @@ class Sweep:
             # on the device there is never more than one copy of the weights
             self._trial.park()
             self._pause = self._aside.trial()
-        self._pause.enter(fresh=fresh, metrics=False)
-        set_trial_rates(self._ledger, None, [])
+        if self._put(self._pause, fresh=fresh, metrics=False):
+            set_trial_rates(self._ledger, None, [])
 
     def _end_pause(self) -> None:
         if self._pause is not None and self._pause is not self._trial:
             self._aside.drop(self._pause)
         self.pausing, self._pause = False, None
-        self._trial.unpark()
 
     def _enter_rates(self) -> None:
         assert self.now.rate is not None

@@ -1,0 +1,48 @@
+"""The script for GPUs runs without one as far as it can, and says so where it can't."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent.parent
+
+CHECKS = (
+    "at rest: host memory of copies",
+    "in a trial: it happened",
+    "in a trial: host memory of copies",
+    "in a rewind: it happened",
+    "in a rewind: host memory of copies",
+    "a rewind, bit for bit",
+    "a NaN under a gradient scaler",
+    "a compiled step, a tensor rate that moves",
+    "a checkpoint's size",
+)
+"""What is judged on the CPU too."""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, str(HERE / "benchmarks" / "gpu.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_that_it_needs_one() -> None:
+    done = run()
+    assert done.returncode == 1
+    assert done.stderr == (
+        "benchmarks/gpu.py needs a GPU, and torch finds none: --cpu --quick runs what can be run without\n"
+    )
+
+
+def test_what_can_be_run_without_a_gpu_passes() -> None:
+    done = run("--cpu", "--quick")
+    passed = [line for line in done.stdout.splitlines() if line.startswith("pass")]
+    for check in CHECKS:
+        assert any(check in line for line in passed), done.stdout + done.stderr
