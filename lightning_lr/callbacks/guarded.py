@@ -93,7 +93,7 @@ class Guarded:
         elif len(judges) == len(optimizers):
             self.judges = [Judge(judge.index, judge.state, judge.reason, judge.cap) for judge in judges]
         for judge in self.judges:
-            judge.trained = len(self.ground.parameters(judge.index))
+            judge.trained = self.ground.count(judge.index)
         if saved is not None:
             self._load(saved)
         if not len(copies):
@@ -159,7 +159,7 @@ class Guarded:
 
     def _adopt(self, judge: Judge, clock: int) -> None:
         """Takes parameters that an optimizer has gained into the copies."""
-        now = len(self.ground.parameters(judge.index))
+        now = self.ground.count(judge.index)
         if now > judge.trained and not self.keeper.generations.adopt():
             self.keeper.tell_short(clock)
         judge.trained = now

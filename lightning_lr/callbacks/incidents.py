@@ -76,6 +76,8 @@ class Incidents:
         self, run: Run, index: int, update: int, measured: Measured, signals: Signals, verdict: Verdict, back: str = ""
     ) -> None:
         """Tells what became of an update that was not simply accepted; `back`: to where a rewind went."""
+        if verdict.kind == "accept" and verdict.scale == 1.0:
+            return
         of = f" of {run.names_at((index, 0)).optimizer}" if len(run.ledger.optimizers) > 1 else ""
         numbers = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
