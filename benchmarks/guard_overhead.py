@@ -33,7 +33,7 @@ try:
 except ImportError:
     SpikeDetection = None
 
-TINY = {"width": 32, "depth": 1, "batch": 8, "updates": 600}
+TINY = {"width": 32, "depth": 1, "batch": 8, "updates": 480}
 LARGE = {"width": 1024, "depth": 3, "batch": 256, "updates": 100}
 
 PARTS: dict[str, tuple[int, dict[str, int], int]] = {
