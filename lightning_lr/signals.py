@@ -190,7 +190,7 @@ def start(
         return norm, norm.isfinite() if loss is None else norm.isfinite() & moved(loss, device).isfinite()
 
     def again() -> float:
-        norm = math.hypot(*map(unbounded_norm, grads))
+        norm = math.hypot(*unbounded_norms(grads, device))
         return norm if scale is None else norm / float(scale)
 
     return Pending(values, finish, device, healthy, again)
@@ -217,13 +217,18 @@ def together(values: list[Tensor], device: torch.device) -> list[Tensor]:
     return [moved(value, device) for value in values]
 
 
-def unbounded_norm(tensor: Tensor) -> float:
-    """The 2-norm of a tensor, where the sum of the squares of its finite numbers is none in its own precision."""
-    tensor = tensor.coalesce().values() if tensor.is_sparse else tensor.detach()
-    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    if not 0.0 < largest < math.inf:
-        return largest
-    return largest * float((tensor / largest).norm(dtype=torch.float32 if tensor.dtype in HALVES else None))
+def unbounded_norms(tensors: list[Tensor], device: torch.device) -> list[float]:
+    """The 2-norms of tensors, of which the sum of the squares may be no number of their precision; inf for none."""
+    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    dense = [t for t in dense if t.numel()]
+    peaks = torch.stack(together(list(foreach_norm(dense, math.inf)), device)).tolist() if dense else []
+    if math.inf in peaks:
+        return [math.inf]
+    return [
+        peak * float((t / peak).norm(dtype=torch.float32 if t.dtype in HALVES else None))
+        for t, peak in zip(dense, peaks, strict=True)
+        if peak > 0.0
+    ]
 
 
 def _start_together(
@@ -266,7 +271,7 @@ def _start_together(
 
     def again() -> float:
         # the sum over the ranks is inf on each of them, so that all come here
-        found = squares(lambda shards: torch.tensor([unbounded_norm(s) for s in shards], dtype=wide, device=device))
+        found = squares(lambda shards: torch.tensor(unbounded_norms(shards, device), dtype=wide, device=device))
         if ranks > 1:
             torch.distributed.all_reduce(found)
         return float(found) ** 0.5
