@@ -1,19 +1,18 @@
 """What `DivergenceGuard`, and all five callbacks, cost per update over a bare `Trainer`, beside `SpikeDetection`.
 
-Every repetition runs all arms in a rotated order; printed are medians over repetitions of the difference to the bare
-arm of the same repetition, and of the ratio: on one process, on two joined by gloo, and with a larger net, there beside
-one norm of the gradients, which no judge of updates can do without. A snapshot is timed against a plain copy of the
-same bytes into buffers made beforehand.
+The arms run side by side, a block of updates each in turn; printed are differences of medians to the bare arm, and
+their ratios: on one process, on two joined by gloo, and with a larger net, there beside one norm of the gradients,
+which no judge of updates can do without. A snapshot is timed against a plain copy of the same bytes into buffers made
+beforehand.
 
-    python benchmarks/guard_overhead.py            # about fifteen minutes on two cores
-    python benchmarks/guard_overhead.py --quick    # about two
+    python benchmarks/guard_overhead.py            # about ten minutes on two cores
+    python benchmarks/guard_overhead.py --quick    # about one: no large net, one fit
     python benchmarks/guard_overhead.py --only 2   # of the parts below, this one
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from timing import Net, Times, in_turn, on_ranks, quiet, spend, table
+from timing import Clock, Net, Times, fit, in_turn, on_ranks, quiet, table
 from torch.optim import Optimizer
 
 import lightning_lr as llr
@@ -33,15 +32,15 @@ try:
 except ImportError:
     SpikeDetection = None
 
-TINY = {"width": 32, "depth": 1, "batch": 8, "updates": 480}
-LARGE = {"width": 1024, "depth": 3, "batch": 256, "updates": 100}
+TINY = {"width": 32, "depth": 1, "batch": 8, "updates": 840}
+LARGE = {"width": 1024, "depth": 3, "batch": 256, "updates": 500}
 
-PARTS: dict[str, tuple[int, dict[str, int], int]] = {
-    "tiny (MLP, 4k parameters), one process": (1, TINY, 11),
-    "tiny (MLP, 4k parameters), two processes": (2, TINY, 11),
-    "80 ms (MLP, 3.2M parameters), one process": (1, LARGE, 7),
+PARTS: dict[str, tuple[int, dict[str, int], int, int]] = {
+    "tiny (MLP, 4k parameters), one process": (1, TINY, 20, 3),
+    "tiny (MLP, 4k parameters), two processes": (2, TINY, 20, 3),
+    "80 ms (MLP, 3.2M parameters), one process": (1, LARGE, 20, 1),
 }
-"""How many processes, the net, and repetitions."""
+"""How many processes, the net, updates in a block, and fits."""
 
 
 class Norm(pl.Callback):
@@ -75,14 +74,15 @@ def adamw(parameters: Any) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4)
 
 
-def timed(part: str, ranks: int, reps: int) -> Times:
-    size = PARTS[part][1]
+def timed(part: str, fits: int) -> Times:
+    ranks, size, block, _ = PARTS[part]
     more = {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
 
-    def fit(callbacks: list[Any]) -> tuple[float, float]:
-        return spend(callbacks, Net(size["width"], size["depth"], adamw), size["batch"], size["updates"], **more)
+    def run(callbacks: list[Any], clock: Clock) -> list[tuple[float, float]]:
+        net = Net(size["width"], size["depth"], adamw)
+        return fit(callbacks, clock, net, size["batch"], size["updates"], **more)
 
-    return in_turn(arms(size), fit, reps)
+    return in_turn(arms(size), run, block, fits)
 
 
 def snapshot_cost(reps: int) -> None:
@@ -111,17 +111,16 @@ def snapshot_cost(reps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the tiny model and three repetitions only")
+    parser.add_argument("--quick", action="store_true", help="the tiny model and one fit only")
     parser.add_argument("--only", type=int, choices=range(1, len(PARTS) + 1), help="the number of one part")
     args = parser.parse_args()
     quiet()
-    for number, (part, (ranks, size, reps)) in enumerate(PARTS.items(), 1):
+    for number, (part, (ranks, size, _, fits)) in enumerate(PARTS.items(), 1):
         if args.only not in (None, number) or (args.quick and size is LARGE and args.only is None):
             continue
-        reps = 3 if args.quick else reps
-        run = functools.partial(timed, part, ranks, reps)
-        times = run() if ranks == 1 else on_ranks(ranks, timed, part, ranks, reps)
-        print(f"\n{part}, {reps} repetitions\n{table(times)}", flush=True)
+        fits = 1 if args.quick else fits
+        times = timed(part, fits) if ranks == 1 else on_ranks(ranks, timed, part, fits)
+        print(f"\n{part}, {len(times['bare'])} rounds\n{table(times)}", flush=True)
         if size is LARGE:
             print(f"  against one norm of the gradients:\n{table(times, 'one norm of the gradients')}", flush=True)
     if args.only is None:

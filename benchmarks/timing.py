@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 import os
 import socket
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -46,35 +46,56 @@ class Net(pl.LightningModule):
         return self.optimize(self.parameters())
 
 
-class Clock(pl.Callback):
-    """Looks at both clocks, (wall, CPU) in seconds, every so many batches.
+class Turns:
+    """Lets fits in threads of their own go on in turn, one at a time: each has the machine as the others have it."""
 
-    A block is long enough to have its share of what comes now and then (a copy of the weights, a logging step). Of all
-    blocks the fastest counts: the least disturbed by whatever else the machine does.
+    def __init__(self, number: int) -> None:
+        self._order, self._waits = list(range(number)), threading.Condition()
+
+    def wait(self, which: int) -> None:
+        with self._waits:
+            self._waits.wait_for(lambda: self._order[0] == which)
+
+    def pass_on(self, which: int, *, over: bool = False) -> None:
+        with self._waits:
+            self._order = self._order[1:] + ([] if over else [which])
+            self._waits.notify_all()
+
+
+class Clock(pl.Callback):
+    """Times blocks of batches, (wall, CPU) in seconds, and lets the others run between them.
+
+    A block is long enough to have its share of what comes now and then (a copy of the weights, a logging step).
     """
 
-    def __init__(self, block: int) -> None:
-        self.block, self.seen = block, []
+    def __init__(self, block: int, turns: Turns, which: int) -> None:
+        self.block, self.turns, self.which = block, turns, which
+        self.blocks: list[tuple[float, float]] = []
+        self._start: tuple[float, float] | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx % self.block == 0:
-            self.seen.append((time.perf_counter(), time.process_time()))
+        if batch_idx % self.block:
+            return
+        now = time.perf_counter(), time.process_time()
+        if self._start is not None:
+            self.blocks.append((now[0] - self._start[0], now[1] - self._start[1]))
+        self.turns.pass_on(self.which)
+        self.turns.wait(self.which)
+        self._start = time.perf_counter(), time.process_time()
 
-    def spent(self) -> tuple[float, float]:
-        """Microseconds per batch, without the first block."""
-        blocks = list(itertools.pairwise(self.seen))[1:]
-        wall, cpu = (min(b[i] - a[i] for a, b in blocks) / self.block * 1e6 for i in (0, 1))
-        return wall, cpu
+    def spent(self) -> list[tuple[float, float]]:
+        """Microseconds per batch of each block but the first, (wall, CPU)."""
+        return [(wall / self.block * 1e6, cpu / self.block * 1e6) for wall, cpu in self.blocks[1:]]
 
 
-def spend(callbacks: list[Any], net: pl.LightningModule, batch: int, updates: int, **more: Any) -> tuple[float, float]:
-    """Microseconds per update of one fit, (wall, CPU); `more`: of the trainer's arguments."""
-    torch.manual_seed(1)
+def fit(
+    callbacks: list[Any], clock: Clock, net: pl.LightningModule, batch: int, updates: int, **more: Any
+) -> list[tuple[float, float]]:
+    """Microseconds per update of one fit, by blocks; `more`: of the trainer's arguments."""
     data = TensorDataset(torch.randn(batch, 64), torch.randint(10, (batch,)))
     ranks = more.get("devices", 1)
     loader = DataLoader(ConcatDataset([data] * updates * ranks), batch_size=batch)
     held_out = DataLoader(data, batch_size=batch)
-    clock = Clock(max(updates // 12, 1))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -89,31 +110,45 @@ def spend(callbacks: list[Any], net: pl.LightningModule, batch: int, updates: in
     return clock.spent()
 
 
-def in_turn(arms: Arms, fit: Callable[[list[Any]], tuple[float, float]], reps: int) -> Times:
-    """The times of every arm, in a rotated order at each repetition, after one that warms up."""
-    names = list(arms)
-    times: Times = {name: [] for name in names}
-    for rep in range(reps + 1):
-        for name in names[rep % len(names) :] + names[: rep % len(names)]:
-            spent = fit(arms[name]())
-            if rep > 0:
-                times[name].append(spent)
+def in_turn(arms: Arms, run: Callable[[list[Any], Clock], list[tuple[float, float]]], block: int, fits: int) -> Times:
+    """The times of every arm: in each of so many fits they run side by side, a block of updates each in turn."""
+    times: Times = {name: [] for name in arms}
+    errors: list[BaseException] = []
+
+    def go(name: str, which: int, turns: Turns) -> None:
+        turns.wait(which)
+        try:
+            times[name] += run(arms[name](), Clock(block, turns, which))
+        except BaseException as error:
+            errors.append(error)
+        turns.pass_on(which, over=True)
+
+    for _ in range(fits):
+        turns = Turns(len(arms))
+        threads = [threading.Thread(target=go, args=(name, i, turns)) for i, name in enumerate(arms)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
     return times
 
 
 def table(times: Times, against: str = "bare") -> str:
-    """Of each arm the median of the differences to one arm in the same repetition, and of the ratios."""
-    base, lines = times[against], []
-    wall, cpu = (statistics.median(one[clock] for one in base) for clock in (0, 1))
-    lines.append(f"  {against}: {wall:.0f} us wall, {cpu:.0f} us CPU per update")
+    """Of each arm the median block against that of one arm; of CPU time the fastest tenth too, the least disturbed."""
+    looks: dict[str, Callable[[str], float]] = {
+        "wall": lambda name: statistics.median(wall for wall, _ in times[name]),
+        "CPU": lambda name: statistics.median(cpu for _, cpu in times[name]),
+        "CPU, fastest tenth": lambda name: statistics.quantiles([cpu for _, cpu in times[name]], n=10)[0],
+    }
+    base = {what: look(against) for what, look in looks.items()}
+    lines = [f"  {against:28s} " + "   ".join(f"{what} {base[what]:.0f} us" for what in looks)]
     for name in times:
-        row = []
-        for clock in (0, 1) if name != against else ():
-            more = [a[clock] - b[clock] for a, b in zip(times[name], base, strict=True)]
-            ratio = [a[clock] / b[clock] for a, b in zip(times[name], base, strict=True)]
-            row.append(f"{statistics.median(more):+7.0f} us ({statistics.median(ratio):.3f})")
-        if row:
-            lines.append(f"  {name:36s} wall {row[0]}   CPU {row[1]}")
+        row = [
+            f"{what} {look(name) - base[what]:+6.0f} us ({look(name) / base[what]:.3f})" for what, look in looks.items()
+        ]
+        lines += [f"  {name:28s} {'   '.join(row)}"] if name != against else []
     return "\n".join(lines)
 
 
