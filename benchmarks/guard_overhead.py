@@ -1,30 +1,29 @@
-"""What `DivergenceGuard` costs per update, over a bare `Trainer`, beside Lightning's `SpikeDetection`; and a snapshot.
+"""What `DivergenceGuard`, and all five callbacks, cost per update over a bare `Trainer`, beside `SpikeDetection`.
 
-Every repetition runs all arms in a rotated order; printed are medians over repetitions of the difference to the bare
-arm of the same repetition. A snapshot is timed against a plain copy of the same bytes into buffers made beforehand.
+The arms run side by side, a block of updates each in turn; printed are differences of medians to the bare arm, and
+their ratios: on one process, on two joined by gloo, and with a larger net, there beside one norm of the gradients,
+which no judge of updates can do without. A snapshot is timed against a plain copy of the same bytes into buffers made
+beforehand.
 
-    python benchmarks/guard_overhead.py            # about ten minutes on one core
-    python benchmarks/guard_overhead.py --quick    # about one
+    python benchmarks/guard_overhead.py            # about ten minutes on two cores
+    python benchmarks/guard_overhead.py --quick    # about one: no large net, one fit
+    python benchmarks/guard_overhead.py --only 2   # of the parts below, this one
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from timing import Clock, Net, Times, fit, in_turn, on_ranks, quiet, table
+from torch.optim import Optimizer
 
-from lightning_lr.callbacks.divergence import DivergenceGuard
-from lightning_lr.callbacks.warmup import Warmup
+import lightning_lr as llr
 from lightning_lr.snapshot import Snapshot
 from lightning_lr.source import Source
 
@@ -33,73 +32,63 @@ try:
 except ImportError:
     SpikeDetection = None
 
-SIZES = {
-    "tiny (MLP, 5k parameters)": {"width": 32, "depth": 1, "batch": 8, "updates": 600, "reps": 11},
-    "60 ms (MLP, 4M parameters)": {"width": 1024, "depth": 4, "batch": 192, "updates": 60, "reps": 5},
+TINY = {"width": 32, "depth": 1, "batch": 8, "updates": 840}
+LARGE = {"width": 1024, "depth": 3, "batch": 256, "updates": 500}
+
+PARTS: dict[str, tuple[int, dict[str, int], int, int]] = {
+    "tiny (MLP, 4k parameters), one process": (1, TINY, 20, 3),
+    "tiny (MLP, 4k parameters), two processes": (2, TINY, 20, 3),
+    "80 ms (MLP, 3.2M parameters), one process": (1, LARGE, 20, 1),
 }
+"""How many processes, the net, updates in a block, and fits."""
 
 
-def arms() -> dict[str, Callable[[], list[Callback]]]:
-    found: dict[str, Callable[[], list[Callback]]] = {
+class Norm(pl.Callback):
+    """Reads the norm of the gradients at every update, and does nothing with it."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.get_total_norm(grads).item()
+
+
+def five() -> list[Any]:
+    """All five; the finder waits for an update that never comes, since a sweep is no part of an update's cost."""
+    return llr.autopilot("val_loss", finder={"at": 10**9})
+
+
+def arms(size: dict[str, int]) -> dict[str, Callable[[], list[Any]]]:
+    found: dict[str, Callable[[], list[Any]]] = {
         "bare": list,
-        "Warmup alone (the ledger)": lambda: [Warmup(1)],
-        "DivergenceGuard": lambda: [DivergenceGuard()],
+        "Warmup alone (the ledger)": lambda: [llr.Warmup(1)],
+        "DivergenceGuard": lambda: [llr.DivergenceGuard()],
     }
+    if size is LARGE:
+        return found | {"one norm of the gradients": lambda: [Norm()]}
+    found["all five"] = five
     if SpikeDetection is not None:
         found["SpikeDetection"] = lambda: [SpikeDetection(rtol=1e9, atol=1e9, exclude_batches_path=None)]
     return found
 
 
-class Net(pl.LightningModule):
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        layers: list[nn.Module] = [nn.Linear(64, width), nn.ReLU()]
-        for _ in range(depth):
-            layers += [nn.Linear(width, width), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(width, 10))
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+def adamw(parameters: Any) -> Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4)
 
 
-class Clock(Callback):
-    """From the start of training to its end: (wall, CPU) in seconds."""
+def timed(part: str, fits: int) -> Times:
+    ranks, size, block, _ = PARTS[part]
+    more = {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
 
-    def on_train_start(self, *_: Any) -> None:
-        self.start = time.perf_counter(), time.process_time()
+    def run(callbacks: list[Any], clock: Clock) -> list[tuple[float, float]]:
+        net = Net(size["width"], size["depth"], adamw)
+        return fit(callbacks, clock, net, size["batch"], size["updates"], **more)
 
-    def on_train_end(self, *_: Any) -> None:
-        self.spent = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
-
-
-def spend(make: Callable[[], list[Callback]], size: dict[str, int]) -> tuple[float, float]:
-    """Microseconds per update, (wall, CPU)."""
-    updates, batch = size["updates"], size["batch"]
-    torch.manual_seed(1)
-    data = TensorDataset(torch.randn(batch, 64), torch.randint(10, (batch,)))
-    loader = DataLoader(torch.utils.data.ConcatDataset([data] * updates), batch_size=batch)
-    clock = Clock()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*make(), clock],
-    )
-    trainer.fit(Net(size["width"], size["depth"]), loader)
-    return clock.spent[0] / updates * 1e6, clock.spent[1] / updates * 1e6
+    return in_turn(arms(size), run, block, fits)
 
 
 def snapshot_cost(reps: int) -> None:
-    net = Net(1024, 3)
+    net = Net(1024, 3, adamw)
     optimizer: Any = net.configure_optimizers()
-    net.training_step((torch.randn(8, 64), torch.randint(10, (8,)))).backward()
+    net.net(torch.randn(8, 64)).sum().backward()
     optimizer.step()
     source = Source([net], [optimizer])
     snapshot = Snapshot(source)
@@ -122,37 +111,20 @@ def snapshot_cost(reps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the tiny model and three repetitions only")
+    parser.add_argument("--quick", action="store_true", help="the tiny model and one fit only")
+    parser.add_argument("--only", type=int, choices=range(1, len(PARTS) + 1), help="the number of one part")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    made = arms()
-    names = list(made)
-    for size_name, size in SIZES.items():
-        if args.quick and not size_name.startswith("tiny"):
+    quiet()
+    for number, (part, (ranks, size, _, fits)) in enumerate(PARTS.items(), 1):
+        if args.only not in (None, number) or (args.quick and size is LARGE and args.only is None):
             continue
-        reps = 3 if args.quick else size["reps"]
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-        for rep in range(reps + 1):
-            for name in names[rep % len(names) :] + names[: rep % len(names)]:
-                spent = spend(made[name], size)
-                if rep > 0:  # the first repetition warms up
-                    times[name].append(spent)
-        bare = times["bare"]
-        print(
-            f"\n{size_name}, {reps} repetitions; bare: {statistics.median(w for w, _ in bare):.0f} us wall per update"
-        )
-        for name in names[1:]:
-            row = []
-            for clock in (0, 1):
-                more = [a[clock] - b[clock] for a, b in zip(times[name], bare, strict=True)]
-                ratio = [a[clock] / b[clock] for a, b in zip(times[name], bare, strict=True)]
-                row.append(f"{statistics.median(more):+7.0f} us ({statistics.median(ratio):.3f})")
-            print(f"  {name:28s} wall {row[0]}   CPU {row[1]}")
-    snapshot_cost(20 if args.quick else 100)
+        fits = 1 if args.quick else fits
+        times = timed(part, fits) if ranks == 1 else on_ranks(ranks, timed, part, fits)
+        print(f"\n{part}, {len(times['bare'])} rounds\n{table(times)}", flush=True)
+        if size is LARGE:
+            print(f"  against one norm of the gradients:\n{table(times, 'one norm of the gradients')}", flush=True)
+    if args.only is None:
+        snapshot_cost(20 if args.quick else 100)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,14 @@ class Buffers:
         """How often they were kept."""
         self._sets: list[list[Tensor]] = []
 
-    @torch.no_grad()
     def keep(self) -> None:
         """Copies them as they are now; of the sets kept, the oldest one's memory is used again."""
         self.count += 1
-        if not self._places:
-            return
+        if self._places:
+            self._keep()
+
+    @torch.no_grad()
+    def _keep(self) -> None:
         # a module may have given one up (a parametrisation that was removed)
         self._places = [(buffers, name) for buffers, name in self._places if buffers.get(name) is not None]
         live: list[Any] = [buffers[name] for buffers, name in self._places]

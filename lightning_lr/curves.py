@@ -46,6 +46,11 @@ class Curves:
         """Is there anybody to write to?"""
         return self._trainer.is_global_zero and bool(self._trainer.loggers)
 
+    @property
+    def busy(self) -> bool:
+        """Is there anything left to write?"""
+        return bool(self._new or self._late or self._tails)
+
     def shown(self, tag: str) -> float | None:
         """The last value."""
         return self._shown[tag][1] if tag in self._shown else None

@@ -46,6 +46,9 @@ class HeldRates:
     def read(self, groups: Sequence[dict[str, Any]]) -> list[float]:
         """The rates of all groups; at most one host sync."""
         rates = [group["lr"] for group in groups]
+        if not any(isinstance(rate, Tensor) for rate in rates):
+            self._known = []
+            return [float(rate) for rate in rates]
         known = [self._still_known(r, i) if isinstance(r, Tensor) else None for i, r in enumerate(rates)]
         unread = {id(r): r for r, k in zip(rates, known, strict=True) if k is None and isinstance(r, Tensor)}
         if unread:

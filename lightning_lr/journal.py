@@ -160,8 +160,13 @@ class Journal:
 
     def flush(self, ledger: Ledger) -> None:
         """Writes what has gathered for the present step; at the end of every batch that made an update."""
-        for line, warn in self._repeats.due(self.step):
+        step = self.step
+        for line, warn in self._repeats.due(step):
             self.tell(line, warn=warn)
+        waits = self._drifts or self._moved or self._lines or self._curves.busy
+        if not waits and not (self.monitoring and logs_now(self._trainer)):
+            self._at = step
+            return
         if self._drifts:
             self._end_drifts(ledger)
         if self._moved:

@@ -296,6 +296,9 @@ class Ledger:
             wanted = [base * line.product for base, line in zip(bases, self._lines[index], strict=True)]
         else:
             wanted = trial
+        if wanted == bases:
+            self._inside[index] = [(base, base, base) for base in bases]
+            return
         written = []
         for settings, base, effective in zip(groups, bases, wanted, strict=True):
             found = settings["lr"]
@@ -308,7 +311,7 @@ class Ledger:
 
     def _take_back(self, index: int) -> None:
         written, self._inside[index] = self._inside[index], None
-        if written is None:
+        if written is None or all(base == effective for _, base, effective in written):
             return
         groups = self.optimizers[index].param_groups
         now = self._held[index].read(groups)

@@ -37,7 +37,7 @@ def limit_gradients(parameters: Iterable[Tensor], pending: Pending, limit: float
     here: dict[torch.device, tuple[Tensor, Tensor]] = {}
     for numbers in _numbers(parameters):
         if numbers.device not in here:
-            here[numbers.device] = moved(factor, numbers.device), ~finite.to(numbers.device)
+            here[numbers.device] = moved(factor, numbers.device), finite.to(numbers.device).logical_not()
         ratio, bad = here[numbers.device]
         numbers.mul_(ratio).masked_fill_(bad, 0.0)
 

@@ -75,10 +75,11 @@ class Metric:
         if not several and all(value is None for value in values):
             return [None] * len(values)
         wide = widest_float(device)
-        present = torch.tensor([float(value is not None) for value in values], dtype=wide, device=device)
+        there = [value is not None for value in values]
         zero = torch.zeros((), dtype=wide, device=device)
         numbers = torch.stack([zero if v is None else moved(v.reshape(()), device).to(wide) for v in values])
         if several:
+            present = torch.tensor(there, dtype=wide, device=device)
             table = trainer.strategy.all_gather(torch.stack([present, numbers]))
             table = table.reshape(trainer.world_size, 2, len(values)).cpu().double()
             present, numbers = table[:, 0], table[:, 1].mean(dim=0)
@@ -88,8 +89,8 @@ class Metric:
                     f"the monitored metric {self.name!r} must be logged on every rank alike, but rank "
                     f"{', '.join(map(str, lacking))} did not log it when others did: log it on all of them"
                 )
-            present = present[0]
-        return [number if there else None for number, there in zip(numbers.tolist(), present.tolist(), strict=True)]
+            there = present[0].bool().tolist()
+        return [number if is_there else None for number, is_there in zip(numbers.tolist(), there, strict=True)]
 
 
 def logged_names(gathered: dict[str, Any] | None) -> list[str]:

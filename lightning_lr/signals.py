@@ -47,8 +47,7 @@ class LossMeter:
             parts: `trainer.accumulate_grad_batches`.
             scaler: the gradient scaler in use, or None.
         """
-        loss = loss.detach()
-        loss = loss if loss.ndim == 0 else loss.sum()
+        loss = loss.detach() if loss.ndim == 0 else loss.detach().sum()
         scale = scale_of(scaler)
         self.losses.append(loss if scale is None else loss.to(widest_float(loss.device)) / scale.to(loss.device))
         self._parts = parts
@@ -67,36 +66,43 @@ class Pending:
     """Numbers of one update that may still be on an accelerator.
 
     Args:
-        values: each a Tensor, shape ().
+        values: each a Tensor, shape (); or one Tensor, shape (n,), on the device.
         finish: what becomes of them on the host.
         device: where they are brought together.
         healthy: gives the gradient's norm, and whether that and the loss are finite, on the device.
+        again: measures the gradient's norm once more, where it may have overflowed while each of its numbers is finite;
+            None where there is nothing more to see. Every rank asks for it, or none.
     """
 
     def __init__(
         self,
-        values: list[Tensor],
+        values: list[Tensor] | Tensor,
         finish: Callable[[list[float]], Measured],
         device: torch.device = CPU,
         healthy: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        again: Callable[[], float] | None = None,
     ) -> None:
-        self._values, self._finish, self._device, self._healthy = values, finish, device, healthy
+        self._values, self._finish, self._device, self._healthy, self._again = values, finish, device, healthy, again
         self._sent: Any = None
 
     def send(self) -> Pending:
-        """Starts the copy to pinned host memory and does not wait for it; on the CPU there is nothing to copy."""
-        if self._values and self._device.type == "cuda":
+        """Starts the copy to pinned host memory and does not wait for it; on the CPU there is nothing to copy.
+
+        When the numbers are read, the gradients are those of another update: there is no second look at them.
+        """
+        self._again = None
+        if len(self._values) and self._device.type == "cuda":
             packed = self.packed()
             host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
             host.copy_(packed, non_blocking=True)
             self._sent = torch.cuda.Event()
             self._sent.record(torch.cuda.current_stream(packed.device))
-            self._values, self._device = list(host), CPU
+            self._values, self._device = host, CPU
         return self
 
     def packed(self) -> Tensor:
         """All numbers in one tensor on the device; shape (n,)."""
-        return torch.stack([moved(value, self._device) for value in self._values])
+        return self._values if isinstance(self._values, Tensor) else torch.stack(together(self._values, self._device))
 
     def coefficient(self, limit: float) -> tuple[Tensor, Tensor]:
         """What the gradient is multiplied by so that its norm is `limit` at most, and whether all is finite.
@@ -111,9 +117,10 @@ class Pending:
         """The numbers: one host sync, or none that waits when they were sent an update ago."""
         if self._sent is not None:
             self._sent.synchronize()
-        if self._device.type == "cpu":
-            return self._finish([value.item() for value in self._values])
-        return self._finish(self.packed().tolist() if self._values else [])
+        measured = self._finish(self.packed().tolist() if len(self._values) else [])
+        if measured.grad_norm == math.inf and self._again is not None:
+            measured = measured._replace(grad_norm=self._again())
+        return measured
 
 
 def measure(
@@ -175,13 +182,18 @@ def start(
 
     def healthy() -> tuple[Tensor, Tensor]:
         wide = widest_float(device)
-        norms = [moved(norm, device).to(wide) for norm in values[:count]]
-        norm = torch.stack(norms).square().sum().sqrt() if norms else torch.zeros((), dtype=wide, device=device)
+        norms = together(values[:count], device)
+        zero = torch.zeros((), dtype=wide, device=device)
+        norm = torch.stack(norms).to(wide).square().sum().sqrt() if norms else zero
         if scale is not None:
             norm = norm / moved(scale, device).reshape(())
         return norm, norm.isfinite() if loss is None else norm.isfinite() & moved(loss, device).isfinite()
 
-    return Pending(values, finish, device, healthy)
+    def again() -> float:
+        norm = math.hypot(*unbounded_norms(grads, device))
+        return norm if scale is None else norm / float(scale)
+
+    return Pending(values, finish, device, healthy, again)
 
 
 def widest_float(device: torch.device) -> torch.dtype:
@@ -198,6 +210,27 @@ def moved(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device)
 
 
+def together(values: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The values on the device."""
+    if {value.device for value in values} == {device}:
+        return values
+    return [moved(value, device) for value in values]
+
+
+def unbounded_norms(tensors: list[Tensor], device: torch.device) -> list[float]:
+    """The 2-norms of tensors, of which the sum of the squares may be no number of their precision; inf for none."""
+    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    dense = [t for t in dense if t.numel()]
+    peaks = torch.stack(together(list(foreach_norm(dense, math.inf)), device)).tolist() if dense else []
+    if math.inf in peaks:
+        return [math.inf]
+    return [
+        peak * float((t / peak).norm(dtype=torch.float32 if t.dtype in HALVES else None))
+        for t, peak in zip(dense, peaks, strict=True)
+        if peak > 0.0
+    ]
+
+
 def _start_together(
     loss: Tensor | None,
     grads: list[Tensor],
@@ -207,18 +240,23 @@ def _start_together(
     device: torch.device,
 ) -> Pending:
     wide = widest_float(device)
-    none, one = (make((), dtype=wide, device=device) for make in (torch.zeros, torch.ones))
-    square = none
+    zero = torch.zeros((), dtype=wide, device=device)
     cut: dict[int, list[Tensor]] = {}
     for grad in grads:
         cut.setdefault(pieces(grad), []).append(local(grad))
-    for count, shards in cut.items():
-        norms = torch.stack([moved(norm, device) for norm in norms_of(shards)]).to(wide)
-        square = square + norms.square().sum() * (count / ranks)
-    if scale is not None:
-        square = square / moved(scale, device).to(wide).reshape(()).square()
-    own, heard = (none, none) if loss is None else (moved(loss, device).to(wide), one)
-    shared = torch.stack([own, heard, square, *(moved(number, device).to(wide) for number in more)])
+    shrink = None if scale is None else moved(scale, device).to(wide).reshape(())
+
+    def squares(norms: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        square = zero
+        for count, shards in cut.items():
+            square = square + norms(shards).square().sum() * (count / ranks)
+        return square if shrink is None else square / shrink.square()
+
+    square = squares(lambda shards: torch.stack(together(norms_of(shards), device)).to(wide))
+    own, heard = (zero, zero) if loss is None else (moved(loss, device).to(wide), zero + 1.0)
+    # the first stays this rank's own
+    packed = torch.stack([own, own, heard, square, *(moved(number, device).to(wide) for number in more)])
+    shared = packed.narrow(0, 1, len(packed) - 1)
     if ranks > 1:
         torch.distributed.all_reduce(shared)
 
@@ -231,18 +269,26 @@ def _start_together(
     def healthy() -> tuple[Tensor, Tensor]:
         return shared[2].sqrt(), shared[0].isfinite() & shared[2].isfinite()
 
-    return Pending([own, *shared], finish, device, healthy)
+    def again() -> float:
+        # the sum over the ranks is inf on each of them, so that all come here
+        found = squares(lambda shards: torch.tensor(unbounded_norms(shards, device), dtype=wide, device=device))
+        if ranks > 1:
+            torch.distributed.all_reduce(found)
+        return float(found) ** 0.5
+
+    return Pending(packed, finish, device, healthy, again)
 
 
 def norms_of(grads: list[Tensor]) -> list[Tensor]:
     """The 2-norms of tensors, of those in half precision in float32."""
     if not grads:
         return []
-    if any(grad.layout is not torch.strided for grad in grads):
+    kinds = {(grad.dtype, grad.layout) for grad in grads}
+    if any(layout is not torch.strided for _, layout in kinds):
         grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-    half = [grad for grad in grads if grad.dtype in HALVES]
-    if not half:
+    if not any(dtype in HALVES for dtype, _ in kinds):
         return list(foreach_norm(grads))
+    half = [grad for grad in grads if grad.dtype in HALVES]
     # the norm of numbers that are all finite in float16 may be none
     norms = list(foreach_norm(half, 2, dtype=torch.float32))
     rest = [grad for grad in grads if grad.dtype not in HALVES]

@@ -156,6 +156,23 @@ def test_a_dropped_update_moves_not_one_bit(configure: Any, fault: str, way: str
     assert all(model.finite_at_rest)
 
 
+class Steep(Faulty):
+    """One finite gradient whose square is too large for float32."""
+
+    def on_after_backward(self) -> None:
+        if self.fault == "steep":
+            self.head.weight.grad = torch.full_like(self.head.weight, 1e25)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_gradient_whose_square_overflows_is_limited_and_with_a_lag_dropped(lag: Any, tmp_path: Path) -> None:
+    guard, model = DivergenceGuard(snapshot_every=10, lag=lag), Steep(faults={40: "steep"})
+    fit(model, tmp_path, guard)
+    found = guard.summary()
+    assert (found["limited"], found["dropped"]) == ((0, 1) if lag else (1, 0))
+    assert all(model.finite_at_rest)
+
+
 def test_an_overflow_that_the_scaler_calibrates_is_no_incident(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
     guard = DivergenceGuard(snapshot_every=10)

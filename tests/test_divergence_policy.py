@@ -531,3 +531,17 @@ def test_a_burst_blinds_nothing(burst: list[float], seed: int) -> None:
 def test_the_window_is_bounded() -> None:
     state, _ = judge(learning(1000))
     assert len(state.seen.losses) == len(state.seen.norms) == suspicion.WINDOW
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_what_the_latest_few_tell_is_what_all_of_the_window_tells(seed: int) -> None:
+    numbers, seen = random.Random(seed), suspicion.Seen()
+    level, limit = numbers.choice([0.0, -3.0, 1e-9, 50.0]), numbers.choice([None, 1.1, 4.0])
+    for _ in range(400):
+        loss = level + numbers.gauss(0.0, 1.0) * numbers.choice([0.0, 0.1, 0.1, 3.0])
+        norm = abs(numbers.gauss(0.0, 1.0)) * numbers.choice([0.0, 1.0, 1.0, 1.0, 30.0])
+        most = suspicion.largest_norm(seen, limit)
+        assert seen.tops(loss) == (loss > seen.highest)
+        assert suspicion.exceeds(seen, limit, norm) == (norm > most)
+        seen = suspicion.accepted(seen, loss, min(norm, most))

@@ -87,13 +87,13 @@ def test_low_precision_and_no_gradients_are_fine() -> None:
     assert measure(torch.tensor(1.0), parameters(None)).grad_norm == 0.0
 
 
-def _two(losses: list[float | None], grads: list[float]) -> Measured:
+def _two(losses: list[float | None], grads: list[float], times: int = 1) -> Measured:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     own = losses[rank]
     loss = None if own is None else torch.tensor(own)
-    return measure(loss, parameters([grads[rank]]), None, [torch.tensor(1.0 + rank)])
+    return measure(loss, parameters([grads[rank]] * times), None, [torch.tensor(1.0 + rank)])
 
 
 def test_ranks_get_the_same_numbers_and_one_ranks_nan_is_everybodys(pool: Pool) -> None:
@@ -121,6 +121,41 @@ def test_the_norm_of_a_half_precision_gradient_does_not_overflow() -> None:
     assert p.grad is not None
     p.grad[7] = math.inf
     assert measure(torch.tensor(1.0), [p]).grad_norm == math.inf
+
+
+HUGE = 1e25
+"""Finite in float32; its square is not."""
+
+
+def test_a_gradient_whose_square_is_too_large_for_its_precision_has_a_norm() -> None:
+    held = parameters([3.0 * HUGE, 0.0], None, [0.0, 4.0 * HUGE], [1.0], [])
+    assert measure(torch.tensor(1.0), held).grad_norm == pytest.approx(5.0 * HUGE)
+    assert measure(torch.tensor(1.0), held, torch.tensor([4.0])).grad_norm == pytest.approx(1.25 * HUGE)
+    assert measure(None, parameters([HUGE, math.inf])).grad_norm == math.inf
+    assert math.isnan(measure(None, parameters([HUGE, math.nan], [math.inf])).grad_norm)
+    sparse = parameters([0.0, 0.0])[0]
+    sparse.grad = torch.tensor([HUGE, HUGE]).to_sparse()
+    assert measure(None, [sparse]).grad_norm == pytest.approx(HUGE * 2**0.5)
+    brain = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    brain.grad = torch.full_like(brain, HUGE)
+    assert measure(None, [brain]).grad_norm == pytest.approx(HUGE * 2**0.5, rel=0.01)
+
+
+def test_it_has_one_on_several_ranks_too_and_all_look_again_when_one_has_to(pool: Pool) -> None:
+    # the mean over the ranks of squares, of four numbers each
+    for grads, norm in [((HUGE, HUGE), 2.0 * HUGE), ((3.0, HUGE), 2.0 * HUGE / 2**0.5)]:
+        first, second = pool.run(_two, [1.0, 2.0], list(grads), 4)
+        assert first[:3] == second[:3]
+        assert first.grad_norm == pytest.approx(norm)
+    for grads in [(HUGE, math.inf), (HUGE, math.nan)]:
+        assert all(not math.isfinite(found.grad_norm) for found in pool.run(_two, [1.0, 1.0], list(grads), 4))
+
+
+def test_numbers_that_were_sent_are_not_looked_at_again() -> None:
+    held = parameters([HUGE, HUGE])
+    pending = signals.start(None, held, device=torch.device("cpu")).send()
+    held[0].grad = torch.ones(2)
+    assert pending.read().grad_norm == math.inf
 
 
 # devices -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from lightning_lr.callbacks.checks import check
 from lightning_lr.callbacks.guarded import readable
 from lightning_lr.callbacks.guarding import DivergenceError, Guarding
 from lightning_lr.callbacks.incidents import Incidents
+from lightning_lr.callbacks.run import same
 from lightning_lr.console import count
 from lightning_lr.generations import Generations
 from lightning_lr.policies.divergence import DivergencePolicy
@@ -193,10 +194,9 @@ class DivergenceGuard(LRCallback):
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self.run.attach()
-        now = self.ledger.optimizers
-        if [id(o) for o in now] != ([] if self._guarded is None else [id(o) for o in self._guarded.optimizers]):
+        known = [] if self._guarded is None else self._guarded.optimizers
+        if not same(known, self.ledger.optimizers):
             # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
             self.started(trainer, pl_module)
         if self._guarded is not None:

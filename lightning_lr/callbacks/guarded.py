@@ -82,7 +82,7 @@ class Guarded:
         elif len(judges) == len(optimizers):
             self.judges = [Judge(judge.index, judge.state, judge.reason, judge.cap) for judge in judges]
         for judge in self.judges:
-            judge.trained = len(self.ground.parameters(judge.index))
+            judge.trained = self.ground.count(judge.index)
         if saved is not None:
             self._load(saved)
         if not self.keeper.possible:

@@ -51,16 +51,14 @@ class Guarding(Guarded):
 
     def _see(self, judge: Judge) -> None:
         """The gradients of an update are there, and not used yet."""
-        index, trainer, tryout, loss = judge.index, self.run.trainer, self.tryout, self._loss(judge.index)
+        index, tryout, loss = judge.index, self.tryout, self._loss(judge.index)
         if self.run.ledger.evaluations(index) > 1 or (tryout is None and self.run.ledger.in_trial(index)):
             # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
             return
         if self.given_up:
             self._drop(judge)
             return
-        parameters = self.ground.parameters(index)
-        alone = self._module.automatic_optimization and trainer.world_size == 1
-        if loss is None and alone and all(p.grad is None for p in parameters):
+        if loss is None and self._stepless(index):
             # training_step returned None, which Lightning allows on one process: the ledger discards the step
             return
         if tryout is not None and (tryout.owner != index or tryout.over):
@@ -71,7 +69,7 @@ class Guarding(Guarded):
         self.take_back = self._remember()
         job = self._start(judge, loss)
         if self.lag and tryout is None:
-            limit_gradients(parameters, job.pending, judge.limit)
+            limit_gradients(self.ground.parameters(index), job.pending, judge.limit)
             job.pending.send()
             job, judge.job = judge.job, job
             if job is not None:
@@ -82,6 +80,11 @@ class Guarding(Guarded):
             job, judge.job = judge.job, None
         if job is not None:
             self._judge(judge, job)
+
+    def _stepless(self, index: int) -> bool:
+        """Whether an update without a loss is to be none."""
+        alone = self._module.automatic_optimization and self.run.trainer.world_size == 1
+        return alone and all(p.grad is None for p in self.ground.parameters(index))
 
     def _loss(self, index: int) -> Tensor | None:
         """The loss of an update: of optimizers that share one backward pass in a batch each has the same."""
@@ -116,9 +119,8 @@ class Guarding(Guarded):
 
     def _judge(self, judge: Judge, job: Job, *, late: bool = False) -> None:
         measured, signals = finish(job)
-        more = dict(zip(job.asked, measured.more, strict=True))
-        if "copied" in more and self.keeper.unlike:
-            self.keeper.compare(more)
+        if self.keeper.unlike and "copied" in job.asked:
+            self.keeper.compare(dict(zip(job.asked, measured.more, strict=True)))
         if job.signals is None and measured.loss is None and not self._blind:
             self._blind = True
             rank_zero_warn(f"{self.name} sees no loss (use self.manual_backward): it judges by gradients alone")

@@ -98,6 +98,8 @@ class Incidents:
             ratio: gives what the last update changed the weights by, in parts of their size; on every rank alike.
             back: to where a rewind went.
         """
+        if verdict.kind == "accept" and verdict.scale == 1.0:
+            return
         of = f" of {run.names_at((index, 0)).optimizer}" if len(run.ledger.optimizers) > 1 else ""
         numbers = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}

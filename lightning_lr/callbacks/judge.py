@@ -119,6 +119,10 @@ class Ground:
         """The parameters of an optimizer."""
         return [p for group in self._run.ledger.optimizers[index].param_groups for p in group["params"]]
 
+    def count(self, index: int) -> int:
+        """The number of an optimizer's parameters."""
+        return sum(len(group["params"]) for group in self._run.ledger.optimizers[index].param_groups)
+
     def start(
         self,
         index: int,
@@ -130,9 +134,12 @@ class Ground:
     ) -> Job:
         """Starts to measure an update: one small collective where there are several ranks."""
         ledger = self._run.ledger
-        scale = scale_of(self.scaler) if unscales_itself(ledger.optimizers[index]) else None
+        scale = None
+        if self.scaler is not None and unscales_itself(ledger.optimizers[index]):
+            scale = scale_of(self.scaler)
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
-        numbers = [torch.as_tensor(number, dtype=widest_float(self._device)) for number in more.values()]
+        wide = widest_float(self._device)
+        numbers = [torch.as_tensor(number, dtype=wide) for number in more.values()]
         pending = start(loss, self.parameters(index), scale, numbers, device=self._device, sharded=self.sharded)
         return Job(pending, max(rate, 0.0), side, kept, tuple(more), None, shift)
 
@@ -198,9 +205,11 @@ def finish(job: Job) -> tuple[Measured, Signals]:
     """An update's numbers; without any loss, a loss of 1."""
     if job.signals is not None:
         return Measured(job.signals.loss, job.signals.grad_norm, (), None), job.signals
-    measured = job.pending.read()
-    loss, more = 1.0 if measured.loss is None else measured.loss, dict(zip(job.asked, measured.more, strict=True))
-    size = math.sqrt(max(more["square"], 0.0) / more["number"]) if more.get("number") else None
+    measured, size = job.pending.read(), None
+    if "number" in job.asked:
+        more = dict(zip(job.asked, measured.more, strict=True))
+        size = math.sqrt(max(more["square"], 0.0) / more["number"]) if more["number"] else None
+    loss = 1.0 if measured.loss is None else measured.loss
     return measured, Signals(loss, measured.grad_norm, job.rate, job.side, size=size)
 
 

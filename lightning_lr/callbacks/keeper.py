@@ -125,7 +125,7 @@ class Keeper:
 
     def adopt(self, judge: Judge) -> None:
         """Takes parameters that an optimizer has gained into the copies."""
-        now = len(self._of.ground.parameters(judge.index))
+        now = self._of.ground.count(judge.index)
         if now > judge.trained and not self.generations.adopt():
             self._tell_short()
         judge.trained = now

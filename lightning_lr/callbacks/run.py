@@ -86,7 +86,7 @@ class Run(Listener):
         known = self.ledger.optimizers
         # a step that raised within a training step whose author went on
         self.ledger.take_back()
-        if self._attached and len(known) == len(optimizers) and all(map(operator.is_, known, optimizers)):
+        if self._attached and same(known, optimizers):
             return
         resumed = not self._attached
         if self._attached:
@@ -205,6 +205,11 @@ class Run(Listener):
     def names_at(self, place: tuple[int, int]) -> GroupName:
         """The names of the param group at (optimizer, group)."""
         return self.names[place[0]][place[1]]
+
+
+def same(these: Sequence[Any], those: Sequence[Any]) -> bool:
+    """Whether they are the very same things, one by one."""
+    return len(these) == len(those) and all(map(operator.is_, these, those))
 
 
 def _count(groups: list[int]) -> str:

@@ -79,16 +79,10 @@ def calm(known: Rate, rate: float, backoff: float, *, grow: bool) -> Rate:
             cap = math.inf
     lasting = since >= LASTING
     above = known.above + 1 if used > known.healthy else 0
-    return known._replace(
-        healthy=used if above >= LASTING and grow else known.healthy,
-        above=above,
-        recent=max(known.recent, used),
-        cap=cap,
-        ceiling=ceiling,
-        since=since,
-        calm=count,
-        rewinds=0 if lasting and grow else known.rewinds,
-    )
+    return Rate(
+        used if above >= LASTING and grow else known.healthy, max(known.recent, used), cap, ceiling, since, count,
+        0 if lasting and grow else known.rewinds, known.failures, above, known.before,
+    )  # fmt: skip
 
 
 def failed(

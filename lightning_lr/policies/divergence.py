@@ -163,14 +163,15 @@ class DivergencePolicy:
             return self._tried(state, state.trying, signals)
         if not (math.isfinite(signals.loss) and math.isfinite(signals.grad_norm)):
             return self._nonfinite(state, signals)
-        before, bound = state.seen, suspicion.largest_norm(state.seen, self.limit)
+        before, norm = state.seen, signals.grad_norm
         if signals.size is not None:
             before = suspicion.sized(before, signals.size)
         scale, cause = 1.0, ""
-        if signals.grad_norm > bound:
-            scale = bound / signals.grad_norm
+        if suspicion.exceeds(before, self.limit, norm):
+            norm = suspicion.largest_norm(before, self.limit)
+            scale = norm / signals.grad_norm
             cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the largest of late"
-        seen = suspicion.accepted(before, signals.loss, min(signals.grad_norm, bound))
+        seen = suspicion.accepted(before, signals.loss, norm)
         if self.trials and self.loss_falls:
             why = suspicion.reason(seen, started=state.best.seen.updates > suspicion.LOOK)
             if why and state.spent <= FREE + BUDGET * state.update:

@@ -125,6 +125,12 @@ class Seen(NamedTuple):
         before = self.losses[: len(self.losses) - self.high] if self.high else self.losses
         return max(before or self.losses, default=math.inf) + self.margin
 
+    def tops(self, loss: float) -> bool:
+        """Is the loss beyond everything in the window? The latest few tell of most losses that they are not."""
+        if self.losses and not self.high and loss <= max(self.losses[-LOOK:]) + self.margin:
+            return False
+        return loss > self.highest
+
     @property
     def far(self) -> float:
         """Above which nothing that this run has ever met lies; inf while it has learned nothing."""
@@ -143,14 +149,21 @@ def largest_norm(seen: Seen, limit: float | None) -> float:
     return limit * most if most > 0.0 else math.inf
 
 
+def exceeds(seen: Seen, limit: float | None, norm: float) -> bool:
+    """Is the norm above the largest one? The latest few that are believed tell of most norms that they are not."""
+    if limit is not None and len(seen.norms) >= 2 * LOOK and norm <= limit * max(seen.norms[-2 * LOOK : -LOOK]):
+        return False
+    return norm > largest_norm(seen, limit)
+
+
 def accepted(seen: Seen, loss: float, norm: float) -> Seen:
     """An update was applied; `norm`: its gradient's, as limited."""
-    highest, high, odd, entry = seen.highest, 0, seen.odd + 1, loss
-    if loss > highest:
+    high, odd, entry = 0, seen.odd + 1, loss
+    if seen.tops(loss):
         # above where it began, a run has lost all that it has learned
         high = seen.high + (2 if seen.gained and seen.initial is not None and loss > seen.initial else 1)
         # one that is beyond belief must not set the measure of all that come
-        entry = min(loss, highest + max(seen.gain, seen.margin))
+        entry = min(loss, seen.highest + max(seen.gain, seen.margin))
     elif seen.best is not None and loss < seen.best - max(seen.gain, seen.margin) and loss < min(seen.losses):
         odd = 0
     losses, count = (*seen.losses[1 - WINDOW :], entry), seen.updates + 1
