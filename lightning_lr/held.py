@@ -84,7 +84,9 @@ def rounded(value: float, tensor: Tensor) -> float:
 
 
 def _numbers(tensors: list[Tensor]) -> list[float]:
-    device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
-    if device is None or len(tensors) == 1:
+    away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if len(away) < 2:
         return [tensor.item() for tensor in tensors]
-    return torch.stack([tensor.detach().reshape(()).to(device) for tensor in tensors]).tolist()
+    packed = torch.stack([tensor.detach().reshape(()).to(away[0].device) for tensor in away]).tolist()
+    numbers = iter(packed)
+    return [tensor.item() if tensor.device.type == "cpu" else next(numbers) for tensor in tensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -196,9 +197,16 @@ def start(
     return Pending(values, finish, device, healthy, again)
 
 
+@functools.cache
 def widest_float(device: torch.device) -> torch.dtype:
     """The widest float that the device has."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    if device.type in ("cpu", "cuda", "meta"):
+        return torch.float64
+    try:
+        # MPS has none, and of XPUs some have
+        return torch.zeros((), dtype=torch.float64, device=device).dtype
+    except (RuntimeError, TypeError):
+        return torch.float32
 
 
 def moved(value: Tensor, device: torch.device) -> Tensor:

@@ -199,9 +199,17 @@ def test_in_one_process_too_parameters_may_lie_on_several_devices() -> None:
         assert found.packed().device == torch.device("cuda", 0)
 
 
-def test_no_float_is_wider_than_the_device_can_hold() -> None:
-    assert widest_float(torch.device("mps")) == torch.float32
-    assert {widest_float(torch.device(kind)) for kind in ("cpu", "cuda", "xpu")} == {torch.float64}
+def test_no_float_is_wider_than_the_device_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if device.type == "mps" or device.index == 1:
+            raise TypeError("this device has no float64")
+        return torch.ones(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch, "zeros", made)
+    widest_float.cache_clear()
+    found = {place: widest_float(torch.device(place)) for place in ("cpu", "cuda:1", "mps", "xpu:0", "xpu:1")}
+    widest_float.cache_clear()
+    assert [place for place, dtype in found.items() if dtype == torch.float32] == ["mps", "xpu:1"]
 
 
 def without_doubles(tensor: torch.Tensor) -> None:

@@ -139,7 +139,11 @@ class Ground:
             scale = scale_of(self.scaler)
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
         wide = widest_float(self._device)
-        numbers = [torch.as_tensor(number, dtype=wide) for number in more.values()]
+        # filled on the device: one that is made here would be waited for
+        numbers = [
+            number if isinstance(number, Tensor) else torch.full((), number, dtype=wide, device=self._device)
+            for number in more.values()
+        ]
         pending = start(loss, self.parameters(index), scale, numbers, device=self._device, sharded=self.sharded)
         return Job(pending, max(rate, 0.0), side, kept, tuple(more), None, shift)
 
