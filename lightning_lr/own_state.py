@@ -100,7 +100,10 @@ class OwnState:
 
     @torch.no_grad()
     def leave(self) -> None:
-        """Gives it back; without effect when it has been given back. The scaler's is left to `end_batch`."""
+        """Gives it back, within a batch too; without effect when it has been given back.
+
+        What comes only after the optimizer's step is left to `end_batch`.
+        """
         if not self._inside:
             return
         self._inside = False
@@ -120,16 +123,17 @@ class OwnState:
             for name, value in held.items():
                 setattr(metric, name, value)
         self._metrics = []
-        for key, holder, name, _ in list(self._memory()):
-            if key not in self._known:
-                del holder[name]
         for holder, name, value in self._counts.values():
             holder[name] = value
         self._counts = {}
 
     def end_batch(self) -> None:
-        """The same, and the scaler's: it is updated only after the optimizer's step."""
-        self.leave()
+        """The same, and what an optimizer has begun to count; and the scaler's, which is updated after the step."""
+        if self._inside:
+            self.leave()
+            for key, holder, name, _ in list(self._memory()):
+                if key not in self._known:
+                    del holder[name]
         held, self._scaler_state = self._scaler_state, None
         if held:
             self._scaler.load_state_dict(held)

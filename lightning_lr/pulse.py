@@ -77,8 +77,6 @@ class Pulse:
         self._batches: list[Batch] = []
         self._views: list[list[Tensor]] = []
         self._at: list[int] = []
-        self.number = 0.0
-        """This rank's share of the number of weights that the sample stands for."""
         with torch.no_grad():
             held = [(part, tensor) for part, tensor in held if _sampled(tensor)]
             self._kept = [tensor for _, tensor in held]
@@ -128,7 +126,6 @@ class Pulse:
             lengths[part] = lengths.get(part, 0) + count
             counts.append(count)
             scales.append(math.sqrt(number / count))
-            self.number += number
         tensor = local(self._kept[places[0]].detach())
         half = tensor.dtype.itemsize < 4
         scale = torch.tensor(scales, dtype=torch.float32 if half else tensor.dtype)

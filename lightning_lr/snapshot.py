@@ -65,6 +65,7 @@ class Snapshot:
     @torch.no_grad()
     def take(self) -> None:
         """Copies the source as it is now."""
+        self.source.settle()
         tensors = self.source.tensors()
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()

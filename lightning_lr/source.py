@@ -32,6 +32,7 @@ class Source:
     def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], scaler: Any = None) -> None:
         self.modules, self.optimizers, self.scaler = list(modules), list(optimizers), scaler
         self._written: set[str] = set()
+        self._begun: list[tuple[dict[Any, Any], str]] = []
         self._samples = self._sampled()
 
     def parameters(self) -> dict[str, Tensor]:
@@ -137,13 +138,27 @@ class Source:
         for key, holder, name, value in list(self._memory()):
             if key in known:
                 continue
-            if key.startswith("optimizer/"):
+            if key.startswith("optimizer/") and type(value) is int:
+                # LBFGS, in whose step this may be, goes on counting after its closure
+                holder[name] = 0
+                self._begun.append((holder, name))
+            elif key.startswith("optimizer/"):
                 del holder[name]
                 emptied.append(id(holder))
             elif type(value) is int and key.split("/", 2)[1] not in begun:
                 del holder[name]
         for optimizer in nested(self.optimizers).values():
             for p in [p for p, own in optimizer.state.items() if id(own) in emptied and not own]:
+                del optimizer.state[p]
+
+    def settle(self) -> None:
+        """After the step in which `forget` was called: removes the counts that were then no more than begun."""
+        begun, self._begun = self._begun, []
+        for holder, name in begun:
+            holder.pop(name, None)
+        emptied = {id(holder) for holder, _ in begun if not holder}
+        for optimizer in nested(self.optimizers).values():
+            for p in [p for p, own in optimizer.state.items() if id(own) in emptied]:
                 del optimizer.state[p]
 
     def _memory(self) -> Iterator[tuple[str, dict[Any, Any], str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lightning_lr.pulse import Pulse, Sample, Shift
@@ -52,11 +51,6 @@ class Track:
         self.shift = Shift(self._pulse, before, self._sample) if one and before is not None else None
         self._updates = updates
         return self.shift
-
-    def size(self, tensors: Sequence[Tensor], device: torch.device) -> dict[str, float | Tensor]:
-        """This rank's shares of the weights' sum of squares, on the device, and of their number."""
-        sample = self._sample if self._follows(tensors) and self._sample is not None else self._pulse.take()
-        return {"square": self._pulse.squares(sample, device)[0], "number": self._pulse.number}
 
     def forget(self) -> None:
         """Other weights are put in place than the last update has made, or the run is over: frees their memory."""

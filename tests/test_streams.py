@@ -52,7 +52,7 @@ class World:
         state = policy.promoted(policy.copied(policy.start(1.0)))
         copies = {"newest": self.now, "best": self.now}
         taken = since = 0
-        look = None
+        look, unproven = None, False
         for k in range(updates):
             if broken := self.breaks(k):
                 self.now = (self.now[0], broken)
@@ -73,11 +73,14 @@ class World:
             elif verdict.kind != "accept":
                 self.lost += 1
             else:
-                if verdict.copy and copying.due(clock=k, last=taken, since=k - since, interval=self.interval):
-                    if policy.settled(state):
-                        state, copies["best"] = policy.promoted(state), copies["newest"]
-                    state, copies["newest"], taken = policy.copied(state), self.now, k
                 self.now = (self.now[0] + 1, self.now[1])
+            if unproven and verdict.kind not in ("rewind", "give_up") and not verdict.copy:
+                state, copies["newest"] = policy.dropped(state), copies["best"]
+            unproven = verdict.copy and copying.due(clock=k, last=taken, since=k - since, size=0)
+            if unproven:
+                if policy.settled(state):
+                    state, copies["best"] = policy.promoted(state), copies["newest"]
+                state, copies["newest"], taken = policy.copied(state), self.now, k
 
 
 def nothing(k: int) -> float:

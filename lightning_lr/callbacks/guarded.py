@@ -146,6 +146,7 @@ class Guarded:
     def end_batch(self, batch_idx: int) -> None:
         """Puts the run's own weights in place."""
         self.take_back = None
+        self.keeper.generations.source.settle()
         if self.tryout is not None:
             if self.tryout.counted:
                 self._counted = self.run.trainer.current_epoch

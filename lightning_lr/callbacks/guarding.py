@@ -114,7 +114,7 @@ class Guarding(Guarded):
             side = self.tryout.side
         shift = self.ground.shift(judge.index, trying=self.tryout is not None)
         if judge.measure and side == "present":
-            more.update(self.ground.size(judge.index))
+            more.update(self.ground.size())
         return self.ground.start(judge.index, loss, side, self.buffers.count, more, shift)
 
     def _judge(self, judge: Judge, job: Job, *, late: bool = False) -> None:

@@ -15,8 +15,8 @@ from lightning_lr.internals import scale_of, unscales_itself
 from lightning_lr.policies.divergence_state import Side, Signals, Verdict
 from lightning_lr.pulse import Shift
 from lightning_lr.reference import reference_rates
-from lightning_lr.shards import local
-from lightning_lr.signals import Measured, Pending, measure, start, widest_float
+from lightning_lr.shards import local, pieces
+from lightning_lr.signals import Measured, Pending, measure, moved, norms_of, start, widest_float
 from lightning_lr.track import Track
 
 SCALE_FLOOR = 1.0
@@ -162,9 +162,19 @@ class Ground:
         track = self._tracks[index]
         return track.shift if trying else track.see(self.parameters(index), self._run.ledger.updates(index))
 
-    def size(self, index: int) -> dict[str, float | Tensor]:
-        """This rank's shares of the sum of squares of an optimizer's weights and of their number, from a sample."""
-        return self._tracks[index].size(self.parameters(index), self._device)
+    @torch.no_grad()
+    def size(self) -> dict[str, float | Tensor]:
+        """This rank's shares of the sum of squares of all trained weights and of their number."""
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        shares: dict[int, list[Tensor]] = {}
+        for p in self._trained().values():
+            shares.setdefault(pieces(p), []).append(local(p.detach()))
+        square, number = torch.zeros((), dtype=widest_float(self._device), device=self._device), 0.0
+        for count, parts in shares.items():
+            for norm in norms_of(parts):
+                square = square + moved(norm, self._device).to(square.dtype).square() * (count / ranks)
+            number += sum(part.numel() for part in parts) * count / ranks
+        return {"square": square, "number": number}
 
     def forget(self) -> None:
         """A copy of the weights was given back, or the run is over."""
@@ -203,6 +213,10 @@ class Ground:
         """The names of the parameters that are not finite on this rank."""
         found = [(name, p) for name, p in self._module.named_parameters() if name not in self._infinite]
         return [name for name, p in found if not bool(local(p.detach()).isfinite().all())]
+
+    def _trained(self) -> dict[str, Tensor]:
+        held = {id(p) for index in range(len(self._run.ledger.optimizers)) for p in self.parameters(index)}
+        return {name: p for name, p in self._module.named_parameters() if p.requires_grad or id(p) in held}
 
 
 def finish(job: Job) -> tuple[Measured, Signals]:
