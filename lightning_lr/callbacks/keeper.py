@@ -177,6 +177,8 @@ class Keeper:
         self.unproven = 0
         if not self.generations.take_back():
             return False
+        # another is due as soon as a verdict lets it be taken
+        self.tried = self.generations.newest.clock
         for one in self._of.judges:
             one.state = self._of.policy.dropped(one.state)
         return True
