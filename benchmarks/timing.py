@@ -143,12 +143,12 @@ def table(times: Times, against: str = "bare") -> str:
         "CPU, fastest tenth": lambda name: statistics.quantiles([cpu for _, cpu in times[name]], n=10)[0],
     }
     base = {what: look(against) for what, look in looks.items()}
-    lines = [f"  {against:28s} " + "   ".join(f"{what} {base[what]:.0f} us" for what in looks)]
+    lines = [f"  {against:34s} " + "   ".join(f"{what} {base[what]:.0f} us" for what in looks)]
     for name in times:
         row = [
             f"{what} {look(name) - base[what]:+6.0f} us ({look(name) / base[what]:.3f})" for what, look in looks.items()
         ]
-        lines += [f"  {name:28s} {'   '.join(row)}"] if name != against else []
+        lines += [f"  {name:34s} {'   '.join(row)}"] if name != against else []
     return "\n".join(lines)
 
 
