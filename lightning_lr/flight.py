@@ -37,7 +37,9 @@ class Flight:
                 continue
             stream = here = torch.cuda.current_stream(device)
             if aside:
-                stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+                if device not in self._streams:
+                    self._streams[device] = torch.cuda.Stream(device)
+                stream = self._streams[device]
                 # what has written them so far comes first
                 stream.wait_stream(here)
             with torch.cuda.stream(stream):

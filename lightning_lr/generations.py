@@ -152,13 +152,16 @@ class Generations:
 
     def clear(self) -> None:
         """Lets go of all copies."""
+        for snapshot in [*(generation.snapshot for generation in self.kept), self._free]:
+            if snapshot is not None:
+                snapshot.free()
         self._best = self._newest = self._free = None
 
     def free(self) -> None:
         """Gives all memory back; of the copies it is left known when they were taken."""
-        self.freed, self._free = True, None
-        for generation in self.kept:
-            generation.snapshot.free()
+        best, newest = self._best, self._newest
+        self.clear()
+        self._best, self._newest, self.freed = best, newest, True
 
     def adopt(self) -> bool:
         """Takes parameters that were frozen until now into every copy, as far as there is room for them.
@@ -172,7 +175,9 @@ class Generations:
                 return False
             for generation in self.kept:
                 generation.size = max(generation.size, size)
-            self._free = None
+            if self._free is not None:
+                self._free.free()
+                self._free = None
         for generation in self.kept:
             generation.snapshot.adopt()
         return True

@@ -13,7 +13,7 @@ from lightning_lr.host import Arena
 WORTH = 1024
 """Tensors of fewer elements are kept whole on each rank: bringing them together would cost more."""
 
-CHUNK = 2**22
+CHUNK = 2**20
 """Elements that are brought together at a time: so much memory a rewind takes on the device."""
 
 ALIKE = ("parameter/", "optimizer/", "group/")

@@ -22,6 +22,7 @@ CHECKS = (
     "a NaN under a gradient scaler",
     "a compiled step, a tensor rate that moves",
     "a checkpoint's size",
+    "copies held after fit",
 )
 """What is judged on the CPU too."""
 

@@ -10,6 +10,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_lr.buffers import Buffers
+from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.incidents import Incidents
 from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, judges_of
 from lightning_lr.callbacks.keeper import Keeper
@@ -137,6 +138,9 @@ class Guarded:
             self.buffers.keep()
             if self.tryout is None and not self.given_up:
                 self.keeper.copy()
+            if self._parted and any(isinstance(peer, LRFinder) for peer in self.run.peers):
+                # a sweep exchanges sharded weights in place
+                self.keeper.generations.fence()
         self.record.batch(batch, first=first)
         if self.tryout is None:
             self._counted = trainer.current_epoch

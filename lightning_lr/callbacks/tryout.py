@@ -107,6 +107,7 @@ class Tryout:
             self._own = OwnState(self._module, self._ledger.optimizers, aside.scaler)
         self._own.keep(metrics=not self._counts)
         if self.side != "present":
+            self._copies.fence()
             self._copies.get(self.side).snapshot.show()
 
     def leave(self) -> None:
