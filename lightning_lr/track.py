@@ -16,6 +16,7 @@ class Track:
     What the samples say is worked out only where somebody asks for it.
 
     Example:
+        >>> import torch
         >>> w, track = torch.ones(3), Track()
         >>> track.see([w], updates=0)
         >>> _ = w.mul_(1.25)

@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="all kills, all cells of the table, all fuzzing")
 
 
-SHARED = ("pool", "alone", "together", "late", "told", "uninterrupted")
+SHARED = ("pool", "four", "alone", "together", "late", "told", "uninterrupted")
 """Fixtures that take long to make."""
 
 
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         needs = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
         if needs:
-            item.add_marker(pytest.mark.xdist_group("pool" if "pool" in needs else item.path.name))
+            item.add_marker(pytest.mark.xdist_group("pool" if {"pool", "four"} & set(needs) else item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -49,5 +49,13 @@ def _one_thread() -> None:
 def pool() -> Iterator[Pool]:
     """Two processes that stay, joined by gloo: `pool.run(function, *args)` gives the answer of each rank."""
     processes = Pool(2)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="session")
+def four() -> Iterator[Pool]:
+    """The same with four processes."""
+    processes = Pool(4)
     yield processes
     processes.close()

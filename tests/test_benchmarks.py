@@ -42,7 +42,9 @@ def test_without_a_gpu_it_says_that_it_needs_one() -> None:
     )
 
 
-def test_what_can_be_run_without_a_gpu_passes() -> None:
+def test_what_can_be_run_without_a_gpu_passes(long: bool) -> None:
+    if not long:
+        pytest.skip("the long form: pytest --long")
     done = run("--cpu", "--quick")
     passed = [line for line in done.stdout.splitlines() if line.startswith("pass")]
     for check in CHECKS:

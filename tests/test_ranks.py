@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +86,10 @@ def test_two_ranks_are_one_run(name: str, pool: Pool, tmp_path: Path) -> None:
     assert answers[0]["more"] <= answers[0]["occasions"] + 8
 
 
-@pytest.fixture(scope="module")
-def four(long: bool) -> Iterator[Pool]:
+@pytest.mark.parametrize("way", SAMPLE)
+def test_four_ranks_are_one_run(way: str, four: Pool, long: bool, tmp_path: Path) -> None:
     if not long:
         pytest.skip("four processes on torchrun's two nodes are enough for the short form")
-    processes = Pool(4)
-    yield processes
-    processes.close()
-
-
-@pytest.mark.parametrize("way", SAMPLE)
-def test_four_ranks_are_one_run(way: str, four: Pool, tmp_path: Path) -> None:
     agree(four.run(fit_on_a_rank, way, 4, str(tmp_path)))
 
 

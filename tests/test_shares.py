@@ -32,13 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_p
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def four() -> Iterator[Pool]:
-    processes = Pool(4)
-    yield processes
-    processes.close()
-
-
 def join() -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
