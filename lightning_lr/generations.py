@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lr.internals import metric_states
 from lightning_lr.memory import bytes_of
 from lightning_lr.shards import local
 from lightning_lr.shares import Shares
@@ -100,8 +101,7 @@ class Generations:
 
     def measure(self) -> int:
         """The bytes that a copy takes now (where ranks have different shares, the largest)."""
-        live = {key: local(tensor.detach()) for key, tensor in self.source.tensors().items()}
-        return self._largest(self._size(live, self.source.plain()))
+        return self._measured(self.source.tensors())
 
     def take(self, clock: int, step: int, lost: int = 0, *, promote: bool = False) -> bool:
         """Takes the newest copy, over the one before.
@@ -115,7 +115,8 @@ class Generations:
         Returns:
             Whether it was taken: there must be room for it beside the best.
         """
-        size = self.measure()
+        tensors = self.source.tensors()
+        size = self._measured(tensors)
         first = self._newest is None
         kept = self._newest if promote or self._best is None else self._best
         if self.limit is not None and size + (0 if kept is None else kept.size) > self.limit:
@@ -126,7 +127,7 @@ class Generations:
             snapshot = self._newest.snapshot
         else:
             snapshot, self._free = self._free or Snapshot(self.source, self.shares), None
-        snapshot.take()
+        snapshot.take(tensors)
         self._newest = Generation(snapshot, clock, step, lost, promote or first, size)
         if first:
             self._best = self._newest
@@ -227,7 +228,11 @@ class Generations:
         self._best, self._newest, self._free = made[0], made[-1], None
         return True
 
-    def _size(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> int:
+    def _measured(self, tensors: dict[str, Tensor]) -> int:
+        live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
+        return self._largest(self._size(live, [metric_states(metric) for _, metric in self.source.metrics()]))
+
+    def _size(self, tensors: dict[str, Tensor], plain: Any) -> int:
         """The bytes that a rank keeps of them at most; of several ranks, torchmetrics' states, which differ, aside."""
         own = bytes_of(plain) if self.shares.ranks == 1 else 0
         return sum(kept.bytes for kept in self.shares.plan(tensors, rank=0).values()) + own

@@ -62,7 +62,7 @@ class Kept(NamedTuple):
     @property
     def whole(self) -> Tensor | None:
         """The tensor, sharing the memory that it is kept in; None if another rank has a part of it."""
-        return shaped(self.data, self) if self.hi - self.lo == self.numel else None
+        return shaped(self.data, self) if self.start < 0 or self.hi - self.lo == self.numel else None
 
 
 class Shares:

@@ -63,10 +63,10 @@ class Snapshot:
         return sum(kept.bytes for kept in self._host.values()) + bytes_of(self._plain)
 
     @torch.no_grad()
-    def take(self) -> None:
-        """Copies the source as it is now."""
+    def take(self, tensors: dict[str, Tensor] | None = None) -> None:
+        """Copies the source as it is now; `tensors`: what the source has just told that it has."""
         self.source.settle()
-        tensors = self.source.tensors()
+        tensors = self.source.tensors() if tensors is None else tensors
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()
         self._plain = {}
@@ -75,10 +75,10 @@ class Snapshot:
         # and only an optimizer's state grows with, while the next batch runs
         steady = self.source.steady()
         for late in (False, True):
-            chosen = [(kept, live[key]) for key, kept in self._host.items() if (key in steady) == late]
+            chosen = [(kept, kept.whole, live[key]) for key, kept in self._host.items() if (key in steady) == late]
             pairs = [
-                (kept.data, flat(tensor)[kept.lo : kept.hi]) if kept.whole is None else (kept.whole, tensor)
-                for kept, tensor in chosen
+                (kept.data, flat(tensor)[kept.lo : kept.hi]) if whole is None else (whole, tensor)
+                for kept, whole, tensor in chosen
                 if kept.hi > kept.lo
             ]
             self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
