@@ -18,6 +18,7 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
+import timing
 import torch
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
@@ -28,22 +29,16 @@ import lightning_lr as llr
 UPDATES = 60
 
 
-class Net(pl.LightningModule):
+class Net(timing.Net):
+    """Without logging, so that plain updates are plain; it notes when each batch begins."""
+
     def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        layers: list[nn.Module] = [nn.Linear(64, width), nn.ReLU()]
-        for _ in range(depth):
-            layers += [nn.Linear(width, width), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(width, 10))
+        super().__init__(width, depth, lambda parameters: torch.optim.AdamW(parameters, lr=self.lr))
         self.lr = 1e-3
         self.times: list[float] = []
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.times.append(time.perf_counter())
