@@ -42,8 +42,6 @@ class Generations:
         source: what is copied.
         limit: the most host memory for both together, in bytes; None: no limit.
         shares: how ranks divide the copies; None: each keeps all.
-        largest: the largest of the numbers that the ranks give, on every rank, where each has tensors of its own: ranks
-            must not decide by their own.
 
     Example:
         >>> import torch
@@ -64,9 +62,11 @@ class Generations:
         source: Source,
         limit: int | None = None,
         shares: Shares | None = None,
-        largest: Callable[[int], int] = int,
     ) -> None:
-        self.source, self.limit, self._largest = source, limit, largest
+        self.source, self.limit = source, limit
+        self.largest: Callable[[int], int] = int
+        """The largest of the numbers that the ranks give, on every rank, where copies of theirs differ in size: ranks
+        must not decide by their own."""
         self.shares = shares or Shares(torch.device("cpu"))
         self.freed = False
         """Whether their memory is gone."""
@@ -213,7 +213,7 @@ class Generations:
             Whether they fit; copies of another model, or of other optimizers, are left alone.
         """
         saved = state["kept"]
-        sizes = [self._largest(self._size(entry[-1]["tensors"], entry[-1]["plain"])) for entry in saved]
+        sizes = [self.largest(self._size(entry[-1]["tensors"], entry[-1]["plain"])) for entry in saved]
         if self.limit is not None and sum(sizes) > self.limit:
             saved = saved[:1]
         snapshots = [Snapshot(self.source, self.shares) for _ in saved]
@@ -230,7 +230,7 @@ class Generations:
 
     def _measured(self, tensors: dict[str, Tensor]) -> int:
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
-        return self._largest(self._size(live, [metric_states(metric) for _, metric in self.source.metrics()]))
+        return self.largest(self._size(live, [metric_states(metric) for _, metric in self.source.metrics()]))
 
     def _size(self, tensors: dict[str, Tensor], plain: Any) -> int:
         """The bytes that a rank keeps of them at most; of several ranks, torchmetrics' states, which differ, aside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,8 +63,12 @@ def _register(block: Tensor) -> int:
     """Locks a block's pages; 0 if CUDA refuses: copies then wait, and are right."""
     size = block.numel() * block.element_size()
     cuda: Any = torch.cuda.cudart()
-    failed = int(cuda.cudaHostRegister(block.data_ptr(), size, 0))
-    return 0 if failed else block.data_ptr()
+    if not int(cuda.cudaHostRegister(block.data_ptr(), size, 0)):
+        return block.data_ptr()
+    with contextlib.suppress(RuntimeError):
+        # the next kernel raises the error that is left: not one of the user's
+        torch.ones(1, device="cuda").add_(1.0)
+    return 0
 
 
 def _unregister(places: list[int]) -> None:

@@ -28,11 +28,12 @@ from lightning_lr import host, own_state
 from lightning_lr.callbacks import keeper
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.own_state import OwnState
+from lightning_lr.shards import local, reshard
 from lightning_lr.snapshot import Snapshot
 from lightning_lr.source import Source
 from lightning_lr.trial import Trial
 from tests.pool import Pool
-from tests.small import Loader, Model, digits, trainer
+from tests.small import Loader, Model, digits, held_out, trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Be aware that when using `ckpt_path`, callbacks", "ignore:You're resuming from a checkpoint that ended"
@@ -193,10 +194,11 @@ def test_resumed_under_a_memory_limit_the_run_ends_as_the_uninterrupted_one(at: 
 
 
 class Uneven(pl.LightningModule):
-    """Of its weights rank 0 has more than rank 1."""
+    """Of its weights rank 0 has more than rank 1; they break before the batches named."""
 
-    def __init__(self) -> None:
+    def __init__(self, breaks: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.breaks = breaks
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10))
 
@@ -206,7 +208,14 @@ class Uneven(pl.LightningModule):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # pyright: ignore
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        if batch_idx in self.breaks:
+            with torch.no_grad():
+                for p in self.parameters():
+                    p.mul_(NAN)
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.net(batch[0])
 
     def configure_optimizers(self) -> Any:
         return adam(self)
@@ -231,6 +240,33 @@ def test_ranks_with_unequal_shares_decide_alike_under_memory_limit(limit: int, p
     first, second = pool.run(fit_uneven, str(tmp_path), limit)
     assert first[0] == second[0]
     assert 0 < second[2] < first[2] <= limit
+
+
+def fit_validated(root: str) -> Any:
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    guard, model = DivergenceGuard(snapshot_every=4), Uneven(breaks=(14,))
+    made = trainer(
+        Path(root),
+        callbacks=[guard],
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        max_epochs=1,
+        val_check_interval=4,
+        limit_val_batches=1,
+        use_distributed_sampler=False,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.fit(model, Batches(24), held_out())
+    lacking = [str(w.message) for w in caught if "holds no copy of" in str(w.message)]
+    # the last validation has gathered them
+    reshard(model)
+    return guard.rewinds, lacking, all(bool(local(p).isfinite().all()) for p in model.parameters())
+
+
+def test_a_copy_taken_after_a_validation_holds_the_shards(pool: Pool, tmp_path: Path) -> None:
+    assert pool.run(fit_validated, str(tmp_path)) == [(1, [], True)] * 2
 
 
 # other models and optimizers ---------------------------------------------------------------------------------------
@@ -771,6 +807,24 @@ def test_the_same_run_twice_copies_at_the_same_updates_however_slow_it_is(tmp_pa
     first = taken(0.0)
     assert first == taken(0.004)
     assert len(set(first)) > 4
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_run_that_raises_gives_its_memory_back(saved: bool, tmp_path: Path) -> None:
+    class Raises(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise KeyError("the user's own")
+
+    guard = DivergenceGuard(save_snapshots=saved)
+    with pytest.raises(KeyError, match="the user's own"):
+        fit(Net(), tmp_path, guard, Raises())
+    assert guard.generations is not None
+    # a checkpoint that somebody saves after it is to hold them
+    assert (guard.generations.bytes > 0) == saved
+    before = guard.generations
+    fit(Net(), tmp_path, guard)
+    assert guard.generations is not before
+    assert before.bytes == 0
 
 
 class Large(Model):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import lightning_lr as llr
 from lightning_lr import shares
-from lightning_lr.callbacks.divergence import DivergenceGuard
+from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.shares import Shares
 from lightning_lr.snapshot import Snapshot
 from lightning_lr.source import Source
@@ -136,12 +136,13 @@ def test_the_first_rank_can_keep_all_of_it_for_checkpoints(pool: Pool) -> None:
 class Wide(pl.LightningModule):
     """Weights worth dividing, into which something breaks on the last rank."""
 
-    def __init__(self, breaks: dict[int, str] | None = None, ignored: bool = False) -> None:
+    def __init__(self, breaks: dict[int, str] | None = None, ignored: bool = False, uneven: int = 0) -> None:
         super().__init__()
+        rank = int(os.environ.get("RANK", "0"))
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
         self.breaks = breaks or {}
-        self.own = nn.Linear(64, 40) if ignored else None
+        self.own = nn.Linear(64, 40 + uneven * rank) if ignored else None
         if ignored:
             # DDP leaves it alone: each rank trains its own
             self._ddp_params_and_buffers_to_ignore = ["own.weight", "own.bias"]
@@ -257,6 +258,46 @@ def test_where_ranks_hold_different_weights_each_keeps_its_own_and_says_so(pool:
     assert len([line for line in answers[0]["told"] if "ranks don't hold the same" in line]) == 1
     own = [answer["weights"][-2] for answer in answers]
     assert not torch.equal(*own)
+
+
+def fit_little(root: str, weights: float, uneven: int) -> Any:
+    before, shares.WORTH, ranks = shares.WORTH, 1, int(os.environ["WORLD_SIZE"])
+    model = Wide({26: "weights"}, ignored=True, uneven=uneven)
+    own, size = model.own, sum(p.numel() * p.element_size() for p in model.parameters())
+    assert own is not None
+    with torch.no_grad():
+        own.bias.add_(float(os.environ["RANK"]))
+    guard = DivergenceGuard(memory_limit=int(weights * size) if not uneven else int(weights))
+    ddp = "ddp_find_unused_parameters_true"
+    made = trainer(
+        Path(root), callbacks=[guard], max_epochs=1, devices=ranks, strategy=ddp, use_distributed_sampler=False
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            made.fit(model, Share(32, ranks, made.global_rank))
+        except (DivergenceError, ValueError) as error:
+            return type(error).__name__, str(error), [str(w.message) for w in caught if "makes none" in str(w.message)]
+        finally:
+            shares.WORTH = before
+    return guard.summary()
+
+
+def test_whole_copies_that_have_no_room_are_done_without_in_words(four: Pool, tmp_path: Path) -> None:
+    # a quarter of one fits twice
+    answers = four.run(fit_little, str(tmp_path), 0.7, 0)
+    for (kind, words, told), lines in zip(answers, (1, 0, 0, 0), strict=True):
+        assert kind == "DivergenceError"
+        assert "there is no copy" in words
+        assert len(told) == lines
+
+
+def test_ranks_with_unequal_copies_find_the_same_too_little(pool: Pool, tmp_path: Path) -> None:
+    # two copies of the first rank's, and not of the second's
+    first, second = pool.run(fit_little, str(tmp_path), 40_000.0, 400)
+    assert first == second
+    assert first[0] == "ValueError"
+    assert "must hold two copies" in first[1]
 
 
 def fit_saved(root: str, breaks: dict[int, str], resume: str) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class DivergenceGuard(LRCallback):
         self.loss_falls, self.snapshot_every, self.memory_limit = loss_falls, snapshot_every, memory_limit
         self.save_snapshots, self.lag, self.on_give_up = save_snapshots, lag, on_give_up
         self.incidents_dir = None if incidents_dir is None else Path(incidents_dir)
+        self._guarded: Guarding | None = None
         self.reset()
 
     # what users ask --------------------------------------------------------------------------------------------
@@ -163,7 +164,10 @@ class DivergenceGuard(LRCallback):
 
     def reset(self) -> None:
         self.record = Incidents(self.name, self.incidents_dir)
-        self._guarded: Guarding | None = None
+        if self._guarded is not None:
+            # before it is seen how much memory is free
+            self._guarded.keeper.generations.clear()
+        self._guarded = None
         self._saved: dict[str, Any] | None = None
 
     def started(self, trainer: Any, pl_module: Any) -> None:
@@ -185,6 +189,7 @@ class DivergenceGuard(LRCallback):
         known = [] if self._guarded is None else self._guarded.judges
         if self._guarded is not None:
             self._guarded.close()
+            self._guarded.keeper.generations.clear()
         self._guarded = Guarding(self, self.run, pl_module, known, saved)
         keeper = self._guarded.keeper
         if keeper.possible:
@@ -242,17 +247,22 @@ class DivergenceGuard(LRCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._guarded is not None:
             self._guarded.fail()
-            self._guarded.ground.forget()
+            self._let_go()
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._guarded is not None:
             self._guarded.close()
-            self._guarded.ground.forget()
-            if not self.save_snapshots:
-                # else a checkpoint that is saved after `fit` is to hold them
-                self._guarded.keeper.generations.free()
+            self._let_go()
         super().teardown(trainer, pl_module, stage)
+
+    def _let_go(self) -> None:
+        """The run is over: gives its memory back."""
+        assert self._guarded is not None
+        self._guarded.ground.forget()
+        if not self.save_snapshots:
+            # else a checkpoint that is saved after `fit` is to hold them
+            self._guarded.keeper.generations.free()
 
     # state -----------------------------------------------------------------------------------------------------
 

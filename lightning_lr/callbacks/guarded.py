@@ -55,7 +55,7 @@ class Guarded:
     """
 
     def __init__(self, guard: Any, run: Run, module: Any, judges: list[Judge], saved: dict[str, Any] | None) -> None:
-        self.guard, self.run, self._module = guard, run, module
+        self.guard, self.run, self.module = guard, run, module
         self.name, self.policy, self.lag = guard.name, guard.policy, guard.lag
         self.record: Incidents = guard.record
         self.given_up = self._blind = False
@@ -86,19 +86,20 @@ class Guarded:
             judge.trained = self.ground.count(judge.index)
         if saved is not None:
             self._load(saved)
-        if not self.keeper.possible:
-            self.policy = replace(self.policy, trials=False)
-            for judge in self.judges:
-                judge.state = self.policy.broken_off(judge.state)
-        elif not len(self.keeper.generations):
+        if not len(self.keeper.generations):
             self.begin_copies()
 
     def begin_copies(self) -> None:
-        """Takes the first copy: the weights at hand are all there is to go back to."""
-        self.keeper.begin()
+        """Takes the first copy, if there is memory for any: the weights at hand are all there is to go back to."""
         self.tryout = None
         for judge in self.judges:
-            judge.state = self.first_copy(self.policy.broken_off(judge.state))
+            judge.state = self.policy.broken_off(judge.state)
+        if not self.keeper.possible:
+            self.policy = replace(self.policy, trials=False)
+            return
+        self.keeper.begin()
+        for judge in self.judges:
+            judge.state = self.first_copy(judge.state)
 
     def first_copy(self, state: Any) -> Any:
         """The state after a copy that is both the newest and the best."""
@@ -107,7 +108,7 @@ class Guarded:
     def _try_out(self, owner: int, saved: dict[str, Any] | None = None) -> Tryout:
         """A trial for a judge."""
         run = self.run
-        return Tryout(owner, run.trainer, self._module, run.ledger, self.keeper.generations, saved)
+        return Tryout(owner, run.trainer, self.module, run.ledger, self.keeper.generations, saved)
 
     def _remember(self) -> Callable[[], None]:
         """Gives what takes back all that a verdict changes, but a rewind."""

@@ -83,7 +83,7 @@ class Guarding(Guarded):
 
     def _stepless(self, index: int) -> bool:
         """Whether an update without a loss is to be none."""
-        alone = self._module.automatic_optimization and self.run.trainer.world_size == 1
+        alone = self.module.automatic_optimization and self.run.trainer.world_size == 1
         return alone and all(p.grad is None for p in self.ground.parameters(index))
 
     def _loss(self, index: int) -> Tensor | None:
@@ -96,7 +96,8 @@ class Guarding(Guarded):
         return loss
 
     def judge_late(self) -> None:
-        """Before somebody looks at the weights: judges what `lag` has left open."""
+        """Before somebody looks at the weights, or writes them: judges what `lag` has left open."""
+        self.keeper.generations.fence()
         for judge in self.judges:
             # a rewind for the one before may have dropped it
             if judge.job is not None and self.tryout is None and not self.given_up:

@@ -16,6 +16,7 @@ from lightning_lr.parked import cloned
 from lightning_lr.policies.copies import CopyPolicy
 from lightning_lr.policies.divergence import PROOF
 from lightning_lr.policies.divergence_state import Side, Verdict
+from lightning_lr.shards import reshard
 from lightning_lr.shares import Shares
 from lightning_lr.source import Source
 
@@ -36,7 +37,7 @@ class Keeper:
         self._of, guard, trainer = of, of.guard, of.run.trainer
         self._device, limit = trainer.strategy.root_device, guard.memory_limit
         shares = Shares(self._device, divides=trainer.world_size > 1 and not parted, first=guard.save_snapshots)
-        self.generations = Generations(source, limit, shares, self._largest if parted else int)
+        self.generations = Generations(source, limit, shares)
         self.policy = CopyPolicy(None if guard.snapshot_every == "auto" else guard.snapshot_every)
         self.since = self.tried = 0
         """The clock at the start or the last rewind, and at the last copy or the last one that found no room."""
@@ -45,8 +46,11 @@ class Keeper:
         self.unlike = False
         """Whether the ranks have yet to compare what they copied."""
         self._told = False
-        self.one = self.generations.measure()
-        """The bytes of a copy at the start."""
+        own = self.generations.measure()
+        self.one = self._largest(own)
+        """The bytes of a copy at the start, on the rank where it is largest."""
+        if parted or self._largest(-own) != -self.one:
+            self.generations.largest = self._largest
         self.possible = True
         """Whether there is memory for copies at all."""
         if limit == "auto":
@@ -59,12 +63,7 @@ class Keeper:
                 f"write {guard.written(memory_limit=2 * self.one)}, or {guard.left_out}"
             )
         if not self.possible:
-            rank_zero_warn(
-                f"{of.name}: two copies take {2 * self.one} bytes of host memory on each rank, and a process may take "
-                f"{limit} (half of what is free): it makes none, so that it limits and drops updates, but can't try "
-                f"anything out, and ends the run where the weights are not finite. If there is more room than it seems "
-                f"write {guard.written(memory_limit=2 * self.one)}"
-            )
+            self._tell_none(self.one)
 
     def begin(self) -> None:
         """Takes the first copy."""
@@ -87,6 +86,9 @@ class Keeper:
         if not late and any(policy.waits(one.state) for one in active):
             return
         promote = all(policy.settled(one.state, slow=late and len(judges) > 1) for one in active)
+        if self._of.ground.sharded:
+            # after a validation
+            reshard(self._of.module)
         if self.generations.source.notice() and not self.generations.adopt():
             self._tell_short()
         if not self._take(promote=promote):
@@ -114,13 +116,17 @@ class Keeper:
         self.unlike = False
         if not self.generations.shares.differ(numbers["copied"], numbers["squared"]):
             return
-        self.generations.shares.divides = False
+        self.generations.shares.divides, self.generations.largest = False, self._largest
+        one, limit = self.generations.measure(), self.generations.limit
         rank_zero_warn(
             f"{self._of.name}: the ranks don't hold the same weights or the same optimizer state, so each keeps whole "
-            f"copies from here on, {self.generations.measure() / 2**20:.3g} MiB each"
+            f"copies from here on, {one / 2**20:.3g} MiB each"
         )
         if not self._drop():
             self.generations.clear()
+            if limit is not None and one > limit:
+                self.possible = False
+                self._tell_none(one)
             self._of.begin_copies()
 
     def adopt(self, judge: Judge) -> None:
@@ -182,6 +188,16 @@ class Keeper:
         for one in self._of.judges:
             one.state = self._of.policy.dropped(one.state)
         return True
+
+    def _tell_none(self, one: int) -> None:
+        """Two copies are more than a process may take."""
+        rank_zero_warn(
+            f"{self._of.name}: two copies take {2 * one} bytes of host memory on each rank, and a process may take "
+            f"{self.generations.limit}{' (half of what is free)' * (self._of.guard.memory_limit == 'auto')}: it makes "
+            f"none, so that it limits and drops updates, but can't try anything out, and ends the run where the "
+            f"weights are not finite. If there is more room than it seems write "
+            f"{self._of.guard.written(memory_limit=2 * one)}"
+        )
 
     def _tell_short(self) -> None:
         """Two copies are more than is allowed by now."""
