@@ -1,9 +1,9 @@
 """What `DivergenceGuard`, and all five callbacks, cost per update over a bare `Trainer`, beside `SpikeDetection`.
 
 The arms run side by side, a block of updates each in turn; printed are differences of medians to the bare arm, and
-their ratios: on one process, on two joined by gloo, and with a larger net, there beside one norm of the gradients,
-which no judge of updates can do without. A snapshot is timed against a plain copy of the same bytes into buffers made
-beforehand.
+their ratios: on one process, on two joined by gloo, beside one sum over the ranks, which no judge of all ranks' updates
+can do without, and with a larger net, beside one norm of the gradients, which no judge at all can do without. A
+snapshot is timed against a plain copy of the same bytes into buffers made beforehand.
 
     python benchmarks/guard_overhead.py            # about ten minutes on two cores
     python benchmarks/guard_overhead.py --quick    # about one: no large net, one fit
@@ -51,12 +51,21 @@ class Norm(pl.Callback):
         torch.nn.utils.get_total_norm(grads).item()
 
 
+class Reduce(pl.Callback):
+    """Sums two numbers over the ranks at every update: no judge that sees every rank's loss can do with less."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        numbers = torch.ones(2)
+        torch.distributed.all_reduce(numbers)
+        numbers.tolist()
+
+
 def five() -> list[Any]:
     """All five; the finder waits for an update that never comes, since a sweep is no part of an update's cost."""
     return llr.autopilot("val_loss", finder={"at": 10**9})
 
 
-def arms(size: dict[str, int]) -> dict[str, Callable[[], list[Any]]]:
+def arms(size: dict[str, int], ranks: int) -> dict[str, Callable[[], list[Any]]]:
     found: dict[str, Callable[[], list[Any]]] = {
         "bare": list,
         "Warmup alone (the ledger)": lambda: [llr.Warmup(1)],
@@ -65,6 +74,8 @@ def arms(size: dict[str, int]) -> dict[str, Callable[[], list[Any]]]:
     if size is LARGE:
         return found | {"one norm of the gradients": lambda: [Norm()]}
     found["all five"] = five
+    if ranks > 1:
+        found["one sum over the ranks"] = lambda: [Reduce()]
     if SpikeDetection is not None:
         found["SpikeDetection"] = lambda: [SpikeDetection(rtol=1e9, atol=1e9, exclude_batches_path=None)]
     return found
@@ -82,7 +93,7 @@ def timed(part: str, fits: int) -> Times:
         net = Net(size["width"], size["depth"], adamw)
         return fit(callbacks, clock, net, size["batch"], size["updates"], **more)
 
-    return in_turn(arms(size), run, block, fits)
+    return in_turn(arms(size, ranks), run, block, fits)
 
 
 def snapshot_cost(reps: int) -> None:

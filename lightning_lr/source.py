@@ -154,6 +154,8 @@ class Source:
     def settle(self) -> None:
         """After the step in which `forget` was called: removes the counts that were then no more than begun."""
         begun, self._begun = self._begun, []
+        if not begun:
+            return
         for holder, name in begun:
             holder.pop(name, None)
         emptied = {id(holder) for holder, _ in begun if not holder}
