@@ -184,5 +184,5 @@ def test_on_two_processes_an_update_of_300_tensors_takes_few_kernels_one_read_an
             assert max(waits[1:]) <= 1
             assert statistics.median(kernels) <= 15
             assert collectives <= UPDATES + 4
-        # and one at the start: on which rank least memory is free
+        # and one at the start: on which rank least memory is free, and whether copies differ in size
         assert alone[2] == UPDATES + 1

@@ -46,16 +46,16 @@ class Keeper:
         self.unlike = False
         """Whether the ranks have yet to compare what they copied."""
         self._told = False
-        own = self.generations.measure()
-        self.one = self._largest(own)
+        own, free = self.generations.measure(), free_memory() // 2 // trainer.num_devices
+        self.one, least, least_free = self._largest_of(own, -own, -free)
         """The bytes of a copy at the start, on the rank where it is largest."""
-        if parted or self._largest(-own) != -self.one:
+        if parted or least != -self.one:
             self.generations.largest = self._largest
         self.possible = True
         """Whether there is memory for copies at all."""
         if limit == "auto":
             # the other half is for the data, for checkpoints, and for what else there is
-            limit = -self._largest(-(free_memory() // 2 // trainer.num_devices))
+            limit = -least_free
             self.generations.limit, self.possible = limit, 2 * self.one <= limit
         elif limit is not None and 2 * self.one > limit:
             raise ValueError(
@@ -214,7 +214,11 @@ class Keeper:
 
     def _largest(self, number: int) -> int:
         """The largest of the numbers that the ranks have, on every rank."""
-        mine = torch.tensor(number, device=self._device)
+        return self._largest_of(number)[0]
+
+    def _largest_of(self, *numbers: int) -> list[int]:
+        """Of each number the largest that the ranks have; one collective."""
+        mine = torch.tensor(numbers, device=self._device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
-        return int(mine)
+        return mine.tolist()
