@@ -36,7 +36,7 @@ class Keeper:
         self._of, guard, trainer = of, of.guard, of.run.trainer
         self._device, limit = trainer.strategy.root_device, guard.memory_limit
         shares = Shares(self._device, divides=trainer.world_size > 1 and not parted, first=guard.save_snapshots)
-        self.generations = Generations(source, limit, shares, self._largest if parted else int)
+        self.generations = Generations(source, limit, shares, self._largest, parted=parted)
         self.policy = CopyPolicy(None if guard.snapshot_every == "auto" else guard.snapshot_every)
         self.since = self.tried = 0
         """The clock at the start or the last rewind, and at the last copy or the last one that found no room."""
@@ -198,7 +198,8 @@ class Keeper:
 
     def _largest(self, number: int) -> int:
         """The largest of the numbers that the ranks have, on every rank."""
+        if not torch.distributed.is_initialized():
+            return number
         mine = torch.tensor(number, device=self._device)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
         return int(mine)
