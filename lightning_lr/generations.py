@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.internals import metric_states
 from lightning_lr.memory import bytes_of
 from lightning_lr.shards import local
 from lightning_lr.shares import Shares
@@ -42,6 +41,9 @@ class Generations:
         source: what is copied.
         limit: the most host memory for both together, in bytes; None: no limit.
         shares: how ranks divide the copies; None: each keeps all.
+        largest: the largest of the numbers that the ranks give, on every rank: they must not decide by their own.
+        parted: whether their copies differ in size; else they ask one another only while there are lists, which
+            may grow unequally.
 
     Example:
         >>> import torch
@@ -62,11 +64,11 @@ class Generations:
         source: Source,
         limit: int | None = None,
         shares: Shares | None = None,
+        largest: Callable[[int], int] = int,
+        *,
+        parted: bool = False,
     ) -> None:
-        self.source, self.limit = source, limit
-        self.largest: Callable[[int], int] = int
-        """The largest of the numbers that the ranks give, on every rank, where copies of theirs differ in size: ranks
-        must not decide by their own."""
+        self.source, self.limit, self._largest, self.parted = source, limit, largest, parted
         self.shares = shares or Shares(torch.device("cpu"))
         self.freed = False
         """Whether their memory is gone."""
@@ -213,7 +215,7 @@ class Generations:
             Whether they fit; copies of another model, or of other optimizers, are left alone.
         """
         saved = state["kept"]
-        sizes = [self.largest(self._size(entry[-1]["tensors"], entry[-1]["plain"])) for entry in saved]
+        sizes = [self._size(entry[-1]["tensors"], entry[-1]["plain"]) for entry in saved]
         if self.limit is not None and sum(sizes) > self.limit:
             saved = saved[:1]
         snapshots = [Snapshot(self.source, self.shares) for _ in saved]
@@ -229,10 +231,10 @@ class Generations:
         return True
 
     def _measured(self, tensors: dict[str, Tensor]) -> int:
-        live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
-        return self.largest(self._size(live, [metric_states(metric) for _, metric in self.source.metrics()]))
+        live, plain = {key: local(tensor.detach()) for key, tensor in tensors.items()}, self.source.plain()
+        size = self._size(live, plain)
+        return self._largest(size) if self.parted or self.source.uneven() else size
 
     def _size(self, tensors: dict[str, Tensor], plain: Any) -> int:
-        """The bytes that a rank keeps of them at most; of several ranks, torchmetrics' states, which differ, aside."""
-        own = bytes_of(plain) if self.shares.ranks == 1 else 0
-        return sum(kept.bytes for kept in self.shares.plan(tensors, rank=0).values()) + own
+        """The bytes that a rank keeps of them at most."""
+        return sum(kept.bytes for kept in self.shares.plan(tensors, rank=0).values()) + bytes_of(plain)

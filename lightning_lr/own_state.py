@@ -15,7 +15,7 @@ from lightning_lr.internals import buffers_of, foreach_copy, metric_memory, writ
 from lightning_lr.memory import entries, states
 from lightning_lr.parked import cloned
 from lightning_lr.shards import local, reshard
-from lightning_lr.shares import Kept, Shares, alike, allocated, expanded
+from lightning_lr.shares import Kept, Shares, alike, allocated, expanded, sums_of
 
 SMALL = 16
 """Elements of what an optimizer counts with: it may move though no gradient does."""
@@ -24,8 +24,9 @@ SMALL = 16
 class OwnState:
     """Keeps what a batch without an update may still change, and gives it back, bit for bit.
 
-    Weights and buffers are kept in host memory: nothing is taken on the device but copies of torchmetrics' states. An
-    optimizer that makes no update has only its counts to change.
+    Weights and buffers are kept in host memory: nothing is taken on the device but copies of torchmetrics' states.
+    Frozen weights go there once, and again only when somebody has written them. An optimizer that makes no update has
+    only its counts to change.
 
     Args:
         module: its parameters, buffers and torchmetrics are covered.
@@ -49,7 +50,8 @@ class OwnState:
         self._arena: Arena | None = None
         self._tensors: dict[str, Tensor] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
-        self._written: dict[str, tuple[int, int | None]] = {}
+        self._marks: dict[str, Any] = {}
+        self._frozen: dict[str, list[int]] = {}
         self._metrics: list[tuple[Metric, dict[str, Any]]] = []
         self._counts: dict[str, tuple[dict[Any, Any], str, Any]] = {}
         self._known: set[str] = set()
@@ -81,14 +83,20 @@ class OwnState:
         live = {key: local(tensor.detach()) for key, tensor in self._tensors.items()}
         plan = Shares(torch.device("cpu")).plan(live)
         if self._arena is None or not alike(plan, self._plan):
-            self._written, self._plan, self._arena = {}, {}, None
+            self._marks, self._plan, self._arena = {}, {}, None
             self._plan, self._arena = allocated(plan, pinned=any(tensor.is_cuda for tensor in live.values()))
-        # weights that nobody has written since the batch before are there already; what is written through `.data`
-        # doesn't count, and is of frozen ones (a teacher), if of any
-        still = {key for key, p in parameters.items() if p.requires_grad and self._written.get(key) == _mark(p)}
-        changed = [key for key in live if key not in still]
+        # weights that nobody has written since the batch before are there already. Frozen ones (a teacher) may be
+        # written through `.data`, which doesn't count: of those all bits are looked at
+        self._frozen = _bits({key: live[key] for key, p in parameters.items() if not p.requires_grad})
+        marks = {
+            key: (_mark(live[key]), self._frozen.get(key))
+            for key, p in parameters.items()
+            if key in self._frozen or not hasattr(p, "to_local")
+        }
+        changed = [key for key in live if key not in marks or self._marks.get(key) != marks[key]]
         if changed:
             foreach_copy([self._plan[key].whole for key in changed], [live[key] for key in changed])
+        self._marks = marks
         all_metrics = [part for part in self._module.modules() if isinstance(part, Metric)] if metrics else []
         self._metrics = [(metric, {k: cloned(v) for k, v in metric_memory(metric).items()}) for metric in all_metrics]
         self._counts = {
@@ -115,10 +123,7 @@ class OwnState:
         live = {key: local(tensor.detach()) for key, tensor in self._tensors.items()}
         # what is expanded can't be written, by nobody
         same = [key for key, t in live.items() if tuple(t.shape) == self._plan[key].shape and not expanded(t)]
-        if same:
-            foreach_copy([live[key] for key in same], [self._plan[key].whole for key in same])
-        parameters = {key: tensor for key, tensor in self._tensors.items() if not hasattr(tensor, "to_local")}
-        self._written = {key: _mark(tensor) for key, tensor in parameters.items()}
+        self._give_back(live, [key for key in same if key not in self._frozen])
         for metric, held in self._metrics:
             for name, value in held.items():
                 setattr(metric, name, value)
@@ -126,6 +131,11 @@ class OwnState:
         for holder, name, value in self._counts.values():
             holder[name] = value
         self._counts = {}
+        # last: to look at them takes a little memory, which may be short
+        now = _bits({key: live[key] for key in self._frozen})
+        written = {key for key, bits in now.items() if (_mark(live[key]), bits) != self._marks[key]}
+        self._give_back(live, [key for key in same if key in written])
+        self._marks = {key: (_mark(live[key]), self._frozen.get(key)) for key in self._marks}
 
     def end_batch(self) -> None:
         """The same, and what an optimizer has begun to count; and the scaler's, which is updated after the step."""
@@ -138,6 +148,10 @@ class OwnState:
         if held:
             self._scaler.load_state_dict(held)
 
+    def _give_back(self, live: dict[str, Tensor], keys: list[str]) -> None:
+        if keys:
+            foreach_copy([live[key] for key in keys], [self._plan[key].whole for key in keys])
+
     def _memory(self) -> Any:
         yield from states(self._optimizers)
         yield from entries(self._optimizers)
@@ -146,6 +160,17 @@ class OwnState:
 def _mark(tensor: Tensor) -> tuple[int, int | None]:
     """What changes when a tensor is put elsewhere, or written."""
     return tensor.data_ptr(), writes(tensor)
+
+
+def _bits(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Of each tensor what changes with its bits, in host memory; one wait for each device."""
+    devices: dict[torch.device, list[str]] = {}
+    for key, tensor in tensors.items():
+        devices.setdefault(tensor.device, []).append(key)
+    found: dict[str, list[int]] = {}
+    for keys in devices.values():
+        found.update(zip(keys, torch.stack([sums_of(tensors[key]) for key in keys]).tolist(), strict=True))
+    return found
 
 
 def _small(value: Any) -> bool:

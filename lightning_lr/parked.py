@@ -26,25 +26,37 @@ def moved(value: Any, move: Callable[[Any], Any]) -> Any:
         return move(value)
     if isinstance(value, dict):
         return {key: moved(item, move) for key, item in value.items()}
-    if isinstance(value, list):
-        return [moved(item, move) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(moved(item, move) for item in value)
     return value
 
 
-def cloned(value: Any, clone: Callable[[Any], Tensor] = lambda held: held.detach().clone()) -> Any:
+def cloned(value: Any, clone: Callable[[Any], Any] = lambda held: held.detach().clone()) -> Any:
     """A deep copy; of tensors without their graph."""
     if isinstance(value, (Tensor, Parked)):
         return clone(value)
     if isinstance(value, dict):
         return {key: cloned(item, clone) for key, item in value.items()}
-    if isinstance(value, list):
-        return [cloned(item, clone) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(cloned(item, clone) for item in value)
     return copy.deepcopy(value)
 
 
 def on_host(value: Any) -> Any:
     """A deep copy in host memory."""
     return cloned(value, lambda held: (held.tensor if isinstance(held, Parked) else held.detach()).to("cpu", copy=True))
+
+
+def back(value: Any, home: torch.device | None = None) -> Any:
+    """A deep copy in which parked tensors are on the devices that they came from, and others at `home`, if any."""
+    return cloned(
+        value,
+        lambda held: (
+            held.tensor.to(held.device, copy=True)
+            if isinstance(held, Parked)
+            else held.detach().to(home or held.device, copy=True)
+        ),
+    )
 
 
 def placed(name: str, value: Any, parameter: Tensor, group: dict[str, Any]) -> Any:

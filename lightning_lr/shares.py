@@ -19,12 +19,12 @@ CHUNK = 2**20
 ALIKE = ("parameter/", "optimizer/", "group/")
 """Keys of what strategies that replicate a model keep equal on all ranks. Buffers may be each rank's own."""
 
-WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes of an element: as what its bits are summed."""
+HASH = 2**20 - 3
+"""A fingerprint is below this: its square, summed over a thousand ranks, is still exact in float64. A prime, so that it
+divides no difference that one bit makes to a sum."""
 
-HASH = 2**20
-"""A fingerprint is below this: its square, summed over a thousand ranks, is still exact in float64."""
-
+BLOCKS = 16
+"""A tensor's bytes are summed in so many parts, so that what changes places is seen."""
 
 NOTHING = torch.empty(0)
 
@@ -109,16 +109,14 @@ class Shares:
         """
         sums: dict[torch.device, list[Tensor]] = {}
         for key, tensor in live.items():
-            if key.startswith(ALIKE[0]) and tensor.numel() >= WORTH and tensor.dtype.itemsize in WORDS:
-                words = flat(tensor).view(WORDS[tensor.dtype.itemsize])
-                sums.setdefault(tensor.device, []).append(words.sum(dtype=torch.int64))
+            if key.startswith(ALIKE[0]) and tensor.numel() >= WORTH:
+                sums.setdefault(tensor.device, []).append(sums_of(tensor))
         names = "".join(f"{key}{tuple(tensor.shape)}{tensor.dtype}" for key, tensor in sorted(live.items()))
         total: Any = sum(byte * (place % 251 + 1) for place, byte in enumerate(names.encode())) % HASH
         for numbers in sums.values():
-            bits = torch.stack(numbers)
-            weights = torch.arange(1, 2 * len(bits), 2, device=bits.device)
-            # the upper bits come down, so that every one counts
-            total = ((bits ^ (bits >> 23)) * weights).sum().remainder(HASH).to(self.device) + total
+            every = torch.cat(numbers).remainder(HASH)
+            weights = torch.arange(1, 2 * len(every), 2, device=every.device)
+            total = (every * weights).sum().remainder(HASH).to(self.device) + total
         number = torch.as_tensor(total % HASH)
         return [number, number * number]
 
@@ -215,9 +213,31 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)) if _dense(tensor) else tensor.reshape(-1)
 
 
+def sums_of(tensor: Tensor) -> Tensor:
+    """Sums of a dense tensor's bytes, eight at a time, without a copy of them; every bit counts.
+
+    Returns:
+        Tensor, shape (BLOCKS,), int64, on its device; the same wherever in its storage the tensor begins.
+    """
+    every = flat(tensor).contiguous().view(torch.uint8)
+    even = len(every) // (8 * BLOCKS) * 8 * BLOCKS
+    if every.storage_offset() % 8 == 0:
+        sums = every[:even].view(torch.int64).view(BLOCKS, even // (8 * BLOCKS)).sum(1)
+    else:
+        # such a view begins at a whole number of words: piece by piece, each in a storage of its own
+        parts = [block.split(8 * (CHUNK // 2)) for block in every[:even].view(BLOCKS, even // BLOCKS)]
+        sums = torch.stack([torch.stack([_words(piece) for piece in pieces]).sum() for pieces in parts])
+    sums[0] += every[even:].sum(dtype=torch.int64)
+    return sums
+
+
 def shaped(data: Tensor, kept: Kept) -> Tensor:
     """A tensor of such a shape over elements in the order of its memory."""
     return data.as_strided(kept.shape, kept.stride)
+
+
+def _words(piece: Tensor) -> Tensor:
+    return piece.clone().view(torch.int64).sum()
 
 
 def _dense(tensor: Tensor) -> bool:

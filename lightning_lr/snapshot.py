@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,8 @@ from lightning_lr.flight import Flight
 from lightning_lr.host import Arena
 from lightning_lr.internals import foreach_copy, metric_updates, set_metric
 from lightning_lr.memory import bytes_of, nested, slots
-from lightning_lr.parked import cloned
+from lightning_lr.nest import Nest
+from lightning_lr.parked import Parked, back, moved, on_host
 from lightning_lr.shards import local
 from lightning_lr.shares import Kept, Shares, alike, allocated, flat
 from lightning_lr.source import Source
@@ -51,6 +51,7 @@ class Snapshot:
         self._host: dict[str, Kept] = {}
         self._arena: Arena | None = None
         self._plain: dict[str, Any] = {}
+        self._nest = Nest()
         self._flight = Flight()
         self.fingerprint: list[Tensor] = []
         """Of the latest `take`, where ranks divide it; see `Shares.fingerprint`."""
@@ -82,7 +83,7 @@ class Snapshot:
                 if kept.hi > kept.lo
             ]
             self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
-        self._plain = {key: cloned(value) for key, value in self.source.plain().items()}
+        self._plain = self._nest.keep(self.source.plain(), self._flight)
         self._remember(tensors)
         self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else []
 
@@ -126,7 +127,7 @@ class Snapshot:
             if metric_updates(metric) < count or not held:
                 metric.reset()
                 continue
-            set_metric(metric, count, {key: cloned(value) for key, value in held.items()})
+            set_metric(metric, count, back(held, metric.device))
 
     @torch.no_grad()
     def show(self) -> None:
@@ -169,7 +170,7 @@ class Snapshot:
     def free(self) -> None:
         """Gives its memory back."""
         self.wait()
-        self._host, self._arena, self._plain = {}, None, {}
+        self._host, self._arena, self._plain, self._nest = {}, None, {}, Nest()
 
     def wait(self) -> None:
         """Waits until the host memory holds what the last `take` copied."""
@@ -184,7 +185,8 @@ class Snapshot:
         self.wait()
         self._rename_all()
         whole = {key: kept.whole for key, kept in self._host.items()}
-        return {"tensors": {k: v for k, v in whole.items() if v is not None}, "plain": deepcopy(self._plain)}
+        plain = moved(self._plain, lambda held: held.tensor if isinstance(held, Parked) else held)
+        return {"tensors": {k: v for k, v in whole.items() if v is not None}, "plain": plain}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,7 +196,7 @@ class Snapshot:
         self._make(self.shares.plan(state["tensors"]), pinned=any(tensor.is_cuda for tensor in named.values()))
         for key, kept in self._host.items():
             kept.data.copy_(flat(state["tensors"][key])[kept.lo : kept.hi])
-        self._plain = deepcopy(state["plain"])
+        self._plain = on_host(state["plain"])
         self._remember({key: tensor for key, tensor in self.source.named().items() if key in self._host}, placed=False)
 
     def fits(self, state: dict[str, Any]) -> bool:
@@ -208,7 +210,7 @@ class Snapshot:
 
     def __getstate__(self) -> dict[str, Any]:
         # references to live tensors can't be pickled: elsewhere, names have to do
-        return {**self.__dict__, "_origins": {}, "_arena": None, "_flight": Flight()}
+        return {**self.__dict__, "_origins": {}, "_arena": None, "_nest": Nest(), "_flight": Flight()}
 
     def _remember(self, tensors: dict[str, Tensor], *, placed: bool = True) -> None:
         """Notes which tensor each key stands for, and which optimizer state lives apart from its parameter."""
@@ -263,7 +265,7 @@ class Snapshot:
     def _made(self, key: str, kept: Any, parameter: Tensor | None) -> Any:
         """What an optimizer remembered, anew; a tensor on the device where it lived."""
         if not isinstance(kept, Tensor):
-            return deepcopy(kept)
+            return back(kept, None if parameter is None else local(parameter.detach()).device)
         if key in self._apart:
             return kept.to(self._apart[key], copy=True)
         if parameter is None or self._counts_on_host(key, kept, parameter):

@@ -93,6 +93,13 @@ class Source:
             found[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
         return found
 
+    def uneven(self) -> bool:
+        """Whether lists are among them, which may be longer on one rank than on another; every rank says the same."""
+        held = [value for _, _, _, value in self._memory()]
+        for _, metric in self.metrics():
+            held += metric_states(metric).values()
+        return any(isinstance(value, (list, tuple)) for value in held)
+
     def steady(self) -> set[str]:
         """The keys of what only an optimizer's step writes, unless somebody does so by hand."""
         trained = {key for key in self.parameters() if key.split("/", 2)[2] not in self._written}
@@ -127,7 +134,10 @@ class Source:
                 if at in optimizers:
                     optimizers[at].state[name] = value(None)  # pyright: ignore[reportArgumentType]
             elif (parameter := held.get(at, {}).get(f"{kind}/{at}/{number}")) is not None:
-                optimizers[at].state[parameter][name] = value(parameter)
+                own = optimizers[at].state[parameter]
+                # what is there goes first: a device may have no room for both
+                own[name] = None
+                own[name] = value(parameter)
 
     def forget(self, known: Iterable[str]) -> None:
         """Removes what optimizers did not remember then: state of an unknown key, and a count that an optimizer without

@@ -22,11 +22,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchmetrics import CatMetric
 
 import lightning_lr as llr
 from lightning_lr import host, own_state
 from lightning_lr.callbacks import keeper
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
+from lightning_lr.generations import Generations
 from lightning_lr.own_state import OwnState
 from lightning_lr.shards import local, reshard
 from lightning_lr.snapshot import Snapshot
@@ -377,6 +379,17 @@ class Late(torch.optim.SGD):
         return super().step(closure)
 
 
+class Keeps(torch.optim.SGD):
+    """Keeps tensors in lists, tuples and dicts, as LBFGS and Shampoo do."""
+
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            own = self.state[p]
+            own.setdefault("old", []).append(p.detach().clone())
+            own["roots"] = {"left": (p.detach() * 2.0, 3), "right": [[p.detach().t()], "done", None]}
+        return super().step(closure)
+
+
 class Wraps(torch.optim.Optimizer):
     """Holds another optimizer, which has the state."""
 
@@ -409,6 +422,7 @@ class Wraps2(torch.optim.Optimizer):
 KINDS: dict[str, Any] = {
     "in the group, by a name of its defaults": Adaptive,
     "in the group, from the first update on": lambda p: Late(p, lr=0.1),
+    "in lists, tuples and dicts": lambda p: Keeps(p, lr=0.1),
     "in an optimizer within": Wraps,
     "in an optimizer within an optimizer within": Wraps2,
 }
@@ -866,28 +880,132 @@ class Taken(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("what", ["take", "restore", "trial"])
-def test_nothing_is_taken_on_the_device(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A CUDA device of which only the shapes are computed."""
     monkeypatch.setattr(host, "_register", lambda block: 0)
     for name in ("Stream", "Event", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
     monkeypatch.setattr(own_state, "_mark", id)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        net = nn.ParameterList([nn.Parameter(torch.zeros(1000, 1000, device="cuda")) for _ in range(3)])
-        net.register_buffer("seen", torch.zeros(1000, device="cuda"))
-        optimizer = torch.optim.Adam(net.parameters())
-        for p in net.parameters():
-            optimizer.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        snapshot, own = Snapshot(Source([net], [optimizer])), OwnState(net, [optimizer])
-        snapshot.take()
-        with Taken() as taken:
-            if what == "take":
-                snapshot.take()
-            elif what == "restore":
-                snapshot.restore()
-            else:
-                own.keep()
-                snapshot.show()
-                own.leave()
+        yield
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("what", ["take", "restore", "trial"])
+def test_nothing_is_taken_on_the_device(what: str) -> None:
+    net = nn.ParameterList([nn.Parameter(torch.zeros(1000, 1000, device="cuda")) for _ in range(3)])
+    net.register_buffer("seen", torch.zeros(1000, device="cuda"))
+    optimizer = torch.optim.Adam(net.parameters())
+    for p in net.parameters():
+        optimizer.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    snapshot, own = Snapshot(Source([net], [optimizer])), OwnState(net, [optimizer])
+    snapshot.take()
+    with Taken() as taken:
+        if what == "take":
+            snapshot.take()
+        elif what == "restore":
+            snapshot.restore()
+        else:
+            own.keep()
+            snapshot.show()
+            own.leave()
     assert taken.bytes <= 0.02 * size(net)
+
+
+@pytest.mark.usefixtures("fake")
+def test_lists_and_metrics_are_copied_to_the_host_and_come_back_to_their_devices() -> None:
+    net = nn.Module()
+    net.weight, net.seen = nn.Parameter(torch.zeros(1000, 1000, device="cuda")), CatMetric()
+    net.seen.value.append(torch.zeros(10**6, device="cuda"))
+    net.seen._device, net.seen._update_count = torch.device("cuda", 0), 1  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer = torch.optim.SGD(net.parameters())
+    own = optimizer.state[net.weight]
+    own.update(old=[torch.zeros_like(net.weight)], roots={"left": (torch.zeros(9, device="cuda"), torch.zeros(9))})
+    snapshot = Snapshot(Source([net], [optimizer]))
+    with Taken() as taken:
+        snapshot.take()
+    assert taken.bytes == 0
+    assert snapshot.bytes == 4 * (3 * 10**6 + 18)
+    own.clear()
+    snapshot.restore()
+    left, right = own["roots"]["left"]
+    assert [t.device.type for t in (own["old"][0], left, right, net.seen.value[0])] == ["cuda", "cuda", "cpu", "cuda"]
+    saved = snapshot.state_dict()
+    assert {t.device.type for t in tree_leaves(saved) if isinstance(t, Tensor)} == {"cpu"}
+    again = Snapshot(Source([net], [optimizer]))
+    again.load_state_dict(saved)
+    again.restore()
+    assert [t.device.type for t in (*own["old"], *own["roots"]["left"], *net.seen.value)] == ["cuda"] * 4
+
+
+def test_lists_count_against_memory_limit() -> None:
+    net = nn.Linear(100, 100, bias=False)
+    optimizer = torch.optim.LBFGS(net.parameters(), history_size=20, max_iter=30, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (net(torch.arange(6400.0).reshape(64, 100).sin()) - 1.0).square().mean() + net.weight.pow(4).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    pair = Generations(Source([net], [optimizer]))
+    one = pair.measure()
+    assert one > 6 * size(net)
+    assert pair.take(0, 0)
+    assert pair.bytes == one
+    pair.limit = 2 * one - 1
+    assert not pair.take(1, 1)
+    pair.limit = 2 * one
+    assert pair.take(1, 1)
+    assert pair.bytes == 2 * one
+
+
+def test_lists_of_the_same_sizes_use_the_same_memory() -> None:
+    net = nn.Linear(3, 3)
+    optimizer = Keeps(net.parameters(), lr=0.1)
+    train(net, optimizer)
+    snapshot = Snapshot(Source([net], [optimizer]))
+
+    def places() -> list[int]:
+        snapshot.take()
+        return [t.data_ptr() for t in tree_leaves(snapshot.state_dict()["plain"]) if isinstance(t, Tensor)]
+
+    first = places()
+    assert first == places() != []
+    train(net, optimizer)
+    assert len(places()) == len(first) + 2
+
+
+class Uncounted(Net):
+    """Keeps all that a metric sees, of which each rank sees another number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = CatMetric()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        self.all.update(torch.ones(40 * (1 + self.global_rank)))
+        return super().training_step(batch, batch_idx)
+
+
+def fit_uncounted(root: str, limit: int) -> Any:
+    guard = DivergenceGuard(snapshot_every=3, memory_limit=limit)
+    seen = Bytes(guard)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Uncounted(), Path(root), guard, seen, devices=2, strategy="ddp", use_distributed_sampler=False)
+    assert guard.generations is not None
+    told = [str(w.message) for w in caught if "two of them are more" in str(w.message)]
+    return [(g.clock, g.step) for g in guard.generations.kept], len(told), seen.most
+
+
+def test_ranks_whose_metrics_hold_unequal_lists_decide_alike_under_memory_limit(pool: Pool, tmp_path: Path) -> None:
+    limit = 24000
+    first, second = pool.run(fit_uncounted, str(tmp_path), limit)
+    assert first[0] == second[0]
+    assert first[0][-1][0] < 50
+    assert (first[1], second[1]) == (1, 0)
+    assert 0 < first[2] < second[2] <= limit

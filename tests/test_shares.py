@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import lightning_lr as llr
 from lightning_lr import shares
@@ -128,6 +129,61 @@ def test_the_first_rank_can_keep_all_of_it_for_checkpoints(pool: Pool) -> None:
     assert first["bytes"] == first["all"]
     assert second["bytes"] < 0.1 * second["all"]
     assert first["saved"] > second["saved"]
+
+
+# fingerprints ------------------------------------------------------------------------------------------------------
+
+
+def number(tensor: Tensor) -> float:
+    return float(Shares(CPU).fingerprint({"parameter/0/w": tensor})[0])
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.complex128]
+
+
+def placed(data: Tensor, dtype: torch.dtype, offset: int) -> Tensor:
+    """Some bytes as a tensor that begins so many elements into its storage."""
+    whole = torch.zeros(len(data) + 16 * offset, dtype=torch.uint8).view(dtype)[offset:]
+    tensor = whole[: len(data) // dtype.itemsize]
+    tensor.view(torch.uint8).copy_(data)
+    return tensor
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_fingerprint_takes_next_to_no_memory(
+    dtype: torch.dtype, offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "CHUNK", 2**12)
+    tensor = placed(torch.randint(0, 256, (2**20 + 48,), dtype=torch.uint8), dtype, offset)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        number(tensor)
+    assert max(event.cpu_memory_usage for event in seen.events()) <= 4 * 2**12 + 4096
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_fingerprint_sees_every_bit_and_not_where_the_bytes_lie(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    data = torch.randint(0, 256, (2**14 + 48,), dtype=torch.uint8)
+    assert len({number(placed(data, dtype, offset)) for offset in (0, 1, 2, 3)}) == 1
+    # within a word of eight bytes, in the middle, and at the end, where there is no whole one
+    for place in (*range(8), 9001, *range(len(data) - 8, len(data))):
+        for bit in range(8):
+            other = data.clone()
+            other[place] ^= 1 << bit
+            assert number(placed(other, dtype, 0)) != number(placed(data, dtype, 0))
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.ones(2000)[::2].expand(2, -1), torch.ones(1).expand(2000), torch.ones(2, 2048).t()]
+)
+def test_any_order_in_memory_has_a_fingerprint(odd: Tensor) -> None:
+    assert number(odd) == number(odd.clone(memory_format=torch.preserve_format))
+
+
+def test_a_fingerprint_sees_rows_that_have_changed_places() -> None:
+    table = torch.randn(64, 64)
+    assert number(table) != number(table.roll(8, 0))
 
 
 # in a run ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,10 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from lightning_lr import own_state
+from lightning_lr.internals import foreach_copy
+from lightning_lr.memory import bytes_of
+from lightning_lr.own_state import OwnState
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
 from lightning_lr.randomness import RandomState
 from lightning_lr.reference import reference_rates
@@ -140,6 +144,115 @@ def sharded() -> tuple[bool, bool, bool]:
 
 def test_of_sharded_weights_each_rank_exchanges_its_own_piece_in_place(pool: Pool) -> None:
     assert pool.run(sharded) == [(True, True, True)] * 2
+
+
+# the run's own state -----------------------------------------------------------------------------------------------
+
+
+def lora() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A large frozen layer, of which somebody may write a part, and a small one that is trained."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 2))
+    net[0].requires_grad_(False)
+    return net, torch.optim.AdamW(net[1].parameters())
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes were copied, up or down, copy by copy."""
+    sizes: list[int] = []
+
+    def copy(into: list[Tensor], live: list[Tensor]) -> None:
+        sizes.append(bytes_of(live))
+        foreach_copy(into, live)
+
+    monkeypatch.setattr(own_state, "foreach_copy", copy)
+    return sizes
+
+
+def test_frozen_weights_go_to_the_host_once_in_a_trial(moved: list[int]) -> None:
+    net, optimizer = lora()
+    own = OwnState(net, [optimizer])
+    for _ in range(3):
+        own.keep()
+        own.leave()
+    small = bytes_of(list(net[1].parameters()))
+    # trained ones are always given back
+    assert moved == [bytes_of(list(net.parameters())), small, small, small]
+
+
+def point(p: Tensor) -> None:
+    p.data = p.data * 2.0
+
+
+WRITES: dict[str, Any] = {
+    "in place": lambda p: p.mul_(2.0),
+    "a bit, past torch": lambda p: p.data.view(torch.int32)[77, 3].bitwise_xor_(1),
+    "in another order, past torch": lambda p: p.data.copy_(p.data.roll(1, 0)),
+    "NaN, past torch": lambda p: p.data[5:7].fill_(float("nan")),
+    "elsewhere": point,
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("before", [0, 2])
+@torch.no_grad()
+def test_frozen_weights_that_a_batch_writes_come_back_bit_for_bit(write: str, before: int) -> None:
+    net, optimizer = lora()
+    own, weight = OwnState(net, [optimizer]), net[0].weight
+    for _ in range(before):
+        own.keep()
+        own.leave()
+    for _ in range(2):
+        healthy = weight.clone()
+        own.keep()
+        WRITES[write](weight)
+        assert not torch.equal(weight, healthy)
+        own.leave()
+        assert torch.equal(weight, healthy)
+    # between batches it is the run that writes
+    WRITES[write](weight)
+    healthy = weight.clone()
+    own.keep()
+    weight.zero_()
+    own.leave()
+    assert torch.equal(weight.view(torch.int32), healthy.view(torch.int32))
+
+
+def frozen_shards() -> tuple[bool, int, int]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    net, optimizer = lora()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    sizes: list[int] = []
+
+    def copy(into: list[Tensor], live: list[Tensor]) -> None:
+        sizes.append(bytes_of(live))
+        foreach_copy(into, live)
+
+    before, own_state.foreach_copy = own_state.foreach_copy, copy
+    try:
+        own: Any = OwnState(net, [optimizer])
+        mine: Any = net[0].weight.to_local()  # pyright: ignore[reportCallIssue]
+        healthy, right = mine.clone(), True
+        for number in range(3):
+            own.keep()
+            if number == 2 and torch.distributed.get_rank() == 0:
+                mine.data[0, 0] += 1.0
+            own.leave()
+            right = right and torch.equal(mine, healthy)
+    finally:
+        own_state.foreach_copy = before
+    return right, sizes[2], bytes_of(mine)
+
+
+def test_frozen_shards_go_to_the_host_once_in_a_trial(pool: Pool) -> None:
+    for right, again, frozen in pool.run(frozen_shards):
+        assert right
+        assert again < frozen
 
 
 # where and against what -------------------------------------------------------------------------------------------

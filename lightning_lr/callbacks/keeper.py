@@ -37,7 +37,7 @@ class Keeper:
         self._of, guard, trainer = of, of.guard, of.run.trainer
         self._device, limit = trainer.strategy.root_device, guard.memory_limit
         shares = Shares(self._device, divides=trainer.world_size > 1 and not parted, first=guard.save_snapshots)
-        self.generations = Generations(source, limit, shares)
+        self.generations = Generations(source, limit, shares, self._largest, parted=parted)
         self.policy = CopyPolicy(None if guard.snapshot_every == "auto" else guard.snapshot_every)
         self.since = self.tried = 0
         """The clock at the start or the last rewind, and at the last copy or the last one that found no room."""
@@ -49,8 +49,7 @@ class Keeper:
         own, free = self.generations.measure(), free_memory() // 2 // trainer.num_devices
         self.one, least, least_free = self._largest_of(own, -own, -free)
         """The bytes of a copy at the start, on the rank where it is largest."""
-        if parted or least != -self.one:
-            self.generations.largest = self._largest
+        self.generations.parted = parted or least != -self.one
         self.possible = True
         """Whether there is memory for copies at all."""
         if limit == "auto":
@@ -116,7 +115,7 @@ class Keeper:
         self.unlike = False
         if not self.generations.shares.differ(numbers["copied"], numbers["squared"]):
             return
-        self.generations.shares.divides, self.generations.largest = False, self._largest
+        self.generations.shares.divides, self.generations.parted = False, True
         one, limit = self.generations.measure(), self.generations.limit
         rank_zero_warn(
             f"{self._of.name}: the ranks don't hold the same weights or the same optimizer state, so each keeps whole "
