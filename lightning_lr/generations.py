@@ -12,7 +12,7 @@ from lightning_lr.memory import bytes_of
 from lightning_lr.shards import local
 from lightning_lr.shares import Shares
 from lightning_lr.snapshot import Snapshot
-from lightning_lr.source import Source
+from lightning_lr.source import Live, Source
 
 
 class Generation:
@@ -103,7 +103,7 @@ class Generations:
 
     def measure(self) -> int:
         """The bytes that a copy takes now (where ranks have different shares, the largest)."""
-        return self._measured(self.source.tensors())
+        return self._measured(self.source.live())
 
     def take(self, clock: int, step: int, lost: int = 0, *, promote: bool = False) -> bool:
         """Takes the newest copy, over the one before.
@@ -117,8 +117,9 @@ class Generations:
         Returns:
             Whether it was taken: there must be room for it beside the best.
         """
-        tensors = self.source.tensors()
-        size = self._measured(tensors)
+        self.source.settle()
+        live = self.source.live()
+        size = self._measured(live)
         first = self._newest is None
         kept = self._newest if promote or self._best is None else self._best
         if self.limit is not None and size + (0 if kept is None else kept.size) > self.limit:
@@ -129,7 +130,7 @@ class Generations:
             snapshot = self._newest.snapshot
         else:
             snapshot, self._free = self._free or Snapshot(self.source, self.shares), None
-        snapshot.take(tensors)
+        snapshot.take(live)
         self._newest = Generation(snapshot, clock, step, lost, promote or first, size)
         if first:
             self._best = self._newest
@@ -230,11 +231,12 @@ class Generations:
         self._best, self._newest, self._free = made[0], made[-1], None
         return True
 
-    def _measured(self, tensors: dict[str, Tensor]) -> int:
-        live, plain = {key: local(tensor.detach()) for key, tensor in tensors.items()}, self.source.plain()
-        size = self._size(live, plain)
-        return self._largest(size) if self.parted or self.source.uneven() else size
+    def _measured(self, live: Live) -> int:
+        size = self._size({key: local(tensor.detach()) for key, tensor in live.tensors.items()}, live.plain)
+        return self._largest(size) if self.parted or live.uneven else size
 
     def _size(self, tensors: dict[str, Tensor], plain: Any) -> int:
         """The bytes that a rank keeps of them at most."""
+        if not self.shares.divides:
+            return bytes_of([tensors, plain])
         return sum(kept.bytes for kept in self.shares.plan(tensors, rank=0).values()) + bytes_of(plain)

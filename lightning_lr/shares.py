@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ class Shares:
             if key.startswith(ALIKE[0]) and tensor.numel() >= WORTH:
                 sums.setdefault(tensor.device, []).append(sums_of(tensor))
         names = "".join(f"{key}{tuple(tensor.shape)}{tensor.dtype}" for key, tensor in sorted(live.items()))
-        total: Any = sum(byte * (place % 251 + 1) for place, byte in enumerate(names.encode())) % HASH
+        total: Any = zlib.crc32(names.encode()) % HASH
         for numbers in sums.values():
             every = torch.cat(numbers).remainder(HASH)
             weights = torch.arange(1, 2 * len(every), 2, device=every.device)

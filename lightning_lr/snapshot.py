@@ -18,7 +18,7 @@ from lightning_lr.nest import Nest
 from lightning_lr.parked import Parked, back, moved, on_host
 from lightning_lr.shards import local
 from lightning_lr.shares import Kept, Shares, alike, allocated, flat
-from lightning_lr.source import Source
+from lightning_lr.source import Live, Source
 
 OWN, MEMORY = ("parameter/0/", "buffer/0/"), ("optimizer/", "group/")
 """Keys of the model's own tensors, and of what optimizers remember."""
@@ -64,17 +64,17 @@ class Snapshot:
         return sum(kept.bytes for kept in self._host.values()) + bytes_of(self._plain)
 
     @torch.no_grad()
-    def take(self, tensors: dict[str, Tensor] | None = None) -> None:
-        """Copies the source as it is now; `tensors`: what the source has just told that it has."""
-        self.source.settle()
-        tensors = self.source.tensors() if tensors is None else tensors
+    def take(self, told: Live | None = None) -> None:
+        """Copies the source as it is now; `told`: what the source has just told that it has."""
+        if told is None:
+            self.source.settle()
+        tensors, plain, steady = told or self.source.live()
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()
         self._plain = {}
         self._make(self.shares.plan(live), pinned=any(tensor.is_cuda for tensor in live.values()))
         # what forward passes and hooks may write is copied at once; the rest, which only an optimizer's step writes
         # and only an optimizer's state grows with, while the next batch runs
-        steady = self.source.steady()
         for late in (False, True):
             chosen = [(kept, kept.whole, live[key]) for key, kept in self._host.items() if (key in steady) == late]
             pairs = [
@@ -83,7 +83,7 @@ class Snapshot:
                 if kept.hi > kept.lo
             ]
             self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
-        self._plain = self._nest.keep(self.source.plain(), self._flight)
+        self._plain = self._nest.keep(plain, self._flight)
         self._remember(tensors)
         self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,26 @@ from lightning_lr.memory import entries, nested, slots, states
 
 SAMPLE = 16
 """Elements of a frozen parameter that are looked at: what writes one by hand writes all of it."""
+
+
+class Live(NamedTuple):
+    """All that is copied, by key; nothing is copied yet.
+
+    Args:
+        tensors: all tensors but those within lists and dicts.
+        plain: all else.
+        steady: the keys of what only an optimizer's step writes, unless somebody does so by hand.
+    """
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+    steady: set[str]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether lists are among them, which may be longer on one rank than on another; every rank says the same."""
+        states = (value[1].values() if key.startswith("metric/") else [value] for key, value in self.plain.items())
+        return any(isinstance(value, (list, tuple)) for held in states for value in held)
 
 
 class Source:
@@ -78,32 +98,24 @@ class Source:
             found.update((f"buffer/{index}/{name}", b) for name, b in module.named_buffers())
         return found
 
+    def live(self) -> Live:
+        """All that is copied, as it is now."""
+        trained = self.parameters()
+        tensors = {k: t for k, t in self.named().items() if k in trained or not k.startswith("parameter/0/")}
+        plain: dict[str, Any] = {}
+        steady = {key for key in trained if key.split("/", 2)[2] not in self._written}
+        for key, _, _, value in self._memory():
+            (tensors if isinstance(value, Tensor) else plain)[key] = value
+            if key.startswith("optimizer/"):
+                steady.add(key)
+        tensors.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
+        for name, metric in self.metrics():
+            plain[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
+        return Live(tensors, plain, steady)
+
     def tensors(self) -> dict[str, Tensor]:
         """All live tensors that are copied, by key."""
-        trained = self.parameters()
-        found = {k: t for k, t in self.named().items() if k in trained or not k.startswith("parameter/0/")}
-        found.update((key, value) for key, _, _, value in self._memory() if isinstance(value, Tensor))
-        found.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
-        return found
-
-    def plain(self) -> dict[str, Any]:
-        """All live values that are no tensors, by key; not copied."""
-        found = {key: value for key, _, _, value in self._memory() if not isinstance(value, Tensor)}
-        for name, metric in self.metrics():
-            found[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
-        return found
-
-    def uneven(self) -> bool:
-        """Whether lists are among them, which may be longer on one rank than on another; every rank says the same."""
-        held = [value for _, _, _, value in self._memory()]
-        for _, metric in self.metrics():
-            held += metric_states(metric).values()
-        return any(isinstance(value, (list, tuple)) for value in held)
-
-    def steady(self) -> set[str]:
-        """The keys of what only an optimizer's step writes, unless somebody does so by hand."""
-        trained = {key for key in self.parameters() if key.split("/", 2)[2] not in self._written}
-        return trained | {key for key, _, _, _ in states(self.optimizers)}
+        return self.live().tensors
 
     def metrics(self) -> Iterator[tuple[str, Metric]]:
         """The torchmetrics inside the model."""
