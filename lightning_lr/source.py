@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lightning_lr.internals import metric_states, metric_updates, scaler_tensors
+from lightning_lr.internals import Average, metric_states, metric_updates, scaler_tensors
 from lightning_lr.memory import entries, nested, slots, states
 
 SAMPLE = 16
@@ -24,13 +24,22 @@ class Source:
     them itself (a teacher, a target network).
 
     Args:
-        modules: the model, and copies of it that are kept along (averaged weights).
+        modules: the model, and others that are copied along.
         optimizers: whose memory is copied, and that of optimizers within them; the settings of their groups are not.
         scaler: a gradient scaler, or None.
+        averages: of the model's weights; copied along.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], scaler: Any = None) -> None:
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        scaler: Any = None,
+        averages: Sequence[Average] = (),
+    ) -> None:
         self.modules, self.optimizers, self.scaler = list(modules), list(optimizers), scaler
+        self.averages = list(averages)
+        self.modules += [average.model for average in averages]
         self._written: set[str] = set()
         self._begun: list[tuple[dict[Any, Any], str]] = []
         self._samples = self._sampled()
@@ -84,6 +93,7 @@ class Source:
         found = {k: t for k, t in self.named().items() if k in trained or not k.startswith("parameter/0/")}
         found.update((key, value) for key, _, _, value in self._memory() if isinstance(value, Tensor))
         found.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
+        found.update((f"average/{index}", average.count) for index, average in enumerate(self.averages))
         return found
 
     def plain(self) -> dict[str, Any]:
