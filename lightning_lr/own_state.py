@@ -15,7 +15,7 @@ from lightning_lr.internals import buffers_of, foreach_copy, metric_memory, writ
 from lightning_lr.memory import entries, states
 from lightning_lr.parked import cloned
 from lightning_lr.shards import local, reshard
-from lightning_lr.shares import Kept, Shares, alike, allocated, expanded
+from lightning_lr.shares import Kept, Shares, alike, allocated, writable
 
 SMALL = 16
 """Elements of what an optimizer counts with: it may move though no gradient does."""
@@ -77,7 +77,9 @@ class OwnState:
             if buffer is not None
         ]
         parameters = dict(self._module.named_parameters())
-        self._tensors = {**parameters, **{f"buffer {at}": b for at, (_, _, b) in enumerate(self._buffers)}}
+        tensors = {**parameters, **{f"buffer {at}": b for at, (_, _, b) in enumerate(self._buffers)}}
+        # what can't be written in place, a batch can only replace
+        self._tensors = {key: tensor for key, tensor in tensors.items() if writable(tensor)}
         live = {key: local(tensor.detach()) for key, tensor in self._tensors.items()}
         plan = Shares(torch.device("cpu")).plan(live)
         if self._arena is None or not alike(plan, self._plan):
@@ -113,8 +115,7 @@ class OwnState:
             # a module may have assigned another
             buffers_of(owner)[name] = buffer
         live = {key: local(tensor.detach()) for key, tensor in self._tensors.items()}
-        # what is expanded can't be written, by nobody
-        same = [key for key, t in live.items() if tuple(t.shape) == self._plan[key].shape and not expanded(t)]
+        same = [key for key, t in live.items() if tuple(t.shape) == self._plan[key].shape]
         if same:
             foreach_copy([live[key] for key in same], [self._plan[key].whole for key in same])
         parameters = {key: tensor for key, tensor in self._tensors.items() if not hasattr(tensor, "to_local")}

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from lightning_lr.internals import Average, metric_states, metric_updates, scaler_tensors
 from lightning_lr.memory import entries, nested, slots, states
+from lightning_lr.shares import writable
 
 SAMPLE = 16
 """Elements of a frozen parameter that are looked at: what writes one by hand writes all of it."""
@@ -80,18 +81,19 @@ class Source:
         return found
 
     def named(self) -> dict[str, Tensor]:
-        """All parameters, trained or not, and all buffers, by key."""
+        """All parameters, trained or not, and all buffers, by key; but none that can't be written in place."""
         found: dict[str, Tensor] = {}
         for index, module in enumerate(self.modules):
             found.update((f"parameter/{index}/{name}", p) for name, p in module.named_parameters())
             found.update((f"buffer/{index}/{name}", b) for name, b in module.named_buffers())
-        return found
+        return {key: tensor for key, tensor in found.items() if writable(tensor)}
 
     def tensors(self) -> dict[str, Tensor]:
         """All live tensors that are copied, by key."""
         trained = self.parameters()
         found = {k: t for k, t in self.named().items() if k in trained or not k.startswith("parameter/0/")}
-        found.update((key, value) for key, _, _, value in self._memory() if isinstance(value, Tensor))
+        memory = ((key, value) for key, _, _, value in self._memory() if isinstance(value, Tensor))
+        found.update((key, value) for key, value in memory if writable(value))
         found.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
         found.update((f"average/{index}", average.count) for index, average in enumerate(self.averages))
         return found
