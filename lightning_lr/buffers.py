@@ -70,6 +70,10 @@ class Buffers:
             if len(later) == len(kept):
                 self._sets[place] = _copied(later, kept)
 
+    def free(self) -> None:
+        """Gives the memory back."""
+        self._sets = []
+
     def state_dict(self) -> list[list[Tensor]]:
         """The sets, latest first."""
         return [[buffer.clone() for buffer in kept] for kept in self._sets]

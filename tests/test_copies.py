@@ -706,6 +706,23 @@ def test_momentum_of_sparse_gradients_stops_nothing(lag: Any, tmp_path: Path) ->
     assert (guard.rewinds, model.finite[-1]) == (1, True)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("raises", [False, True])
+def test_after_the_run_the_guard_holds_no_buffers(raises: bool, lag: Any, tmp_path: Path) -> None:
+    class Stops(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if raises and batch_idx == 20:
+                raise KeyError("stop")
+
+    model, guard = Stops(), DivergenceGuard(lag=lag)
+    model.register_buffer("seen", torch.zeros(100))
+    with pytest.raises(KeyError) if raises else contextlib.nullcontext():
+        fit(model, tmp_path, guard)
+    # a checkpoint that is saved now may need those of an update that is not judged yet
+    expected = 2 if raises and lag else 0
+    assert len(guard._guarded.buffers.state_dict()) == expected  # pyright: ignore
+
+
 # several devices ---------------------------------------------------------------------------------------------------
 
 

@@ -249,6 +249,7 @@ class DivergenceGuard(LRCallback):
         if self._guarded is not None:
             self._guarded.close()
             self._guarded.ground.forget()
+            self._guarded.buffers.free()
             if not self.save_snapshots:
                 # else a checkpoint that is saved after `fit` is to hold them
                 self._guarded.keeper.generations.free()

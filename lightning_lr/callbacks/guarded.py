@@ -178,6 +178,9 @@ class Guarded:
             self.take_back()
         if self.tryout is not None:
             self._left = self.tryout.state_dict()
+        if all(judge.job is None for judge in self.judges):
+            # else a checkpoint that is saved now needs them, for the update that is not judged yet
+            self.buffers.free()
         self.close()
 
     def close(self) -> None:
