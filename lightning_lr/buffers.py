@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lr.internals import buffers_of, foreach_copy
+from lightning_lr.shares import writable
 
 
 class Buffers:
@@ -47,11 +48,7 @@ class Buffers:
         self._places = [(buffers, name) for buffers, name in self._places if buffers.get(name) is not None]
         live: list[Any] = [buffers[name] for buffers, name in self._places]
         oldest = self._sets.pop() if len(self._sets) == self._back else []
-        if len(oldest) != len(live) or any(a.shape != b.shape for a, b in zip(oldest, live, strict=True)):
-            oldest = [buffer.clone() for buffer in live]
-        else:
-            foreach_copy(oldest, live)
-        self._sets.insert(0, oldest)
+        self._sets.insert(0, _copied(oldest if len(oldest) == len(live) else live, live))
 
     @torch.no_grad()
     def restore(self, back: int = 1) -> None:
@@ -59,12 +56,23 @@ class Buffers:
         back = min(back, len(self._sets))
         if not back or len(self._sets[back - 1]) != len(self._places):
             return
-        if self._places:
-            kept = self._sets[back - 1]
-            foreach_copy([buffers[name] for buffers, name in self._places], kept)
-            for later in self._sets[: back - 1]:
-                if len(later) == len(kept):
-                    foreach_copy(later, kept)
+        kept = self._sets[back - 1]
+        # one that is gone stays away
+        there = [
+            (buffers, name, buffer)
+            for (buffers, name), buffer in zip(self._places, kept, strict=True)
+            if buffers.get(name) is not None
+        ]
+        given = _copied([buffers[name] for buffers, name, _ in there], [buffer for *_, buffer in there])
+        for (buffers, name, _), buffer in zip(there, given, strict=True):
+            buffers[name] = buffer
+        for place, later in enumerate(self._sets[: back - 1]):
+            if len(later) == len(kept):
+                self._sets[place] = _copied(later, kept)
+
+    def free(self) -> None:
+        """Gives the memory back."""
+        self._sets = []
 
     def state_dict(self) -> list[list[Tensor]]:
         """The sets, latest first."""
@@ -77,3 +85,22 @@ class Buffers:
             if len(kept) != len(live) or any(a.shape != b.shape for a, b in zip(kept, live, strict=True)):
                 return
         self._sets = [[a.to(b.device, copy=True) for a, b in zip(kept, live, strict=True)] for kept in saved]
+
+
+def _copied(into: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+    """Values, written into tensors in place; where that can't be, new copies.
+
+    What can't be written in place can only be replaced: it is its own copy.
+    """
+    found, pairs = [], []
+    for target, value in zip(into, values, strict=True):
+        if not writable(value):
+            found.append(value)
+        elif target is value or not writable(target) or (target.shape, target.dtype) != (value.shape, value.dtype):
+            found.append(value.clone())
+        else:
+            found.append(target)
+            pairs.append((target, value))
+    if pairs:
+        foreach_copy([target for target, _ in pairs], [value for _, value in pairs])
+    return found

@@ -98,7 +98,10 @@ INTERNALS = (
         Internal("_ResultMetric.meta", name, lambda trainer: _result(trainer).meta)
         for name in ("name", "on_step", "on_epoch", "add_dataloader_idx", "dataloader_idx")
     ),
-    Internal("StochasticWeightAveraging", "_average_model", _of_kind("StochasticWeightAveraging")),
+    *(
+        Internal("StochasticWeightAveraging", name, _of_kind("StochasticWeightAveraging"))
+        for name in ("_average_model", "n_averaged", "_init_n_averaged", "update_parameters", "_avg_fn")
+    ),
     Internal("WeightAveraging", "_average_model", _of_kind("WeightAveraging")),
     *(Internal(kind, name, _of_kind(kind)) for kind, name in SKIPS.items()),
     Internal("lightning_utilities.core.rank_zero", "log", lambda _: rank_zero),
@@ -218,11 +221,45 @@ def lightnings_log() -> Any:
     return rank_zero.log
 
 
-def averaged_models(callbacks: Iterable[Any]) -> list[nn.Module]:
-    """The models that callbacks keep beside the trained one: averages of its weights."""
+class Average:
+    """An average of the weights that one of Lightning's callbacks keeps. Until it has some, it is of no use.
+
+    Args:
+        callback: whose.
+    """
+
+    def __init__(self, callback: Any) -> None:
+        self._callback, self.model = callback, callback._average_model
+        self._counted = self.model if is_kind(callback, "WeightAveraging") else callback
+
+    @property
+    def count(self) -> Tensor:
+        """How many weights are in it; Tensor, shape ()."""
+        count = self._counted.n_averaged
+        # SWA has only a number before the first epoch that it averages in, in a resumed run too
+        return torch.tensor(self._callback._init_n_averaged) if count is None else count
+
+    @count.setter
+    def count(self, count: Tensor) -> None:
+        if self._counted.n_averaged is None:
+            self._callback._init_n_averaged = int(count)
+        else:
+            self._counted.n_averaged.copy_(count)
+
+    def add(self, module: nn.Module) -> None:
+        """Adds the weights of a model."""
+        if self._counted is self.model:
+            self.model.update_parameters(module)
+            return
+        count = self.count
+        self._callback.update_parameters(self.model, module, count, self._callback._avg_fn)
+        self.count = count
+
+
+def averages(callbacks: Iterable[Any]) -> list[Average]:
+    """The averages that callbacks keep beside the trained model."""
     kinds = ("StochasticWeightAveraging", "WeightAveraging")
-    found = (callback._average_model for callback in callbacks if is_kind(callback, *kinds))
-    return [model for model in found if model is not None]
+    return [Average(one) for one in callbacks if is_kind(one, *kinds) and one._average_model is not None]
 
 
 # torch -------------------------------------------------------------------------------------------------------------

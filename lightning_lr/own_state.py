@@ -15,7 +15,7 @@ from lightning_lr.internals import buffers_of, foreach_copy, metric_memory, writ
 from lightning_lr.memory import entries, states
 from lightning_lr.parked import cloned
 from lightning_lr.shards import local, reshard
-from lightning_lr.shares import Kept, Shares, alike, allocated, expanded, sums_of
+from lightning_lr.shares import Kept, Shares, alike, allocated, sums_of, writable
 
 SMALL = 16
 """Elements of what an optimizer counts with: it may move though no gradient does."""
@@ -78,8 +78,10 @@ class OwnState:
             for name, buffer in buffers_of(owner).items()
             if buffer is not None
         ]
-        parameters = dict(self._module.named_parameters())
-        self._tensors = {**parameters, **{f"buffer {at}": b for at, (_, _, b) in enumerate(self._buffers)}}
+        # what can't be written in place, a batch can only replace
+        parameters = {key: p for key, p in self._module.named_parameters() if writable(p)}
+        buffers = {f"buffer {at}": b for at, (_, _, b) in enumerate(self._buffers) if writable(b)}
+        self._tensors = {**parameters, **buffers}
         live = {key: local(tensor.detach()) for key, tensor in self._tensors.items()}
         plan = Shares(torch.device("cpu")).plan(live)
         if self._arena is None or not alike(plan, self._plan):
@@ -121,8 +123,7 @@ class OwnState:
             # a module may have assigned another
             buffers_of(owner)[name] = buffer
         live = {key: local(tensor.detach()) for key, tensor in self._tensors.items()}
-        # what is expanded can't be written, by nobody
-        same = [key for key, t in live.items() if tuple(t.shape) == self._plan[key].shape and not expanded(t)]
+        same = [key for key, t in live.items() if tuple(t.shape) == self._plan[key].shape]
         self._give_back(live, [key for key in same if key not in self._frozen])
         for metric, held in self._metrics:
             for name, value in held.items():

@@ -15,7 +15,7 @@ WORTH = 1024
 """Tensors of fewer elements are kept whole on each rank: bringing them together would cost more."""
 
 CHUNK = 2**20
-"""Elements that are brought together at a time: so much memory a rewind takes on the device."""
+"""Elements that are brought together at a time: so much memory a rewind takes on the device (8 MiB of float64)."""
 
 ALIKE = ("parameter/", "optimizer/", "group/")
 """Keys of what strategies that replicate a model keep equal on all ranks. Buffers may be each rank's own."""
@@ -204,9 +204,13 @@ def allocated(plan: dict[str, Kept], *, pinned: bool) -> tuple[dict[str, Kept], 
     return {key: kept._replace(data=next(parts[kept.dtype])) for key, kept in plan.items()}, arena
 
 
-def expanded(tensor: Tensor) -> bool:
-    """Whether several of its elements are one place in memory."""
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+def writable(tensor: Tensor) -> bool:
+    """Whether values can be written into it: not if it is sparse, or if several elements are one place in memory."""
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.is_contiguous() or all(
+        stride or size < 2 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -118,10 +118,16 @@ class Snapshot:
     def restore(self) -> None:
         """Gives the source back in place, bit for bit; optimizer state that did not exist is removed again.
 
-        Where ranks have shares of it, all of them call it. A parameter that it has no copy of stays as it is (see
-        `lacking`). A metric that was reset since (a new epoch) is reset instead: what it held belongs to another epoch.
+        Where ranks have shares, all call it. A parameter it has no copy of stays as it is (see `lacking`). A metric
+        that was reset since (a new epoch) is reset. An average that is left empty begins with the weights given back.
         """
+        begun = [bool(average.count) for average in self.source.averages]
         self._write(own=False)
+        for index, average in enumerate(self.source.averages):
+            if kept := self._host.get(f"average/{index}"):
+                average.count = kept.data.view(())
+            if begun[index] and not average.count:
+                average.add(self.source.modules[0])
         for name, metric in self.source.metrics():
             count, held = self._plain.get(f"metric/{name}", (0, {}))
             if metric_updates(metric) < count or not held:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lightning_lr.internals import metric_states, metric_updates, scaler_tensors
+from lightning_lr.internals import Average, metric_states, metric_updates, scaler_tensors
 from lightning_lr.memory import entries, nested, slots, states
+from lightning_lr.shares import writable
 
 SAMPLE = 16
 """Elements of a frozen parameter that are looked at: what writes one by hand writes all of it."""
@@ -44,13 +45,22 @@ class Source:
     them itself (a teacher, a target network).
 
     Args:
-        modules: the model, and copies of it that are kept along (averaged weights).
+        modules: the model, and others that are copied along.
         optimizers: whose memory is copied, and that of optimizers within them; the settings of their groups are not.
         scaler: a gradient scaler, or None.
+        averages: of the model's weights; copied along.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], scaler: Any = None) -> None:
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        scaler: Any = None,
+        averages: Sequence[Average] = (),
+    ) -> None:
         self.modules, self.optimizers, self.scaler = list(modules), list(optimizers), scaler
+        self.averages = list(averages)
+        self.modules += [average.model for average in averages]
         self._written: set[str] = set()
         self._begun: list[tuple[dict[Any, Any], str]] = []
         self._samples = self._sampled()
@@ -91,12 +101,12 @@ class Source:
         return found
 
     def named(self) -> dict[str, Tensor]:
-        """All parameters, trained or not, and all buffers, by key."""
+        """All parameters, trained or not, and all buffers, by key; but none that can't be written in place."""
         found: dict[str, Tensor] = {}
         for index, module in enumerate(self.modules):
             found.update((f"parameter/{index}/{name}", p) for name, p in module.named_parameters())
             found.update((f"buffer/{index}/{name}", b) for name, b in module.named_buffers())
-        return found
+        return {key: tensor for key, tensor in found.items() if writable(tensor)}
 
     def live(self) -> Live:
         """All that is copied, as it is now."""
@@ -105,10 +115,14 @@ class Source:
         plain: dict[str, Any] = {}
         steady = {key for key in trained if key.split("/", 2)[2] not in self._written}
         for key, _, _, value in self._memory():
-            (tensors if isinstance(value, Tensor) else plain)[key] = value
+            if not isinstance(value, Tensor):
+                plain[key] = value
+            elif writable(value):
+                tensors[key] = value
             if key.startswith("optimizer/"):
                 steady.add(key)
         tensors.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
+        tensors.update((f"average/{index}", average.count) for index, average in enumerate(self.averages))
         for name, metric in self.metrics():
             plain[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
         return Live(tensors, plain, steady)

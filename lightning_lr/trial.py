@@ -14,6 +14,7 @@ from lightning_lr.internals import buffers_of, metric_memory
 from lightning_lr.memory import SETTINGS, nested
 from lightning_lr.parked import Parked, beside, cloned, moved, on_host, placed, swap
 from lightning_lr.shards import local, reshard
+from lightning_lr.shares import writable
 
 
 class Trial:
@@ -163,7 +164,8 @@ class Trial:
         with torch.no_grad():
             for tensor in tensors:
                 healthy, held = local(tensor.detach()), self._tensors.get(tensor)
-                if held is not None and held.shape == healthy.shape and held.dtype == healthy.dtype:
+                fits = held is not None and held.shape == healthy.shape and held.dtype == healthy.dtype
+                if held is not None and fits and writable(held):
                     held.copy_(healthy)
                 else:
                     self._tensors[tensor] = healthy.clone()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
@@ -327,6 +327,86 @@ def test_averaged_weights_are_rewound_too(tmp_path: Path) -> None:
     fit(model, tmp_path, guard, averaging.WeightAveraging())
     assert guard.rewinds == 1
     assert model.is_finite()
+
+
+class Averaged(Faulty):
+    """Keeps its weights at the start of each epoch, and after each rewind; may break at the end of an epoch."""
+
+    def __init__(self, guard: DivergenceGuard, faults: dict[int, str], breaks: int | None = None) -> None:
+        super().__init__(momentum, faults)
+        # without: Lightning's callback runs an epoch more for its statistics
+        self.norm = nn.Identity()
+        self.guard, self.breaks, self.rewinds = guard, breaks, 0
+        self.samples: dict[str, list[Tensor]] = {}
+
+    def on_train_epoch_start(self) -> None:
+        self.samples[f"epoch {self.current_epoch}"] = self.weights()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.guard.rewinds > self.rewinds:
+            self.rewinds = self.guard.rewinds
+            self.samples["rewind"] = self.weights()
+
+    def on_train_epoch_end(self) -> None:
+        if self.current_epoch == self.breaks:
+            with torch.no_grad():
+                self.head.weight[0, :] = NAN
+
+    def mean(self, *names: str) -> list[Tensor]:
+        return [torch.stack(list(of)).mean(0) for of in zip(*(self.samples[name] for name in names), strict=True)]
+
+
+# epochs begin at updates 72, 84 and 96, and copies are of 70, 80 and 90
+@pytest.mark.parametrize(
+    ("first", "faults", "breaks", "mean"),
+    [
+        (8, {98: "weight"}, None, ["rewind"]),
+        (8, {}, 7, ["rewind"]),
+        (7, {86: "weight"}, None, ["rewind", "epoch 8"]),
+        (6, {86: "weight"}, None, ["epoch 6", "epoch 8"]),
+        (7, {94: "weight"}, None, ["epoch 7", "epoch 8"]),
+        (8, {75: "weight"}, None, ["epoch 8"]),
+    ],
+    ids=["all taken back", "of broken weights", "and more come", "some taken back", "none taken back", "none yet"],
+)
+def test_an_average_by_swa_holds_no_weights_that_a_rewind_took_back(
+    first: int, faults: dict[int, str], breaks: int | None, mean: list[str], tmp_path: Path
+) -> None:
+    guard = DivergenceGuard(snapshot_every=10)
+    model, average = Averaged(guard, faults, breaks), StochasticWeightAveraging(0.02, swa_epoch_start=first + 1)
+    fit(model, tmp_path, guard, average, epochs=9)
+    assert guard.rewinds == 1
+    torch.testing.assert_close(model.weights(), model.mean(*mean))
+
+
+def test_an_average_by_swa_that_was_resumed_begins_anew_too(tmp_path: Path) -> None:
+    def run(*faults: int, **more: Any) -> Averaged:
+        guard = DivergenceGuard(snapshot_every=10, save_snapshots=True)
+        model = Averaged(guard, dict.fromkeys(faults, "weight"))
+        fit(model, tmp_path, guard, StochasticWeightAveraging(0.02, swa_epoch_start=9), *more.pop("to", ()), **more)
+        return model
+
+    # the copy is of 90, and the only epoch that is averaged in begins at 96
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=98, save_top_k=-1)
+    run(to=[saver], epochs=9, enable_checkpointing=True)
+    model = run(98, epochs=9, ckpt_path=saver.best_model_path)
+    assert model.guard.rewinds == 1
+    torch.testing.assert_close(model.weights(), model.samples["rewind"])
+
+
+def test_an_average_that_a_rewind_empties_begins_anew(tmp_path: Path) -> None:
+    averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging", reason="new in Lightning 2.6")
+
+    class Once(averaging.WeightAveraging):
+        def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+            return epoch_idx == 7
+
+    guard = DivergenceGuard(snapshot_every=10)
+    model = Averaged(guard, {98: "weight"})
+    fit(model, tmp_path, guard, Once(), epochs=9)
+    assert guard.rewinds == 1
+    torch.testing.assert_close(model.weights(), model.samples["rewind"])
 
 
 @pytest.mark.parametrize("apart", [1, 2, 5])

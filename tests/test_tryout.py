@@ -249,6 +249,22 @@ def test_accumulation_keeps_a_side_for_the_whole_window(tmp_path: Path) -> None:
     assert [side for side, _ in watching.states[0].seen] == ["present", *SIDES]
 
 
+@pytest.mark.parametrize("make", [lambda: torch.ones(1).expand(5), lambda: torch.eye(4).to_sparse()])
+def test_a_buffer_that_cant_be_written_in_place_is_left_alone(make: Any, tmp_path: Path) -> None:
+    class Replaces(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.odd = make()
+            return super().training_step(batch, batch_idx)
+
+    model, watching, found = Replaces(adam), guard(8, looks=LONGER), []
+    model.register_buffer("odd", make())
+    end = pl.callbacks.LambdaCallback(on_train_batch_end=lambda *_: found.append(model.odd))
+    fit(model, tmp_path, watching, end)
+    assert watching.record.counts["trials_passed"] == 1
+    # the trial's batches come after the eighth
+    assert all(odd is found[7] for odd in found[8 : 8 + len(LONGER)])
+
+
 def test_averaged_weights_are_left_alone(tmp_path: Path) -> None:
     averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging", reason="new in Lightning 2.6")
     made: list[Any] = []

@@ -253,6 +253,7 @@ class DivergenceGuard(LRCallback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._guarded is not None:
             self._guarded.close()
+            self._guarded.buffers.free()
             self._let_go()
         super().teardown(trainer, pl_module, stage)
 

@@ -16,7 +16,7 @@ from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, judges_o
 from lightning_lr.callbacks.keeper import Keeper
 from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.tryout import Tryout
-from lightning_lr.internals import averaged_models, scaler_in_use
+from lightning_lr.internals import averages, scaler_in_use
 from lightning_lr.memory import parted
 from lightning_lr.shards import reshard
 from lightning_lr.signals import LossMeter
@@ -73,7 +73,7 @@ class Guarded:
         sharded, scaler = reshard(module), scaler_in_use(trainer)
         self._parted = sharded or parted(optimizers, trainer.world_size)
         self.ground = Ground(run, self.name, module, scaler, sharded=sharded)
-        source = Source([module, *averaged_models(trainer.callbacks)], optimizers, scaler)
+        source = Source([module], optimizers, scaler, averages(trainer.callbacks))
         self.keeper = Keeper(self, source, parted=self._parted)
         self.buffers = Buffers(module, back=1 + self.lag * len(optimizers))
         self.tryout: Tryout | None = None
@@ -179,6 +179,9 @@ class Guarded:
             self.take_back()
         if self.tryout is not None:
             self._left = self.tryout.state_dict()
+        if all(judge.job is None for judge in self.judges):
+            # else a checkpoint that is saved now needs them, for the update that is not judged yet
+            self.buffers.free()
         self.close()
 
     def close(self) -> None:
