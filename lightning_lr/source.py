@@ -71,7 +71,7 @@ class Source:
         return {
             f"parameter/0/{name}": p
             for name, p in self.modules[0].named_parameters()
-            if p.requires_grad or id(p) in held or name in self._written
+            if (p.requires_grad or id(p) in held or name in self._written) and writable(p)
         }
 
     def notice(self) -> bool:
@@ -90,7 +90,13 @@ class Source:
         # one wait for each device and type, not one for each parameter
         kinds: dict[Any, dict[str, Tensor]] = {}
         for name, p in self.modules[0].named_parameters():
-            if f"parameter/0/{name}" in known or hasattr(p, "to_local") or p.is_meta or not p.numel():
+            if (
+                f"parameter/0/{name}" in known
+                or hasattr(p, "to_local")
+                or not writable(p)
+                or p.is_meta
+                or not p.numel()
+            ):
                 continue
             few = p.detach().flatten()[:: max(1, p.numel() // SAMPLE)][:SAMPLE].clone()
             kinds.setdefault((p.device, p.dtype), {})[name] = few

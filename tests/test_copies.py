@@ -65,7 +65,7 @@ class Net(Model):
         return super().training_step([batch[0] * NAN if what == "nan" else batch[0], batch[1]], batch_idx)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.finite.append(all(bool(p.isfinite().all()) for p in self.parameters()))
+        self.finite.append(all(bool(p.isfinite().all()) for p in self.parameters() if p.requires_grad))
 
 
 class Batches(Loader):
@@ -738,6 +738,23 @@ def test_a_buffer_that_cant_be_written_in_place_stops_nothing(
 def test_a_sweep_leaves_a_buffer_that_cant_be_written_in_place(kind: str, replaces: bool, tmp_path: Path) -> None:
     finder = llr.LRFinder(at=10, progress_bar=False)
     fit(Odd(kind, {}, replaces=replaces), tmp_path, finder, batches=150)
+    assert len(finder.findings) == 1
+
+
+@pytest.mark.parametrize("make", [lambda: torch.ones(1).expand(5), lambda: torch.eye(4).to_sparse()])
+def test_a_frozen_parameter_that_cant_be_written_in_place_stops_nothing(
+    make: Callable[[], Tensor], tmp_path: Path
+) -> None:
+    def net(breaks: dict[int, str] | None = None) -> Net:
+        model = Net(breaks=breaks)
+        model.register_parameter("graph", nn.Parameter(make(), requires_grad=False))
+        return model
+
+    model, guard = net({30: "nan", 45: "weight"}), DivergenceGuard(snapshot_every=5)
+    fit(model, tmp_path, guard)
+    assert (guard.skips > 0, guard.rewinds, model.finite[-1]) == (True, 1, True)
+    finder = llr.LRFinder(at=10, progress_bar=False)
+    fit(net(), tmp_path, finder, DivergenceGuard(), batches=150)
     assert len(finder.findings) == 1
 
 

@@ -16,6 +16,7 @@ from lightning_lr.policies.divergence_state import Side, Signals, Verdict
 from lightning_lr.pulse import Shift
 from lightning_lr.reference import reference_rates
 from lightning_lr.shards import local, pieces
+from lightning_lr.shares import writable
 from lightning_lr.signals import Measured, Pending, measure, moved, norms_of, start, widest_float
 from lightning_lr.track import Track
 
@@ -110,9 +111,9 @@ class Ground:
     def __init__(self, run: Run, name: str, module: Any, scaler: Any, *, sharded: bool) -> None:
         self._run, self._name, self._module, self.scaler, self.sharded = run, name, module, scaler, sharded
         self._device = run.trainer.strategy.root_device
-        # a mask of -inf, say: nobody has broken it
+        # a mask of -inf, say: nobody has broken it; a sparse graph can't be asked
         frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
-        self._infinite = {name for name, p in frozen if not bool(local(p.detach()).isfinite().all())}
+        self._infinite = {name for name, p in frozen if not (writable(p) and bool(local(p.detach()).isfinite().all()))}
         self._tracks = [Track() for _ in run.ledger.optimizers]
 
     def parameters(self, index: int) -> list[Tensor]:
