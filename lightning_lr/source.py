@@ -90,13 +90,8 @@ class Source:
         # one wait for each device and type, not one for each parameter
         kinds: dict[Any, dict[str, Tensor]] = {}
         for name, p in self.modules[0].named_parameters():
-            if (
-                f"parameter/0/{name}" in known
-                or hasattr(p, "to_local")
-                or not writable(p)
-                or p.is_meta
-                or not p.numel()
-            ):
+            fit = writable(p) and not p.is_meta and not hasattr(p, "to_local") and p.numel() > 0
+            if f"parameter/0/{name}" in known or not fit:
                 continue
             few = p.detach().flatten()[:: max(1, p.numel() // SAMPLE)][:SAMPLE].clone()
             kinds.setdefault((p.device, p.dtype), {})[name] = few
