@@ -121,7 +121,7 @@ def ours(case: Case) -> list[Any]:
     if case.finder is not None:
         made.append(llr.LRFinder(optimizer=0, min_lr=1e-4, **case.finder))
     if case.guard is not None:
-        made.append(llr.DivergenceGuard(snapshot_every=5, **case.guard))
+        made.append(llr.DivergenceGuard(snapshot_every=5, save_snapshots=True, **case.guard))
     if case.monitor:
         made.append(llr.LRMonitor())
     at = case.order % max(1, len(made))

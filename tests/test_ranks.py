@@ -69,6 +69,7 @@ def fit_on_a_rank(name: str, ranks: int, root: str) -> dict[str, Any]:
         "collectives": active.witness.collectives,
         "more": len(neutral.witness.collectives) - len(plain.witness.collectives),
         "occasions": neutral.witness.attempts + len(neutral.witness.validations),
+        "overflows": neutral.witness.attempts - len(neutral.trace) if "16-mixed" in name else 0,
     }
 
 
@@ -82,8 +83,9 @@ def agree(answers: list[dict[str, Any]]) -> None:
 def test_two_ranks_are_one_run(name: str, pool: Pool, tmp_path: Path) -> None:
     answers = pool.run(fit_on_a_rank, name, 2, str(tmp_path))
     agree(answers)
-    # one small collective for each update, one for each validation, and a few at the start
-    assert answers[0]["more"] <= answers[0]["occasions"] + 8
+    # one small collective for each update, one for each validation, a second look at each norm that is not finite, and
+    # a few at the start
+    assert answers[0]["more"] <= answers[0]["occasions"] + answers[0]["overflows"] + 8
 
 
 @pytest.mark.parametrize("way", SAMPLE)
