@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,24 +30,24 @@ class Buffers:
     """
 
     def __init__(self, module: nn.Module, back: int = 1) -> None:
-        held = [buffers_of(part) for part in module.modules()]
-        self._places = [(buffers, name) for buffers in held for name, b in buffers.items() if b is not None]
+        self._held = [held for part in module.modules() if (held := buffers_of(part))]
+        self._places = self._named()
         self._back = back
         self.count = 0
         """How often they were kept."""
-        self._sets: list[list[Tensor]] = []
+        self._sets: list[list[Tensor | None]] = []
 
     def keep(self) -> None:
         """Copies them as they are now; of the sets kept, the oldest one's memory is used again."""
         self.count += 1
-        if self._places:
+        if self._held:
             self._keep()
 
     @torch.no_grad()
     def _keep(self) -> None:
         # a module may have given one up (a parametrisation that was removed)
-        self._places = [(buffers, name) for buffers, name in self._places if buffers.get(name) is not None]
-        live: list[Any] = [buffers[name] for buffers, name in self._places]
+        self._places = self._named()
+        live = [buffers[name] for buffers, name in self._places]
         oldest = self._sets.pop() if len(self._sets) == self._back else []
         self._sets.insert(0, _copied(oldest if len(oldest) == len(live) else live, live))
 
@@ -61,7 +62,7 @@ class Buffers:
         there = [
             (buffers, name, buffer)
             for (buffers, name), buffer in zip(self._places, kept, strict=True)
-            if buffers.get(name) is not None
+            if name in buffers
         ]
         given = _copied([buffers[name] for buffers, name, _ in there], [buffer for *_, buffer in there])
         for (buffers, name, _), buffer in zip(there, given, strict=True):
@@ -74,29 +75,41 @@ class Buffers:
         """Gives the memory back."""
         self._sets = []
 
-    def state_dict(self) -> list[list[Tensor]]:
+    def state_dict(self) -> list[list[Tensor | None]]:
         """The sets, latest first."""
-        return [[buffer.clone() for buffer in kept] for kept in self._sets]
+        return [[None if buffer is None else buffer.clone() for buffer in kept] for kept in self._sets]
 
-    def load_state_dict(self, saved: list[list[Tensor]]) -> None:
+    def load_state_dict(self, saved: list[list[Tensor | None]]) -> None:
         """Takes up what `state_dict` gave, as far as it fits."""
         live = [buffers[name] for buffers, name in self._places]
-        for kept in saved:
-            if len(kept) != len(live) or any(a.shape != b.shape for a, b in zip(kept, live, strict=True)):
-                return
-        self._sets = [[a.to(b.device, copy=True) for a, b in zip(kept, live, strict=True)] for kept in saved]
+        if any(len(kept) != len(live) for kept in saved):
+            return
+        self._sets = [[_beside(a, b) for a, b in zip(kept, live, strict=True)] for kept in saved]
+
+    def _named(self) -> list[tuple[dict[str, Any], str]]:
+        return [(buffers, name) for buffers in self._held for name in buffers]
 
 
-def _copied(into: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+def _beside(saved: Tensor | None, live: Tensor | None) -> Tensor | None:
+    return saved if saved is None or live is None else saved.to(live.device, copy=True)
+
+
+def _copied(into: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Values, written into tensors in place; where that can't be, new copies.
 
     What can't be written in place can only be replaced: it is its own copy.
     """
-    found, pairs = [], []
+    found: list[Tensor | None] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for target, value in zip(into, values, strict=True):
-        if not writable(value):
+        if value is None or not writable(value):
             found.append(value)
-        elif target is value or not writable(target) or (target.shape, target.dtype) != (value.shape, value.dtype):
+        elif (
+            target is None
+            or target is value
+            or not writable(target)
+            or (target.shape, target.dtype) != (value.shape, value.dtype)
+        ):
             found.append(value.clone())
         else:
             found.append(target)

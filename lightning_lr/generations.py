@@ -149,6 +149,12 @@ class Generations:
         self._free, self._newest = self._newest.snapshot, self._best
         return True
 
+    def look(self) -> None:
+        """Before each batch: looks whether torchmetrics were reset."""
+        for name in self.source.resets():
+            for generation in self.kept:
+                generation.snapshot.forget_metric(name)
+
     def fence(self) -> None:
         """Before somebody writes what is copied: see `Snapshot.fence`."""
         for generation in self.kept:
@@ -203,6 +209,7 @@ class Generations:
 
     def state_dict(self) -> dict[str, Any]:
         """All copies, for a checkpoint."""
+        self.look()
         return {
             "layout": self.source.layout(),
             "kept": [[g.clock, g.lost, g.promoted, g.snapshot.state_dict()] for g in self.kept],

@@ -134,6 +134,11 @@ class Snapshot:
                 metric.reset()
                 continue
             set_metric(metric, count, back(held, metric.device))
+        self.source.resets()
+
+    def forget_metric(self, name: str) -> None:
+        """A torchmetric was reset: what it held belongs to another epoch."""
+        self._plain[f"metric/{name}"] = [0, {}]
 
     @torch.no_grad()
     def show(self) -> None:

@@ -63,6 +63,7 @@ class Source:
         self.modules += [average.model for average in averages]
         self._written: set[str] = set()
         self._begun: list[tuple[dict[Any, Any], str]] = []
+        self._counts: dict[str, tuple[Metric, int]] = {}
         self._samples = self._sampled()
 
     def parameters(self) -> dict[str, Tensor]:
@@ -124,13 +125,20 @@ class Source:
                 steady.add(key)
         tensors.update((f"scaler/{name}", tensor) for name, tensor in scaler_tensors(self.scaler))
         tensors.update((f"average/{index}", average.count) for index, average in enumerate(self.averages))
-        for name, metric in self.metrics():
-            plain[f"metric/{name}"] = [metric_updates(metric), metric_states(metric)]
+        self._counts = {name: (metric, metric_updates(metric)) for name, metric in self.metrics()}
+        for name, (metric, updates) in self._counts.items():
+            plain[f"metric/{name}"] = [updates, metric_states(metric)]
         return Live(tensors, plain, steady)
 
     def tensors(self) -> dict[str, Tensor]:
         """All live tensors that are copied, by key."""
         return self.live().tensors
+
+    def resets(self) -> list[str]:
+        """The names of the torchmetrics that have fewer updates than when they were last looked at."""
+        found = [name for name, (metric, updates) in self._counts.items() if metric_updates(metric) < updates]
+        self._counts = {name: (metric, metric_updates(metric)) for name, (metric, _) in self._counts.items()}
+        return found
 
     def metrics(self) -> Iterator[tuple[str, Metric]]:
         """The torchmetrics inside the model."""
@@ -169,8 +177,10 @@ class Source:
     def forget(self, known: Iterable[str]) -> None:
         """Removes what optimizers did not remember then: state of an unknown key, and a count that an optimizer without
         any state has begun in its groups."""
-        known = set(known)
+        known, optimizers = set(known), nested(self.optimizers)
         begun = {key.split("/", 2)[1] for key in known if key.startswith("optimizer/")}
+        groups = {tuple(key.split("/", 3)[1:3]) for key in known if key.startswith("group/")}
+        told = {place for place, _ in groups}
         emptied = []
         for key, holder, name, value in list(self._memory()):
             if key in known:
@@ -182,9 +192,13 @@ class Source:
             elif key.startswith("optimizer/"):
                 del holder[name]
                 emptied.append(id(holder))
-            elif type(value) is int and key.split("/", 2)[1] not in begun:
-                del holder[name]
-        for optimizer in nested(self.optimizers).values():
+            elif type(value) is int:
+                _, place, number, _ = key.split("/", 3)
+                # a group that came later has it from who added it
+                later = place in told and (place, number) not in groups
+                if place not in begun and not later and name not in optimizers[place].defaults:
+                    del holder[name]
+        for optimizer in optimizers.values():
             for p in [p for p, own in optimizer.state.items() if id(own) in emptied and not own]:
                 del optimizer.state[p]
 

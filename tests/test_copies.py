@@ -16,6 +16,7 @@ from unittest.mock import MagicMock
 import pytest
 import pytorch_lightning as pl
 import torch
+import torchmetrics
 from pytorch_lightning.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -756,6 +757,101 @@ def test_a_frozen_parameter_that_cant_be_written_in_place_stops_nothing(
     finder = llr.LRFinder(at=10, progress_bar=False)
     fit(net(), tmp_path, finder, DivergenceGuard(), batches=150)
     assert len(finder.findings) == 1
+
+
+class Memory(Net):
+    """Its hidden state is a buffer that is None at first, and now and then again."""
+
+    def __init__(self, breaks: dict[int, str], resets: int) -> None:
+        super().__init__(breaks=breaks)
+        self.resets = resets
+        self.register_buffer("state", None)
+        self.state: Any
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        if batch_idx in self.breaks:
+            batch = [batch[0] * NAN, batch[1]]
+        if batch_idx == self.resets:
+            self.state = None
+        held = 0.0 if self.state is None else self.state
+        hidden = self.backbone(batch[0]) + 0.1 * held
+        self.state = hidden.mean(dim=0).detach()
+        return nn.functional.cross_entropy(self.head(torch.relu(hidden)), batch[1])
+
+
+@pytest.mark.parametrize(("broken", "resets"), [(30, -1), (30, 20), (30, 30), (0, -1)])
+def test_a_dropped_batch_leaves_a_buffer_as_it_was_that_is_none_at_times(
+    broken: int, resets: int, tmp_path: Path
+) -> None:
+    guard = DivergenceGuard()
+    fit(Memory({broken: "nan"}, resets), tmp_path, guard)
+    assert {k: v for k, v in guard.summary().items() if v} == {"judged": 60, "dropped": 1, "lost": 1, "factor": 1.0}
+
+
+class Thaws(Net):
+    """Adds a group to its optimizer in mid-run, with an entry of the user's own, and soon after it breaks."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__(lambda m: kind(m.head.parameters(), lr=0.01), {24: "weight"})
+        self.backbone.requires_grad_(False)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 20:
+            self.backbone.requires_grad_(True)
+            self.trainer.optimizers[0].add_param_group({"params": list(self.backbone.parameters()), "depth": 0})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("every", [5, 500])
+def test_a_group_that_came_after_the_copy_keeps_its_entries(kind: Any, every: int, tmp_path: Path) -> None:
+    model, guard = Thaws(kind), DivergenceGuard(snapshot_every=every)
+    made = fit(model, tmp_path, guard)
+    assert (guard.rewinds, model.finite[-1]) == (1, True)
+    first, second = made.optimizers[0].param_groups
+    assert second.keys() == {*first.keys(), "depth"}
+    assert second["depth"] == 0
+
+
+@pytest.mark.parametrize("broken", [26, 27, 28])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_metric_that_was_reset_since_the_copy_holds_nothing_of_before(
+    broken: int, saved: bool, tmp_path: Path
+) -> None:
+    class Measures(Net):
+        def __init__(self, breaks: dict[int, str]) -> None:
+            super().__init__(breaks=breaks)
+            self.seen, self.epochs = torchmetrics.CatMetric(), []
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            self.seen.update(torch.tensor(float(self.trainer.fit_loop.epoch_loop.total_batch_idx)))
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self) -> None:
+            self.epochs.append([int(number) for number in self.seen.compute().flatten().tolist()])
+            self.seen.reset()
+
+    # epochs of 6 batches, and copies every 10
+    path, model = None, Measures({broken: "weight"})
+    if saved:
+        made = fit(Measures({}), tmp_path, DivergenceGuard(save_snapshots=True), batches=6, max_epochs=4)
+        path = tmp_path / "mid.ckpt"
+        made.save_checkpoint(path)
+    guard = DivergenceGuard(save_snapshots=saved)
+    fit(model, tmp_path, guard, batches=6, max_epochs=8, ckpt_path=path)
+    assert guard.rewinds == 1
+    for epoch, held in enumerate(model.epochs, 4 if saved else 0):
+        assert all(6 * epoch <= number < 6 * epoch + 6 for number in held)
+
+
+@pytest.mark.parametrize("make", [DivergenceGuard, llr.LRFinder])
+def test_weights_that_are_not_there_yet_are_refused_in_words(make: Any, tmp_path: Path) -> None:
+    class Lazy(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.LazyLinear(16)
+
+    with pytest.raises(ValueError, match=r"lazy modules are not there yet \(backbone.weight, backbone.bias\): run a"):
+        fit(Lazy(), tmp_path, make())
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_utilities.core import rank_zero
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch.nn.parameter import is_lazy
 
 from lightning_lr.callbacks.run import Run
 from lightning_lr.journal import Journal
@@ -58,6 +59,8 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
 
     has_factor = True
     monitors = False
+    copies = False
+    """Whether it copies weights, and needs all of them from the start."""
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
@@ -193,6 +196,11 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
                     f"the checkpoint holds no state of {peer.name}: it starts afresh at step {trainer.global_step}"
                 )
             peer._tell_changes()
+            if peer.copies and (lazy := [name for name, p in pl_module.named_parameters() if is_lazy(p)]):
+                raise ValueError(
+                    f"{peer.name} copies weights, and those of lazy modules are not there yet ({', '.join(lazy[:3])}): "
+                    f"run a batch through the model in setup(), or {peer.left_out}"
+                )
             peer.started(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

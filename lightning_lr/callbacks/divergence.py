@@ -78,6 +78,8 @@ class DivergenceGuard(LRCallback):
         0.3
     """
 
+    copies = True
+
     def __init__(
         self,
         *,

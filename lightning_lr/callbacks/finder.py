@@ -88,6 +88,8 @@ class LRFinder(LRCallback):
         True
     """
 
+    copies = True
+
     def __init__(
         self,
         *,

@@ -138,6 +138,7 @@ class Guarded:
         if first:
             self.buffers.keep()
             if self.tryout is None and not self.given_up:
+                self.keeper.generations.look()
                 self.keeper.copy()
             if self._parted and any(isinstance(peer, LRFinder) for peer in self.run.peers):
                 # a sweep exchanges sharded weights in place
