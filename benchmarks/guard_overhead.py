@@ -33,12 +33,12 @@ except ImportError:
     SpikeDetection = None
 
 TINY = {"width": 32, "depth": 1, "batch": 8, "updates": 840}
-LARGE = {"width": 1024, "depth": 3, "batch": 256, "updates": 500}
+LARGE = {"width": 1024, "depth": 3, "batch": 256, "updates": 240}
 
 PARTS: dict[str, tuple[int, dict[str, int], int, int]] = {
     "tiny (MLP, 4k parameters), one process": (1, TINY, 20, 3),
     "tiny (MLP, 4k parameters), two processes": (2, TINY, 20, 3),
-    "80 ms (MLP, 3.2M parameters), one process": (1, LARGE, 20, 1),
+    "50 ms and more (MLP, 3.2M parameters), one process": (1, LARGE, 20, 5),
 }
 """How many processes, the net, updates in a block, and fits."""
 
