@@ -136,6 +136,8 @@ class Source:
 
     def resets(self) -> list[str]:
         """The names of the torchmetrics that have fewer updates than when they were last looked at."""
+        if not self._counts:
+            return []
         found = [name for name, (metric, updates) in self._counts.items() if metric_updates(metric) < updates]
         self._counts = {name: (metric, metric_updates(metric)) for name, (metric, _) in self._counts.items()}
         return found
