@@ -99,21 +99,19 @@ def _copied(into: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> l
 
     What can't be written in place can only be replaced: it is its own copy.
     """
-    found: list[Tensor | None] = []
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for target, value in zip(into, values, strict=True):
+    found, targets, sources = list(into), [], []
+    for place, (target, value) in enumerate(zip(into, values, strict=True)):
         if value is None or not writable(value):
-            found.append(value)
-        elif (
-            target is None
-            or target is value
-            or not writable(target)
-            or (target.shape, target.dtype) != (value.shape, value.dtype)
-        ):
-            found.append(value.clone())
+            found[place] = value
+        elif target is not None and target is not value and _alike(target, value) and writable(target):
+            targets.append(target)
+            sources.append(value)
         else:
-            found.append(target)
-            pairs.append((target, value))
-    if pairs:
-        foreach_copy([target for target, _ in pairs], [value for _, value in pairs])
+            found[place] = value.clone()
+    if targets:
+        foreach_copy(targets, sources)
     return found
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype is b.dtype

@@ -117,14 +117,16 @@ class Keeper:
             return
         self.generations.shares.divides, self.generations.parted = False, True
         one, limit = self.generations.measure(), self.generations.limit
+        older = self._drop()
+        self.possible = older or limit is None or one <= limit
+        kept = "each keeps whole copies from here on" if self.possible else "copies would have to be whole"
         rank_zero_warn(
-            f"{self._of.name}: the ranks don't hold the same weights or the same optimizer state, so each keeps whole "
-            f"copies from here on, {one / 2**20:.3g} MiB each"
+            f"{self._of.name}: the ranks don't hold the same weights or the same optimizer state, so {kept}, "
+            f"{one / 2**20:.3g} MiB each"
         )
-        if not self._drop():
+        if not older:
             self.generations.clear()
-            if limit is not None and one > limit:
-                self.possible = False
+            if not self.possible:
                 self._tell_none(one)
             self._of.begin_copies()
 
