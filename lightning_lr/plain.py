@@ -23,8 +23,8 @@ def to_plain(value: Any) -> list[Any]:
     """Says a value in lists, tensors on the host and numbers; tensors are not copied where they are there already.
 
     Raises:
-        NotPlainError: when it has other things in it than dicts, lists, tuples, tensors, arrays, packed sequences, strings
-            and numbers.
+        NotPlainError: when it has other things in it than dicts, lists, tuples, tensors, arrays, packed sequences,
+            strings and numbers.
 
     Example:
         >>> to_plain({"count": 1})
