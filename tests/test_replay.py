@@ -847,11 +847,9 @@ class Shards(Sharded):
 def fit_sharded(root: str) -> Any:
     import os
 
-    from pytorch_lightning.strategies import ModelParallelStrategy
-
     rank = int(os.environ["RANK"])
     loader = Numbered(lambda n: [torch.full((2, 64), float(10 * rank + n)), torch.tensor([1, 2])])
-    settings = {"devices": 2, "use_distributed_sampler": False, "strategy": ModelParallelStrategy(2, 1)}
+    settings = {"devices": 2, "use_distributed_sampler": False, "strategy": pl.strategies.ModelParallelStrategy(2, 1)}
     _, model, player = play(Path(root), loader, Shards(), **settings)
     return [int(seen) - 10 * rank for seen in model.seen], player.placed
 
