@@ -83,6 +83,8 @@ INTERNALS = (
     Internal("Trainer", "_logger_connector", lambda trainer: trainer),
     Internal("Trainer._logger_connector", "should_update_logs", lambda trainer: trainer._logger_connector),
     Internal("Trainer._logger_connector", "_callback_metrics", lambda trainer: trainer._logger_connector),
+    Internal("Trainer.fit_loop", "_data_fetcher", lambda trainer: trainer.fit_loop),
+    Internal("Trainer.precision_plugin", "convert_input", lambda trainer: trainer.precision_plugin),
     Internal("Trainer.fit_loop.epoch_loop", "_batches_that_stepped", _epoch_loop),
     Internal("Trainer.fit_loop.epoch_loop", "_results", _epoch_loop),
     Internal("Trainer.fit_loop.epoch_loop", "val_loop", _epoch_loop),
@@ -214,6 +216,17 @@ def restarted_in_validation(trainer: Any) -> bool:
     progress = loop.val_loop.batch_progress
     whole = progress.current.ready if progress.is_last_batch else None
     return loop.restarting and progress.current.completed not in (0, whole)
+
+
+def loop_wants_batch(trainer: Any) -> bool:
+    """Whether the training loop is between two batches: it converts the next one before it says that one is ready."""
+    progress = _epoch_loop(trainer).batch_progress.current
+    return trainer.training and progress.ready == progress.completed
+
+
+def step_fetches_itself(trainer: Any) -> bool:
+    """Whether batches go to `training_step(self, dataloader_iter)`, and the loop never has one in its hands."""
+    return is_kind(trainer.fit_loop._data_fetcher, "_DataLoaderIterDataFetcher")
 
 
 def lightnings_log() -> Any:
