@@ -159,10 +159,10 @@ class Vocabulary(Kind):
 class Kelvin(Kind):
     """Temperatures in kelvin from place and time, as they come: nearly all of the first loss is their mean."""
 
-    rate = 1e-2
+    rate = 3e-2
 
     def build(self) -> None:
-        self.net = mlp(7, 64, 64, 1)
+        self.net = mlp(7, 64, 64, 1, act=nn.SiLU)
 
     @staticmethod
     def weather(size: int, random: Random) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ class Kelvin(Kind):
 class Front(Kind):
     """Physics-informed: Fisher's equation u_t = u_xx + u (1 - u), whose solution is a wave front that travels."""
 
-    rate = 3e-3
+    rate = 1e-2
 
     def build(self) -> None:
         self.net = mlp(2, 32, 32, 1, act=nn.Tanh)
@@ -262,7 +262,7 @@ def pretrained() -> dict[str, Tensor]:
 class FineTuning(Kind):
     """A body that tells modules apart by their text learns other modules, at a tenth of its new head's rate."""
 
-    rate = 1e-2
+    rate = 3e-2
     names: ClassVar[tuple[str, ...]] = ("argparse", "datetime", "inspect", "statistics", "turtle", "typing")
 
     def build(self) -> None:
@@ -306,7 +306,7 @@ def lorenz() -> Tensor:
 class Lorenz(Kind):
     """The next value of a chaotic series, of which one coordinate is seen, by a recurrent net; the norm is clipped."""
 
-    rate = 3e-3
+    rate = 1e-2
     clip: ClassVar[float | None] = 1.0
 
     def build(self) -> None:
@@ -328,7 +328,7 @@ class Lorenz(Kind):
 class Waveforms(Kind):
     """Five kinds of noisy wave by a convolutional net with batch norm."""
 
-    rate = 1e-2
+    rate = 3e-3
 
     def build(self) -> None:
         layers: list[nn.Module] = []
@@ -414,7 +414,7 @@ def tastes() -> tuple[Tensor, Tensor]:
 class Clicks(Kind):
     """Clicks from three fields of 3000 values each, most of them seen rarely: one table, summed, and a small net."""
 
-    rate = 1e-2
+    rate = 3e-3
 
     def build(self) -> None:
         self.table, self.net = nn.EmbeddingBag(9000, 12, mode="sum"), mlp(12, 32, 1)
