@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_lr.saved import fields
@@ -34,10 +34,18 @@ class Suggestion:
     Args:
         rate: the rate, absolute; None for a refusal.
         words: how the rate was found, or why there is none and what to do.
+        sure: whether the losses leave no doubt; None where a rule can't tell.
+        low: the lowest rate that could not be told from the best one; None where that isn't known.
+        high: the highest.
+        share: what share of the best rate is suggested; None where that isn't known.
     """
 
     rate: float | None
     words: str
+    sure: bool | None = None
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
 
     @property
     def refused(self) -> bool:
@@ -46,7 +54,7 @@ class Suggestion:
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain values, for a checkpoint."""
-        return {"version": 1, "rate": self.rate, "words": self.words}
+        return {"version": 2, **asdict(self)}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Suggestion:
@@ -55,7 +63,7 @@ class Suggestion:
         Raises:
             SavedStateError: for a version that this release doesn't know.
         """
-        return cls(**fields(saved, 1, cls))
+        return cls(**fields(saved, 2, cls))
 
 
 def smooth(losses: Sequence[float], smoothing: float = SMOOTHING) -> list[float]:

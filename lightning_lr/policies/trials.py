@@ -1,0 +1,219 @@
+"""Trials: rates that were each tried from the same weights, and what they say about the rate of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from lightning_lr.policies.comparison import Difference, compare
+from lightning_lr.policies.suggestion import Suggestion, unbounded_words
+
+STEP = 3.0
+"""The ratio of neighbouring trials' rates."""
+
+APART, SURE = 2.0, 3.0
+"""So many standard errors tell two rates apart, and so many make a change of the loss sure."""
+
+WIDE = 10.0
+"""Where the rates that can't be told from the best span more than this ratio, the suggestion is unsure."""
+
+MARGIN = 0.3
+"""The share of the best trial's rate that is suggested where the run's length isn't known."""
+
+HORIZON = {"falls": {"sgd": 0.22, "adaptive": 0.17}, "stays": {"sgd": 0.3, "adaptive": 0.25}}
+"""The rate that is best over n updates is too high for N: `(n / N) ** power` of it is suggested, with this power where
+the rate falls at the run's end or stays, and for the optimizer's kind. On the tuning half of the kinds, 300 and 1,000
+updates, shares from 0.28 to 0.5 that these powers give were the best of a grid of shares from 0.1 to 1."""
+
+
+class Trial(NamedTuple):
+    """One rate's turn: some updates from the healthy start.
+
+    Args:
+        rate: absolute.
+        start: the index of its first update in the sweep.
+        length: how many updates it was to make.
+        losses: at its end, on the probe batches, each before the update on it; None when it blew up.
+    """
+
+    rate: float
+    start: int
+    length: int
+    losses: tuple[float, ...] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Its mean loss on the probe batches; infinite when it blew up."""
+        return math.inf if self.losses is None else math.fsum(self.losses) / len(self.losses)
+
+
+class Horizon(NamedTuple):
+    """How long the rate is to be good for.
+
+    Args:
+        updates: of the run; None where its length isn't known.
+        power: see `HORIZON`.
+    """
+
+    updates: float | None = None
+    power: float = HORIZON["stays"]["sgd"]
+
+    def share(self, length: int) -> float:
+        """The share of a rate that is best over so many updates, in (0, 1].
+
+        Example:
+            >>> round(Horizon(1000, 0.22).share(13), 2), Horizon(None).share(13)
+            (0.38, 0.3)
+        """
+        if self.updates is None or not 0.0 < self.updates < math.inf:
+            return MARGIN
+        return min(1.0, (length / self.updates) ** self.power)
+
+
+class Trials(NamedTuple):
+    """The trials of one sweep, and the losses of the weights that they began from.
+
+    Args:
+        base: the losses of the start's weights on the probe batches.
+        done: the trials that are over.
+        paired: whether the n-th loss of all lists is of the same batch.
+    """
+
+    base: tuple[float, ...]
+    done: tuple[Trial, ...]
+    paired: bool
+
+    def against(self, trial: Trial, other: Trial | None = None) -> Difference:
+        """A trial's losses against those of another one, or of the start; infinitely above when it blew up."""
+        others = self.base if other is None else other.losses
+        if trial.losses is None or others is None:
+            return Difference(math.inf, 0.0)
+        return compare(trial.losses, others, paired=self.paired)
+
+    def hurts(self, trial: Trial) -> bool:
+        """Whether it raised the loss beyond doubt, or blew up."""
+        return self.against(trial).t > APART
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """Those of the longest kind, by rate; above the lowest rate that blew up nothing is to be trusted."""
+        longest = max(trial.length for trial in self.done)
+        ceiling = min((trial.rate for trial in self.done if trial.losses is None), default=math.inf)
+        return sorted(trial for trial in self.done if trial.length == longest and trial.rate < ceiling)
+
+    @property
+    def best(self) -> Trial | None:
+        """The one of `ranked` with the lowest loss."""
+        return min(self.ranked, key=lambda trial: trial.mean, default=None)
+
+    def alike(self, best: Trial) -> list[Trial]:
+        """Those of `ranked` that can't be told from the best one."""
+        return [trial for trial in self.ranked if trial is best or self.against(trial, best).t < APART]
+
+    def following(self, low: float, high: float) -> float | None:
+        """The rate to try next, so that the best one has clearly worse ones below it and a worse one above.
+
+        Args:
+            low: the lowest rate that may be tried.
+            high: the highest.
+        """
+        longest = max(trial.length for trial in self.done)
+        rates = [trial.rate for trial in self.done if trial.length == longest]
+        lower = min(rates) / STEP if min(rates) / STEP >= low else None
+        best = self.best
+        if best is None or best.rate == min(rates):
+            return lower
+        if best.rate == max(rates):
+            return best.rate * STEP if best.rate * STEP <= high else None
+        return lower if self.alike(best)[0].rate == min(rates) else None
+
+    def suggestion(self, horizon: Horizon, low: float, high: float, *, bounded: bool) -> Suggestion:
+        """What they speak for.
+
+        Args:
+            horizon: how long the rate is to be good for.
+            low: the lowest rate that may be suggested.
+            high: the highest.
+            bounded: whether a rate in range is known to blow up.
+        """
+        best = self.best
+        tried = self.words()
+        if best is None:
+            lowest = min(trial.rate for trial in self.done)
+            return Suggestion(None, f"the loss blew up even at {lowest:.3g}, the lowest rate tried: lower max_lr")
+        fell = self.against(best).t
+        if not bounded and fell > -APART and not any(self.hurts(trial) for trial in self.done):
+            return Suggestion(None, unbounded_words(high))
+        alike = self.alike(best)
+        span = alike[0].rate, alike[-1].rate
+        peak = math.exp(min(self._middle(best), math.log(alike[0].rate) if alike[0].rate < best.rate else math.inf))
+        share = horizon.share(best.length)
+        rate = min(max(share * peak, low), high)
+        sure = fell <= -SURE and span[1] <= WIDE * span[0]
+        how = "lowest loss" if fell <= -APART else "careful end: no rate lowered the loss beyond doubt"
+        if fell <= -APART and not bounded and best.rate * STEP > high:
+            how += ", still falling there: a higher max_lr may find more"
+        words = f"{share:.2g} of {peak:.3g} ({how}; {tried})"
+        if not sure:
+            words += f"; unsure: {span[0]:.2g} to {span[1]:.2g} can't be told apart" if span[0] < span[1] else "; unsure"
+        return Suggestion(rate, words, sure, span[0], span[1], share)
+
+    def words(self) -> str:
+        """What each rate of the longest kind did to the loss, lowest rate first."""
+        longest = max(trial.length for trial in self.done)
+        return ", ".join(
+            f"{trial.rate:.2g}: {self._words(trial)}" for trial in sorted(self.done) if trial.length == longest
+        )
+
+    def _words(self, trial: Trial) -> str:
+        if trial.losses is None:
+            return "blew up"
+        change = self.against(trial)
+        return f"{change.mean:+.2g} ± {change.error:.1g}"
+
+    def _middle(self, best: Trial) -> float:
+        """The log of the rate at which a parabola through the best trial and its neighbours is lowest."""
+        ranked = self.ranked
+        place, middle = ranked.index(best), math.log(best.rate)
+        if 0 < place < len(ranked) - 1:
+            left, right = ranked[place - 1].mean, ranked[place + 1].mean
+            middle += _vertex(left, best.mean, right) * math.log(STEP)
+        return middle
+
+
+def second_opinion(trials: Trials, *, low: float, high: float) -> tuple[float | None, Suggestion]:
+    """Whether the present rate, of the first trial, is still right: the rate to try next, or what came out.
+
+    A rate that is too high over the next updates hurts; one that is too low is beaten by a higher one, although over
+    few updates lower ones look better than they are. Nothing else changes the rate.
+
+    Args:
+        trials: so far, the present rate's first.
+        low: the lowest rate that may be tried.
+        high: the highest.
+
+    Returns:
+        The next rate to try, or None at the end; and the suggestion, if that is the end.
+    """
+    present, *others = trials.done
+    tried, rate = trials.words(), present.rate
+    kept = Suggestion(rate, f"second opinion: {rate:.3g} is kept ({tried})", True, rate, rate, 1.0)
+    if trials.hurts(present):
+        last = trials.done[-1]
+        if others and not trials.hurts(last):
+            words = f"second opinion: {rate:.3g} raises the loss, and {last.rate:.3g} doesn't ({tried})"
+            return None, Suggestion(last.rate, words, True, last.rate, last.rate, 1.0)
+        lower = last.rate / STEP
+        return (lower if len(others) < 2 and lower >= low else None), kept
+    if not others:
+        return (rate * STEP if rate * STEP <= high else None), kept
+    if trials.against(others[0], present).t < -SURE and trials.against(others[0]).t < -APART:
+        words = f"second opinion: {others[0].rate:.3g} is better beyond doubt ({tried})"
+        return None, Suggestion(others[0].rate, words, True, others[0].rate, others[0].rate, 1.0)
+    return None, kept
+
+
+def _vertex(left: float, middle: float, right: float) -> float:
+    """Where the parabola through three equally spaced points is lowest, in spacings from the middle, at most half."""
+    bend = left - 2.0 * middle + right
+    return 0.0 if bend <= 0.0 else max(-0.5, min(0.5, 0.5 * (left - right) / bend))
