@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.cooldown import Cooldown
+from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.internals import scale_of, unscales_itself
 from lightning_lr.policies.divergence_state import Side, Signals, Verdict

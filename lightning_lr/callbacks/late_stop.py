@@ -52,7 +52,10 @@ class LateStop:
         return was is None and self.at is not None
 
     def planned(self, steps: int, *, falling: bool) -> int | None:
-        """Where a run that was asked to stop ends, by `trainer.global_step`; None where it was not. See `begin_batch`."""
+        """Where a run that was asked to stop ends, by `trainer.global_step`; None where it was not.
+
+        The arguments are those of `begin_batch`.
+        """
         if self.at is None and not falling and self.asked:
             return self._trainer.global_step + steps
         return self.at

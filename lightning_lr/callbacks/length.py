@@ -30,12 +30,12 @@ def updates_in_epochs(
             f"{instead}, or Trainer(limit_train_batches=<a whole number>)"
         )
     whole, rest = divmod(epochs, 1.0)
-    first = trainer.current_epoch if first is None else first
+    start = trainer.current_epoch if first is None else first
     if _schedule(trainer) is None:
-        updates = whole * math.ceil(batches / accumulation(trainer, first))
+        updates = whole * math.ceil(batches / accumulation(trainer, start))
     else:
-        updates = sum(math.ceil(batches / accumulation(trainer, first + i)) for i in range(int(whole)))
-    return updates + rest * math.ceil(batches / accumulation(trainer, first + int(whole)))
+        updates = sum(math.ceil(batches / accumulation(trainer, start + i)) for i in range(int(whole)))
+    return updates + rest * math.ceil(batches / accumulation(trainer, start + int(whole)))
 
 
 def updates_in_last_epochs(trainer: Any, epochs: float, asking: str, instead: str, end: int) -> float:

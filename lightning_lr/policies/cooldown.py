@@ -18,16 +18,17 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class CooldownPolicy:
-    """Update k (from 0) of the fall is made with `end + (1 - end) * shape(begun + (1 - begun) * k / steps)` of the rate.
+    """Update k (from 0) of the fall is made with `end + (1 - end) * shape(k / steps)` of the rate.
 
-    So the first has the rate in full (for `begun=0`), and the last, with k = steps - 1, is one step above `end_factor`:
+    So the first has the rate in full, and the last, with k = steps - 1, is one step above `end_factor`:
     for `end_factor=0` it still moves. It is a linear warm-up of as many updates, read backward.
 
     Args:
         steps: the length, in optimizer updates, >= 1.
         shape: `linear`, `1-sqrt` (one minus the square root of progress) or `cosine` (a half wave).
         end_factor: the factor to which it falls, a ratio in [0, 1).
-        begun: the progress with which it begins, in [0, 1): not 0 for the rest of a fall whose end has moved.
+        begun: the progress with which it begins, in [0, 1): not 0 for the rest of a fall whose end has moved, which
+            goes on from there: `shape(begun + (1 - begun) * k / steps)`.
 
     Raises:
         ValueError: for a value outside its bounds.
