@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +435,41 @@ def test_a_run_that_is_made_shorter_falls_over_what_is_left(tmp_path: Path) -> N
     assert got == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+@pytest.mark.filterwarnings("ignore:.*Please add the following callbacks.*Stops", "ignore:.*callbacks used to create")
+@pytest.mark.parametrize(
+    "more", [{"max_epochs": -1}, {"max_epochs": 41}, {"max_epochs": 40, "on_stop": False}], ids=str
+)
+def test_a_run_that_was_stopped_late_goes_on_with_other_limits_at_the_full_rate(more: Any, tmp_path: Path) -> None:
+    first = trainer(tmp_path, callbacks=[llr.Cooldown(5, on_stop=True), Stops(7)], max_epochs=40)
+    first.fit(Model(sgd), Loader(4))
+    assert first.global_step == 12
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    on_stop = more.get("on_stop", True)
+    model, limits = Model(sgd), {"max_epochs": more["max_epochs"]}
+    again = trainer(tmp_path, callbacks=[llr.Cooldown(5, on_stop=on_stop), Stops(20)], **limits)
+    again.fit(model, Loader(4), ckpt_path=str(tmp_path / "end.ckpt"))
+    # asked again at the end of update 20, it falls from the next on
+    assert [row[0] for row in model.trace] == pytest.approx(expected(5, 25)[12:] if on_stop else [0.1] * 8)
+
+
+def test_a_run_that_was_stopped_late_is_over_with_the_same_limits_and_says_so(tmp_path: Path) -> None:
+    for resumed in (None, str(tmp_path / "end.ckpt")):
+        model, monitor = Model(sgd), llr.LRMonitor()
+        made = trainer(tmp_path, callbacks=[llr.Cooldown(5, on_stop=True), Stops(7), monitor], max_epochs=40)
+        made.fit(model, Loader(4), ckpt_path=resumed)
+        assert len(model.trace) == (0 if resumed else 12)
+        made.save_checkpoint(tmp_path / "end.ckpt")
+    assert ["it goes on with another max_epochs or max_steps" in line for line in monitor.story] == [True]
+
+
+def test_a_second_fit_with_the_same_callback_starts_afresh(tmp_path: Path) -> None:
+    made = [llr.Cooldown(5, on_stop=True), Stops(7)]
+    for callbacks in (made, made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        model = Model(sgd)
+        trainer(tmp_path, callbacks=callbacks, max_epochs=40).fit(model, Loader(4))
+        assert [row[0] for row in model.trace] == pytest.approx(expected(5, 12))
+
+
 # asked to stop -------------------------------------------------------------------------------------------------------
 
 
@@ -464,7 +501,12 @@ def test_a_run_that_is_asked_to_stop_falls_and_then_ends(
         assert model.trace == []
         return
     assert [row[0] for row in model.trace] == pytest.approx(expected(6, step + 6))
-    assert sum("was asked to stop: the rate falls over 6 more updates" in line for line in monitor.story) == 1
+    assert (
+        sum(
+            "asked to stop: the rate falls over 6 more updates, and then the run ends" in line for line in monitor.story
+        )
+        == 1
+    )
     assert made.min_steps is None
 
 

@@ -91,7 +91,7 @@ def five() -> list[Any]:
         llr.PlateauDecay("val_loss", factor=0.5, patience=0, threshold=0.3, threshold_mode="abs"),
         llr.Warmup(8),
         llr.LRFinder(at=[0, 30], steps=20),
-        llr.Cooldown(12, shape="1-sqrt", on_stop=True),
+        llr.Cooldown(12, shape="1-sqrt"),
     ]
 
 

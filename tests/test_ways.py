@@ -22,7 +22,7 @@ NEUTRAL: dict[str, Make] = {
     "LRFinder": lambda monitor: llr.LRFinder(at=None, optimizer=0),
     "Warmup": lambda monitor: llr.Warmup(1),
     # the one update of a fall over one has the rate in full
-    "Cooldown": lambda monitor: llr.Cooldown(1, on_stop=True),
+    "Cooldown": lambda monitor: llr.Cooldown(1),
     "PlateauDecay": lambda monitor: llr.PlateauDecay(monitor, patience=NEVER),
     "DivergenceGuard": lambda monitor: llr.DivergenceGuard(),
     "LRMonitor": lambda monitor: llr.LRMonitor(),

@@ -385,7 +385,7 @@ WAYS: dict[str, Way] = {
     ),
     "progress bars": Way(settings=of(enable_progress_bar=True, enable_model_summary=True)),
     # data and length
-    "no length": Way(data=stream, settings=of(use_distributed_sampler=False), resumes=False),
+    "no length": Way(data=stream, settings=of(use_distributed_sampler=False), resumes=False, without=("Cooldown",)),
     "several loaders, shortest": Way(lambda: Several(), data=lambda: combined("min_size"), resumes=False),
     "several loaders, longest": Way(lambda: Several(), data=lambda: combined("max_size"), resumes=False),
     "limited": Way(settings=of(limit_train_batches=0.5, limit_val_batches=1, max_epochs=2 * EPOCHS)),

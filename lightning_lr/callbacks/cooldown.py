@@ -110,12 +110,17 @@ class Cooldown(LRCallback):
             updates_in_run(trainer, asking, instead)
         elif not self.on_stop:
             updates_in_run(trainer, asking, "give Trainer(max_epochs=...) and a dataloader of known length")
-        limits = None if self._clock is None else (self._clock.max_steps, self._clock.max_epochs)
-        if limits is not None:
-            self._renewed = limits != limits_of(trainer) or bool(self.changed.keys() & given.keys())
+        self._release()
+        if self._clock is not None:
+            limits = self._clock.max_steps, self._clock.max_epochs
+            self._renewed = limits != limits_of(trainer) or bool(self.changed.keys() & {*given, "on_stop"})
         if self._renewed:
             self._stop_at = None
-        self._release()
+        if self._stop_at is not None and trainer.global_step >= self._stop_at:
+            self._say(
+                "the checkpoint was saved at the end of a run that was asked to stop, so there is nothing left to do: "
+                "it goes on with another max_epochs or max_steps"
+            )
         if self.on_stop:
             self._late = LateStop(trainer, self._stop_at)
 
@@ -151,9 +156,7 @@ class Cooldown(LRCallback):
         if self._late.begin_batch(self._steps, falling=self._fall is not None):
             self._sleeps = 0
             over = self._left(trainer)
-            self.journal.tell(
-                f"{self.name}: the trainer was asked to stop: the rate falls over {over} more updates, and the run ends"
-            )
+            self._say(f"the trainer was asked to stop: the rate falls over {over} more updates, and then the run ends")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._late is not None and not self._given_up():
@@ -243,18 +246,16 @@ class Cooldown(LRCallback):
         if self._length is None or renewed or (self._fall is None and left != was):
             self._length = self._given_length(trainer, left)
         fall = self._fall
-        if fall is None or left is None:
+        if fall is None:
             return
-        if renewed and left > self._length:
+        if renewed and (left is None or left > self._length):
             self._fall = None
-            line = (
-                f"{self.name}: the checkpoint was saved within the fall, and {left} updates are left of the run now: "
-                f"until the last {self._length} of them the rate is at its full height again"
-            )
             self.ledger.set_factor(self.name, 1.0, "the run has become longer")
-            self.journal.say(line)
-            rank_zero_info(line)
-        elif was is not None and left != was:
+            self._say(
+                f"the checkpoint was saved within the fall, and the run is longer now: until its last {self._length} "
+                f"updates the rate is at its full height again"
+            )
+        elif left is not None and was is not None and left != was:
             self._fall = fall.rest(fall.steps - was, left)
 
     def _given_length(self, trainer: Any, left: int | None) -> int:
@@ -270,6 +271,11 @@ class Cooldown(LRCallback):
             assert self.steps is not None
             length = self.steps
         return max(1, round(length))
+
+    def _say(self, words: str) -> None:
+        line = f"{self.name}: {words}"
+        self.journal.say(line)
+        rank_zero_info(line)
 
     def _policy(self, steps: int, begun: float = 0.0) -> CooldownPolicy:
         return CooldownPolicy(steps, self.shape, self.end_factor, begun)
