@@ -188,6 +188,18 @@ def test_steps_of_several_optimizers_are_counted_together_by_lightning(limit: An
         assert got[::2] == got[1::2] == pytest.approx(expected(3, count))
 
 
+class Thrice(Both):
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for _ in range(3):
+            super().training_step(batch, batch_idx)
+
+
+def test_several_steps_of_an_optimizer_in_a_batch_under_max_steps(tmp_path: Path) -> None:
+    model = Thrice()
+    trainer(tmp_path, callbacks=[llr.Cooldown(5)], max_steps=48, max_epochs=-1).fit(model, Loader(6))
+    assert [row[0] for row in model.trace][::2] == pytest.approx(expected(5, 24))
+
+
 @pytest.mark.parametrize(
     ("arguments", "fall"),
     [
@@ -435,6 +447,17 @@ def test_a_run_that_is_made_shorter_falls_over_what_is_left(tmp_path: Path) -> N
     assert got == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint holds no state of DivergenceGuard")
+def test_a_rate_that_goes_up_again_in_a_longer_run_is_known_to_a_new_guard(tmp_path: Path) -> None:
+    first = trainer(tmp_path, callbacks=[llr.Cooldown(5)])
+    first.fit(Model(sgd), Loader(6))
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    guard = llr.DivergenceGuard()
+    again = trainer(tmp_path, callbacks=[llr.Cooldown(5), guard], max_epochs=4)
+    again.fit(Model(sgd), Loader(6), ckpt_path=str(tmp_path / "end.ckpt"))
+    assert guard.states[0].rate.healthy == pytest.approx(0.1)
+
+
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks.*Stops", "ignore:.*callbacks used to create")
 @pytest.mark.parametrize(
     "more", [{"max_epochs": -1}, {"max_epochs": 41}, {"max_epochs": 40, "on_stop": False}], ids=str
@@ -513,10 +536,27 @@ def test_a_run_that_is_asked_to_stop_falls_and_then_ends(
 def test_a_stop_late_in_the_run_falls_to_the_end_that_comes_first(tmp_path: Path) -> None:
     model = Model(sgd)
     # within the fall a stop waits for its end; before it the shorter way counts
-    got = rates(model, llr.Cooldown(6, on_stop=True), tmp_path, None, Stops(9))
+    monitor = llr.LRMonitor()
+    got = rates(model, llr.Cooldown(6, on_stop=True), tmp_path, None, Stops(9), monitor)
     assert got == pytest.approx(expected(6, 12))
+    assert not any("asked to stop" in line for line in monitor.story)
     got = rates(Model(sgd), llr.Cooldown(6, on_stop=True), tmp_path, None, Stops(3))
     assert got == pytest.approx(expected(6, 9))
+
+
+def test_a_late_stop_does_not_make_lightning_log_every_step(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            seen.append(trainer.should_stop)
+
+    class Once(Stops):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop |= trainer.global_step == self.step
+
+    rates(Model(sgd), llr.Cooldown(4, on_stop=True), tmp_path, None, Once(3), Look())
+    assert seen == [False, False, True, False, False, False, True]
 
 
 def test_min_epochs_and_min_steps_hold_as_ever(tmp_path: Path) -> None:
