@@ -447,14 +447,16 @@ def test_a_run_that_is_made_shorter_falls_over_what_is_left(tmp_path: Path) -> N
     assert got == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create")
 @pytest.mark.filterwarnings("ignore:the checkpoint holds no state of DivergenceGuard")
-def test_a_rate_that_goes_up_again_in_a_longer_run_is_known_to_a_new_guard(tmp_path: Path) -> None:
-    first = trainer(tmp_path, callbacks=[llr.Cooldown(5)])
+def test_a_guard_that_comes_within_the_fall_takes_the_full_rate_for_planned(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    first = trainer(tmp_path, callbacks=[llr.Cooldown(5), saving], enable_checkpointing=True)
     first.fit(Model(sgd), Loader(6))
-    first.save_checkpoint(tmp_path / "end.ckpt")
     guard = llr.DivergenceGuard()
-    again = trainer(tmp_path, callbacks=[llr.Cooldown(5), guard], max_epochs=4)
-    again.fit(Model(sgd), Loader(6), ckpt_path=str(tmp_path / "end.ckpt"))
+    again = trainer(tmp_path, callbacks=[llr.Cooldown(5), guard])
+    again.fit(Model(sgd), Loader(6), ckpt_path=str(tmp_path / "step=9.ckpt"))
+    # where the run is made longer from here, it has it again
     assert guard.states[0].rate.healthy == pytest.approx(0.1)
 
 
