@@ -369,7 +369,10 @@ WAYS: dict[str, Way] = {
         others=lambda _: [cb.BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.01)],
         resumes=False,
     ),
-    "early stopping": Way(others=lambda _: [cb.EarlyStopping("val_loss", patience=1, min_delta=10.0)], whole=False),
+    # a Cooldown that is at work makes it longer: see test_cooldown.py
+    "early stopping": Way(
+        others=lambda _: [cb.EarlyStopping("val_loss", patience=1, min_delta=10.0)], whole=False, without=("Cooldown",)
+    ),
     "checkpoints by step, by metric, of weights": Way(others=checkpoints),
     "beside LearningRateMonitor": Way(
         settings=lambda: {"logger": True},
