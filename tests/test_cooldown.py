@@ -571,6 +571,38 @@ def test_min_epochs_and_min_steps_hold_as_ever(tmp_path: Path) -> None:
     assert made.min_steps == 8
 
 
+def test_two_that_wait_for_a_stop_are_refused(tmp_path: Path) -> None:
+    made = [llr.Cooldown(4, on_stop=True), llr.Cooldown(9, on_stop=True, name="Other")]
+    with pytest.raises(ValueError, match="only one Cooldown of a run can have on_stop=True"):
+        trainer(tmp_path, callbacks=made).fit(Model(sgd), Loader(6))
+    model = Model(sgd)
+    trainer(tmp_path, callbacks=[llr.Cooldown(4), llr.Cooldown(9, on_stop=True, name="Other")]).fit(model, Loader(6))
+    both = [a * b * 10 for a, b in zip(expected(4, 12), expected(9, 12), strict=True)]
+    assert [row[0] for row in model.trace] == pytest.approx(both)
+
+
+class Shrinks(Model):
+    """Its second epoch has no length any more."""
+
+    def train_dataloader(self) -> Any:
+        return Loader(6) if self.trainer.current_epoch == 0 else DataLoader(Endless(), batch_size=40)
+
+
+@pytest.mark.parametrize("on_stop", [False, True])
+def test_data_that_lose_their_length_within_the_run_are_told(on_stop: bool, tmp_path: Path) -> None:
+    model = Shrinks(sgd)
+    made = trainer(
+        tmp_path, callbacks=[llr.Cooldown(fraction=0.7, on_stop=on_stop)], reload_dataloaders_every_n_epochs=1
+    )
+    if on_stop:
+        made.fit(model)
+    else:
+        with pytest.warns(UserWarning, match="no length any more, .* falls no further"):
+            made.fit(model)
+    # 8 of 12 updates were to fall: two have begun to
+    assert [row[0] for row in model.trace] == pytest.approx([0.1] * 5 + [0.1 * 7 / 8] * 6)
+
+
 def test_without_on_stop_a_stop_is_a_stop(tmp_path: Path) -> None:
     assert rates(Model(sgd), llr.Cooldown(4), tmp_path, None, Stops(3)) == pytest.approx([0.1] * 3)
 

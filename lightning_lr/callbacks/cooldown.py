@@ -122,6 +122,8 @@ class Cooldown(LRCallback):
                 "it goes on with another max_epochs or max_steps"
             )
         if self.on_stop:
+            if sum(isinstance(peer, Cooldown) and peer.on_stop for peer in self.run.peers) > 1:
+                raise ValueError(f"only one Cooldown of a run can have on_stop=True: leave it out of {self.name}")
             self._late = LateStop(trainer, self._stop_at)
 
     # the run ---------------------------------------------------------------------------------------------------
@@ -162,10 +164,6 @@ class Cooldown(LRCallback):
         if self._late is not None and not self._given_up():
             self._late.end_batch()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._release()
-        super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._release()
@@ -243,7 +241,7 @@ class Cooldown(LRCallback):
                 f"the rate falls no further: give Trainer(max_steps=...)"
             )
             return
-        if self._length is None or renewed or (self._fall is None and left != was):
+        if self._length is None or renewed or (self._fall is None and left not in (None, was)):
             self._length = self._given_length(trainer, left)
         fall = self._fall
         if fall is None:
