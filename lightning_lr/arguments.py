@@ -43,3 +43,25 @@ def real_number(name: str, value: Any, interval: str, remedy: str = "") -> float
         if above and below:
             return number
     raise ValueError(f"{name} must be in {interval}, got {value!r}{remedy and ': ' + remedy}")
+
+
+def one_length(steps: Any, epochs: Any, fraction: Any, remedy: str) -> None:
+    """Refuses a length that is not given in exactly one way; how many steps it may have is for others to say.
+
+    Raises:
+        ValueError: for none or several of them, and for epochs or a fraction outside their bounds.
+
+    Example:
+        >>> one_length(100, 1, None, "for no warm-up, leave Warmup out")
+        Traceback (most recent call last):
+        ValueError: give exactly one of steps, epochs and fraction, got steps=100, epochs=1
+    """
+    given = {"steps": steps, "epochs": epochs, "fraction": fraction}
+    given = {key: value for key, value in given.items() if value is not None}
+    if len(given) != 1:
+        got = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "none"
+        raise ValueError(f"give exactly one of steps, epochs and fraction, got {got}")
+    if epochs is not None:
+        real_number("epochs", epochs, "(0, inf)", remedy)
+    if fraction is not None:
+        real_number("fraction", fraction, "(0, 1]", "it is a share of the whole run")

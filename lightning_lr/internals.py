@@ -87,6 +87,7 @@ INTERNALS = (
     Internal("Trainer.precision_plugin", "convert_input", lambda trainer: trainer.precision_plugin),
     Internal("Trainer.fit_loop.epoch_loop", "_batches_that_stepped", _epoch_loop),
     Internal("Trainer.fit_loop.epoch_loop", "_results", _epoch_loop),
+    Internal("Trainer.fit_loop.epoch_loop", "min_steps", _epoch_loop),
     Internal("Trainer.fit_loop.epoch_loop", "val_loop", _epoch_loop),
     Internal("Trainer.fit_loop.epoch_loop", "restarting", _epoch_loop),
     Internal("Trainer.fit_loop.epoch_loop", "restarted_on_train_batch_end", _epoch_loop),

@@ -189,6 +189,7 @@ def callbacks(lag: Any = 0) -> list[Any]:
         llr.LRFinder(at=[0, 40], steps=20, min_lr=1e-4, progress_bar=False),
         llr.LRMonitor(momentum=True),
         llr.PlateauDecay("train_loss", factor=0.9, test="trend", patience=40, name="Trend"),
+        llr.Cooldown(epochs=1, shape="1-sqrt"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Lightning's `LightningCLI`: all five callbacks from a YAML file and from the command line, in both namespaces."""
+"""Lightning's `LightningCLI`: all callbacks from a YAML file and from the command line, in both namespaces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.test_namespaces import NAMESPACES, Net, each, home, loaders
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KIND = {
-    kind.__name__: kind for kind in (llr.LRFinder, llr.Warmup, llr.PlateauDecay, llr.DivergenceGuard, llr.LRMonitor)
+    kind.__name__: kind
+    for kind in (llr.LRFinder, llr.Warmup, llr.Cooldown, llr.PlateauDecay, llr.DivergenceGuard, llr.LRMonitor)
 }
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -44,6 +45,15 @@ GIVEN: dict[str, dict[str, Any]] = {
         "shape": "cosine",
         "start_factor": 0.1,
         "name": "Ramp",
+    },
+    "Cooldown": {
+        "steps": 200,
+        "epochs": None,
+        "fraction": None,
+        "shape": "1-sqrt",
+        "end_factor": 0.1,
+        "on_stop": True,
+        "name": "Fall",
     },
     "PlateauDecay": {
         "monitor": "val_acc",
@@ -139,7 +149,7 @@ def add(name: str, *values: str) -> list[str]:
 
 
 @each
-def test_every_argument_of_all_five_can_be_set_in_a_file(namespace: str, tmp_path: Path) -> None:
+def test_every_argument_of_every_callback_can_be_set_in_a_file(namespace: str, tmp_path: Path) -> None:
     made = ours(cli(namespace, "--config", written(tmp_path / "all.yaml", **GIVEN)))
     assert made.keys() == KIND.keys()
     for name, given in GIVEN.items():
@@ -153,16 +163,18 @@ def test_print_config_shows_every_argument_and_reads_its_own_output(
 ) -> None:
     given: dict[str, dict[str, Any]] = {name: {} for name in KIND}
     with pytest.raises(SystemExit, match="0"):
-        cli(namespace, "--config", written(tmp_path / "five.yaml", **given), "--print_config")
+        cli(namespace, "--config", written(tmp_path / "each.yaml", **given), "--print_config")
     shown = yaml.safe_load(capsys.readouterr().out)
     for entry, (name, kind) in zip(shown["trainer"]["callbacks"], KIND.items(), strict=True):
         assert entry["class_path"] == f"lightning_lr.{name}"
         defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
         assert entry["init_args"] == defaults
-    shown["trainer"]["callbacks"][1]["init_args"]["fraction"] = 0.05
+    for place, fraction in ((1, 0.05), (2, 0.2)):
+        shown["trainer"]["callbacks"][place]["init_args"]["fraction"] = fraction
     (tmp_path / "shown.yaml").write_text(yaml.safe_dump(shown))
     made = ours(cli(namespace, "--config", str(tmp_path / "shown.yaml")))
-    assert {name: plain(c) for name, c in made.items()} == {type(c).__name__: plain(c) for c in llr.autopilot()}
+    written_out = [*llr.autopilot(), llr.Cooldown(fraction=0.2)]
+    assert {name: plain(c) for name, c in made.items()} == {type(c).__name__: plain(c) for c in written_out}
 
 
 @each
@@ -183,6 +195,8 @@ BAD = [
     (("Warmup",), ["give exactly one of steps, epochs and fraction, got none"]),
     (("DivergenceGuard", "snapshot_every=0"), ["snapshot_every must be a whole number >= 1 or 'auto', got 0"]),
     (("LRFinder", "max_lr=1e-9"), ["min_lr and max_lr must be finite with 0 < min_lr < max_lr, got 1e-08 and 1e-09"]),
+    (("Cooldown", "fraction=0"), ["fraction must be in (0, 1], got 0", "it is a share of the whole run"]),
+    (("Cooldown", "steps=3", "shape=sqrt"), ['"shape"', "'linear', '1-sqrt', 'cosine'", "sqrt"]),
     (("Warmup", "steps=3", "stepz=4"), ["lightning_lr.Warmup", "'stepz' is not accepted"]),
     (("Warmup", "steps=many"), ["lightning_lr.Warmup", '"steps"', "'int'", "'auto'", "many"]),
     (("Warmup", "steps=3", "shape=cubic"), ['"shape"', "'linear', 'cosine', 'exponential', 'constant'", "cubic"]),
@@ -228,7 +242,7 @@ def test_the_rules_of_the_finder_are_all_in_its_signature() -> None:
 def test_autopilot_goes_into_the_trainers_defaults(namespace: str) -> None:
     autopilot = llr.autopilot(warmup=None, finder={"steps": 20})
     made = cli(namespace, *add("Warmup", "steps=3"), callbacks=autopilot, max_epochs=3, log_every_n_steps=4)
-    assert ours(made).keys() == KIND.keys()
+    assert ours(made).keys() == {kind.__name__ for kind in KINDS.values()}
     made.trainer.fit(made.model, *loaders())
     assert ours(made)["LRMonitor"].story
 

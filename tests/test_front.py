@@ -401,6 +401,7 @@ PRINTED: list[tuple[Any, str]] = [
         lambda: llr.Warmup(fraction=0.1, shape="cosine", name="Ramp"),
         "Warmup(fraction=0.1, shape='cosine', name='Ramp')",
     ),
+    (lambda: llr.Cooldown(epochs=1.5, on_stop=True), "Cooldown(epochs=1.5, on_stop=True)"),
     (lambda: llr.PlateauDecay(), "PlateauDecay()"),
     (lambda: llr.PlateauDecay("val_acc", mode="max"), "PlateauDecay(monitor='val_acc', mode='max')"),
     (lambda: llr.DivergenceGuard(backoff=0.3), "DivergenceGuard(backoff=0.3)"),

@@ -31,6 +31,7 @@ class Case:
     """One combination; all that a run is made of, in plain values, so that a failure can be kept."""
 
     warmup: dict[str, Any] | None = None
+    cooldown: dict[str, Any] | None = None
     plateau: dict[str, Any] | None = None
     finder: dict[str, Any] | None = None
     guard: dict[str, Any] | None = None
@@ -115,6 +116,8 @@ def ours(case: Case) -> list[Any]:
     made: list[Any] = []
     if case.warmup is not None:
         made.append(llr.Warmup(**case.warmup))
+    if case.cooldown is not None:
+        made.append(llr.Cooldown(**case.cooldown))
     if case.plateau is not None:
         metric = "train_loss_epoch" if case.validation[0] == "none" or case.manual else case.metric
         made.append(llr.PlateauDecay("train_loss" if case.manual else metric, **case.plateau))
@@ -143,6 +146,14 @@ def cases(draw: st.DrawFn) -> Case:
     warmup = maybe(st.builds(lambda length, s, f: {**length, "shape": s, "start_factor": f}, lengths, shape, start))
     if warmup is not None and warmup["shape"] in ("constant", "exponential"):
         warmup["start_factor"] = max(warmup["start_factor"], 0.1)
+    fall = st.fixed_dictionaries(
+        {
+            "shape": st.sampled_from(["linear", "1-sqrt", "cosine"]),
+            "end_factor": st.sampled_from([0.0, 0.1]),
+            "on_stop": st.booleans(),
+        }
+    )
+    cooldown = maybe(st.builds(lambda length, how: {**length, **how}, lengths, fall))
     plateau = maybe(
         st.fixed_dictionaries(
             {
@@ -180,6 +191,7 @@ def cases(draw: st.DrawFn) -> Case:
     scale = maybe(st.sampled_from([2.0**4, 2.0**24])) if draw(st.booleans()) else None
     return Case(
         warmup=warmup,
+        cooldown=cooldown,
         plateau=plateau,
         finder=finder,
         guard=guard,
@@ -225,7 +237,7 @@ def holds(case: Case, root: Path) -> None:
         run.witness.unhealthy.clear()
     check(run, plain)
     resumes(case, way, root, run, plain, faults)
-    active = case.warmup or case.plateau or case.finder or case.faults
+    active = case.warmup or case.cooldown or case.plateau or case.finder or case.faults
     if not active and not (guard is not None and guard.skips + guard.rewinds):
         check_same(run, plain)
 

@@ -91,6 +91,7 @@ def five() -> list[Any]:
         llr.PlateauDecay("val_loss", factor=0.5, patience=0, threshold=0.3, threshold_mode="abs"),
         llr.Warmup(8),
         llr.LRFinder(at=[0, 30], steps=20),
+        llr.Cooldown(12, shape="1-sqrt"),
     ]
 
 
@@ -113,7 +114,7 @@ def trainer(namespace: str, root: Path, callbacks: list[Any], **settings: Any) -
 
 def record(model: Any, callbacks: list[Any]) -> dict[str, Any]:
     """All that a run has to show, with every bit of its numbers."""
-    monitor, guard, plateau, warmup, finder = callbacks
+    monitor, guard, plateau, warmup, finder, _ = callbacks
     return {
         "weights": [p.tolist() for p in model.parameters()],
         "rates": monitor.rates,

@@ -15,6 +15,8 @@ from tests.small import Loader, Model, held_out, pl, sgd, trainer
 
 MAKE: dict[str, Callable[[], list[Any]]] = {
     "Warmup": lambda: [llr.Warmup(20)],
+    # of a fall over one update, which has the rate in full, a run that is made longer takes nothing back
+    "Cooldown": lambda: [llr.Cooldown(1)],
     "PlateauDecay": lambda: [llr.PlateauDecay("val_loss", patience=1)],
     "DivergenceGuard": lambda: [llr.DivergenceGuard(snapshot_every=10)],
     "LRFinder": lambda: [llr.LRFinder(steps=20, progress_bar=False)],
@@ -94,6 +96,8 @@ OTHER = {
         lambda s: s["own"]["states"][0].update(version=99),
         "DivergenceState is saved in vers",
     ),
+    "no clock": ("Cooldown", lambda s: s["own"].pop("clock"), "its entries are not those"),
+    "a longer clock": ("Cooldown", lambda s: s["own"]["clock"].append(1), "its entries are not those"),
     "no restarts": ("Warmup", lambda s: s["own"].pop("restarted"), "its entries are not those"),
 }
 

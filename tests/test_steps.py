@@ -484,6 +484,7 @@ class Unoptimised(Model):
 
 EACH: dict[str, Callable[[], list[Any]]] = {
     "Warmup": lambda: [llr.Warmup(fraction=0.1)],
+    "Cooldown": lambda: [llr.Cooldown(fraction=0.1, on_stop=True)],
     "PlateauDecay": lambda: [llr.PlateauDecay("nobody logs it")],
     "DivergenceGuard": lambda: [llr.DivergenceGuard()],
     "LRFinder": lambda: [llr.LRFinder(steps=20)],

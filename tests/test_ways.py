@@ -21,6 +21,8 @@ Make = Callable[[str], Any]
 NEUTRAL: dict[str, Make] = {
     "LRFinder": lambda monitor: llr.LRFinder(at=None, optimizer=0),
     "Warmup": lambda monitor: llr.Warmup(1),
+    # the one update of a fall over one has the rate in full
+    "Cooldown": lambda monitor: llr.Cooldown(1),
     "PlateauDecay": lambda monitor: llr.PlateauDecay(monitor, patience=NEVER),
     "DivergenceGuard": lambda monitor: llr.DivergenceGuard(),
     "LRMonitor": lambda monitor: llr.LRMonitor(),
@@ -30,6 +32,7 @@ NEUTRAL: dict[str, Make] = {
 ACTIVE: dict[str, Make] = {
     "LRFinder": lambda monitor: llr.LRFinder(at=10, optimizer=0, steps=20, min_lr=1e-4),
     "Warmup": lambda monitor: llr.Warmup(6),
+    "Cooldown": lambda monitor: llr.Cooldown(8, on_stop=True),
     # nothing is ever good enough
     "PlateauDecay": lambda monitor: llr.PlateauDecay(
         monitor, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs"

@@ -369,7 +369,10 @@ WAYS: dict[str, Way] = {
         others=lambda _: [cb.BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.01)],
         resumes=False,
     ),
-    "early stopping": Way(others=lambda _: [cb.EarlyStopping("val_loss", patience=1, min_delta=10.0)], whole=False),
+    # a Cooldown that is at work makes it longer: see test_cooldown.py
+    "early stopping": Way(
+        others=lambda _: [cb.EarlyStopping("val_loss", patience=1, min_delta=10.0)], whole=False, without=("Cooldown",)
+    ),
     "checkpoints by step, by metric, of weights": Way(others=checkpoints),
     "beside LearningRateMonitor": Way(
         settings=lambda: {"logger": True},
@@ -385,7 +388,7 @@ WAYS: dict[str, Way] = {
     ),
     "progress bars": Way(settings=of(enable_progress_bar=True, enable_model_summary=True)),
     # data and length
-    "no length": Way(data=stream, settings=of(use_distributed_sampler=False), resumes=False),
+    "no length": Way(data=stream, settings=of(use_distributed_sampler=False), resumes=False, without=("Cooldown",)),
     "several loaders, shortest": Way(lambda: Several(), data=lambda: combined("min_size"), resumes=False),
     "several loaders, longest": Way(lambda: Several(), data=lambda: combined("max_size"), resumes=False),
     "limited": Way(settings=of(limit_train_batches=0.5, limit_val_batches=1, max_epochs=2 * EPOCHS)),

@@ -143,6 +143,11 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         return False
 
     @property
+    def given_up(self) -> bool:
+        """Whether it has asked the trainer to stop because nothing more can be learned."""
+        return False
+
+    @property
     def trying(self) -> bool:
         """Whether it runs batches at other weights than the run's own now."""
         return False

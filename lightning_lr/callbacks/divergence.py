@@ -145,6 +145,11 @@ class DivergenceGuard(LRCallback):
         return self._guarded is not None and self._guarded.tryout is not None
 
     @property
+    def given_up(self) -> bool:
+        """Whether it has given the run up."""
+        return self._guarded is not None and self._guarded.given_up
+
+    @property
     def settling(self) -> bool:
         """Whether a trial is under way, or a rewind was a moment ago."""
         since = 0 if self._guarded is None else self._guarded.keeper.since

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lr.callbacks.cooldown import Cooldown
 from lightning_lr.callbacks.run import Run
 from lightning_lr.callbacks.warmup import Warmup
 from lightning_lr.internals import scale_of, unscales_itself
@@ -201,10 +202,14 @@ class Ground:
         return scale is not None and float(scale) > SCALE_FLOOR
 
     def planned_rate(self, index: int, owner: Any) -> float:
-        """The height to which the schedule and a warm-up may raise the rate without suspicion."""
+        """The height to which the schedule and a warm-up may raise the rate without suspicion.
+
+        A cooldown that a longer run takes back, too.
+        """
         ledger, trainer = self._run.ledger, self._run.trainer
         peaks = reference_rates(ledger.optimizers[index], [config.scheduler for config in trainer.lr_scheduler_configs])
-        others = [p for p in self._run.peers if p.has_factor and p is not owner and not isinstance(p, Warmup)]
+        passing = (Warmup, Cooldown)
+        others = [p for p in self._run.peers if p.has_factor and p is not owner and not isinstance(p, passing)]
         return max(
             peak * math.prod(ledger.factor(peer.name, index, group) for peer in others)
             for group, peak in enumerate(peaks)

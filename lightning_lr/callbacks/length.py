@@ -6,7 +6,9 @@ import math
 from typing import Any, overload
 
 
-def updates_in_epochs(trainer: Any, epochs: float, asking: str, instead: str = "give steps= instead") -> float:
+def updates_in_epochs(
+    trainer: Any, epochs: float, asking: str, instead: str = "give steps= instead", first: int | None = None
+) -> float:
     """The updates that each optimizer makes in so many epochs from the current one on.
 
     Under manual optimization one update per batch and optimizer is taken for granted.
@@ -16,6 +18,7 @@ def updates_in_epochs(trainer: Any, epochs: float, asking: str, instead: str = "
         epochs: >= 0, may be fractional.
         asking: the argument that wants to know, for the error.
         instead: what to write instead, for the error.
+        first: the first of these epochs; None: the current one.
 
     Raises:
         ValueError: when the training dataloader has no length.
@@ -27,9 +30,20 @@ def updates_in_epochs(trainer: Any, epochs: float, asking: str, instead: str = "
             f"{instead}, or Trainer(limit_train_batches=<a whole number>)"
         )
     whole, rest = divmod(epochs, 1.0)
-    first = trainer.current_epoch
-    updates = sum(math.ceil(batches / accumulation(trainer, first + i)) for i in range(int(whole)))
-    return updates + rest * math.ceil(batches / accumulation(trainer, first + int(whole)))
+    start = trainer.current_epoch if first is None else first
+    if _schedule(trainer) is None:
+        updates = whole * math.ceil(batches / accumulation(trainer, start))
+    else:
+        updates = sum(math.ceil(batches / accumulation(trainer, start + i)) for i in range(int(whole)))
+    return updates + rest * math.ceil(batches / accumulation(trainer, start + int(whole)))
+
+
+def updates_in_last_epochs(trainer: Any, epochs: float, asking: str, instead: str, end: int) -> float:
+    """The updates that each optimizer makes in so many epochs before epoch `end`; see `updates_in_epochs`."""
+    whole = math.floor(epochs)
+    first = max(0, end - whole)
+    before = updates_in_epochs(trainer, epochs - whole, asking, instead, first=max(0, first - 1))
+    return before + updates_in_epochs(trainer, whole, asking, instead, first=first)
 
 
 @overload
@@ -78,7 +92,10 @@ def accumulation(trainer: Any, epoch: int) -> int:
     """The batches of an update in an epoch."""
     if not trainer.lightning_module.automatic_optimization:
         return 1
-    for callback in trainer.callbacks:
-        if hasattr(callback, "get_accumulate_grad_batches"):
-            return callback.get_accumulate_grad_batches(epoch)
-    return trainer.accumulate_grad_batches
+    schedule = _schedule(trainer)
+    return trainer.accumulate_grad_batches if schedule is None else schedule.get_accumulate_grad_batches(epoch)
+
+
+def _schedule(trainer: Any) -> Any:
+    """The callback that has accumulation change by epoch, or None."""
+    return next((c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")), None)

@@ -20,7 +20,8 @@ from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, Plat
 class PlateauDecay(LRCallback):
     """Multiplies every rate by `factor` each time that a metric has stopped to improve.
 
-    It works on top of any scheduler and of `Warmup`; while that still warms up, no check counts against the rate.
+    It works on top of any scheduler, of `Warmup` and of `Cooldown`; while the rate warms up or cools down, no check
+    counts against it.
     The metric may come from validation, from a training epoch or from every training step; it is checked when it is
     produced (sanity checking excepted), before checkpoints are saved, and as the mean over the ranks. A value that is
     not finite never counts as a bad check.

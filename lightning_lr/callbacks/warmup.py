@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_lr.arguments import real_number
+from lightning_lr.arguments import one_length
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.length import updates_in_epochs, updates_in_run
 from lightning_lr.policies.warmup import WarmupPolicy, untuned_steps
@@ -57,17 +57,9 @@ class Warmup(LRCallback):
     ) -> None:
         super().__init__(name)
         self.keep_arguments(locals())
-        given = {"steps": steps, "epochs": epochs, "fraction": fraction}
-        given = {key: value for key, value in given.items() if value is not None}
-        if len(given) != 1:
-            got = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "none"
-            raise ValueError(f"give exactly one of steps, epochs and fraction, got {got}")
+        one_length(steps, epochs, fraction, "for no warm-up, leave Warmup out")
         if isinstance(steps, str) and steps != "auto":
             raise ValueError(f"steps must be a whole number >= 1 or 'auto', got {steps!r}")
-        if epochs is not None:
-            real_number("epochs", epochs, "(0, inf)", "for no warm-up, leave Warmup out")
-        if fraction is not None:
-            real_number("fraction", fraction, "(0, 1]", "it is a share of the whole run")
         self.steps, self.epochs, self.fraction = steps, epochs, fraction
         self.shape, self.start_factor = shape, start_factor
         self._policy(1 if steps is None or steps == "auto" else steps)
