@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from lightning_lr.policies.suggestion import Suggestion
-from lightning_lr.policies.sweep import MARGIN, SweepState
+from lightning_lr.policies.sweep import SweepState
 from lightning_lr.saved import fields
 
 
@@ -20,11 +21,16 @@ class Finding:
         losses: the loss before each of these updates, the mean over micro-batches and ranks.
         trials: (rate, mean loss at its end) of every rate that was trained from the healthy start; None: it blew up.
             Empty for a rule on a ramp.
-        ramp: how many of the first updates were the ramp.
+        look: how many of the first updates only looked at the healthy weights, at rate 0.
+        ramp: how many updates after them were the ramp.
         suggestion: the suggested rate, absolute; None for a refusal.
         refusal: why there is none; empty otherwise.
         words: how it was found, or the refusal.
         rule: the rule's name.
+        sure: whether the losses left no doubt; None where a rule can't tell.
+        low: the lowest rate that could not be told from the best one; None where that isn't known.
+        high: the highest.
+        share: what share of the best rate is suggested; None where that isn't known.
         update: the optimizer's count of real updates at the sweep.
         step: the loggers' step at the sweep's end.
     """
@@ -32,11 +38,16 @@ class Finding:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     trials: tuple[tuple[float, float | None], ...]
+    look: int
     ramp: int
     suggestion: float | None
     refusal: str
     words: str
     rule: str
+    sure: bool | None
+    low: float | None
+    high: float | None
+    share: float | None
     update: int
     step: int
 
@@ -44,33 +55,42 @@ class Finding:
     def of(cls, state: SweepState, suggestion: Suggestion, rule: str, update: int, step: int) -> Finding:
         """What a policy's last state and suggestion say."""
         count = len(state.losses)
+        trained = state.trials[0].start if state.trials else count
         return cls(
-            state.rates[:count],
-            state.losses,
-            tuple((trial.rate, trial.mean) for trial in state.trials),
-            state.trials[0].start if state.trials else count,
-            suggestion.rate,
-            suggestion.words if suggestion.refused else "",
-            suggestion.words,
-            rule,
-            update,
-            step,
+            rates=state.rates[:count],
+            losses=state.losses,
+            trials=tuple((trial.rate, None if trial.losses is None else trial.mean) for trial in state.trials),
+            look=state.ramp_start,
+            ramp=trained - state.ramp_start,
+            suggestion=suggestion.rate,
+            refusal=suggestion.words if suggestion.refused else "",
+            words=suggestion.words,
+            rule=rule,
+            sure=suggestion.sure,
+            low=suggestion.low,
+            high=suggestion.high,
+            share=suggestion.share,
+            update=update,
+            step=step,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain values, for a checkpoint."""
         lists = {"rates": list(self.rates), "losses": list(self.losses), "trials": [list(t) for t in self.trials]}
-        names = ("ramp", "suggestion", "refusal", "words", "rule", "update", "step")
-        return {"version": 1, **lists, **{name: getattr(self, name) for name in names}}
+        own = [field.name for field in dataclass_fields(self) if field.name not in lists]
+        return {"version": 2, **lists, **{name: getattr(self, name) for name in own}}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Finding:
-        """The finding that `to_dict` gave.
+        """The finding that `to_dict` gave, in this release or the one before.
 
         Raises:
             SavedStateError: for a version that this release doesn't know.
         """
-        own = fields(saved, 1, cls)
+        if saved.get("version") == 1:
+            # before, no finding had a certainty, and a sweep began with its ramp
+            saved = {**saved, "version": 2, "look": 0, **dict.fromkeys(("sure", "low", "high", "share"))}
+        own = fields(saved, 2, cls)
         trials = tuple((rate, mean) for rate, mean in own["trials"])
         return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": trials})
 
@@ -85,13 +105,21 @@ class Finding:
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log")
-        points = list(zip(self.rates[: self.ramp], self.losses[: self.ramp], strict=True))
+        ramp = slice(self.look, self.look + self.ramp)
+        points = list(zip(self.rates[ramp], self.losses[ramp], strict=True))
         shown = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
-        axes.plot([r for r, _ in shown], [x for _, x in shown], "o-", color="0.6", markersize=3, label="ramp")
-        ended = sorted((rate, mean) for rate, mean in self.trials if mean is not None)
+        if shown:
+            axes.plot([r for r, _ in shown], [x for _, x in shown], "o-", color="0.6", markersize=3, label="ramp")
+        # of a rate that was tried twice the second trial was the longer one
+        ended = sorted((rate, mean) for rate, mean in dict(self.trials).items() if mean is not None)
         if ended:
             axes.plot([r for r, _ in ended], [x for _, x in ended], "s-", color="C0", label="trials: loss at the end")
-        heights = [loss for _, loss in shown[: max(1, len(shown) // 2)]] + [mean for _, mean in ended]
+        if self.look:
+            level = math.fsum(self.losses[: self.look]) / self.look
+            axes.axhline(level, color="0.4", linestyle="--", linewidth=1, label="before, on the same batches")
+        if self.low is not None and self.high is not None and self.low < self.high:
+            axes.axvspan(self.low, self.high, color="C0", alpha=0.12, label="can't be told from the best")
+        heights = [loss for _, loss in shown[: (len(shown) + 1) // 2]] + [mean for _, mean in ended]
         if heights:
             # the ramp's end goes through the roof, but what lies lowest is what a rule looks at
             low, high = min([*heights, *(loss for _, loss in shown)]), max(heights)
@@ -114,14 +142,15 @@ class Finding:
 
     def _plot_suggestion(self, axes: Any, rate: float) -> None:
         words = f"suggestion {rate:.3g} ({self.rule})"
-        if self.trials:
-            # a share of the best trial's rate: without that word the line looks misplaced
-            best = rate / MARGIN
-            how = "lowest loss" if "lowest loss" in self.words else "highest stable rate"
-            words = f"suggestion {rate:.3g} ({self.rule}): {MARGIN:g} x {best:.3g} ({how})"
+        if self.sure is not None:
+            words += ", sure" if self.sure else ", unsure"
+        if self.share is not None and self.share < 1.0:
+            # without that word the line looks misplaced
+            best = rate / self.share
+            words += f": {self.share:.2g} x {best:.3g}"
             axes.axvline(best, color="C2", linestyle=":", linewidth=1)
             arrow = {"arrowstyle": "->", "color": "C2"}
             at = axes.get_xaxis_transform()
             axes.annotate("", xy=(rate, 0.06), xytext=(best, 0.06), xycoords=at, textcoords=at, arrowprops=arrow)
-            axes.annotate(f" x {MARGIN:g}", xy=(best, 0.04), xycoords=at, fontsize=8)
+            axes.annotate(f" x {self.share:.2g}", xy=(best, 0.04), xycoords=at, fontsize=8)
         axes.axvline(rate, color="C2", label=words)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lr.callbacks.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
+from lightning_lr.callbacks.rerun import Rerun
 from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
 from lightning_lr.journal import Journal
@@ -27,17 +28,21 @@ SKIPS = 10
 BETWEEN_PAUSES = 3
 """At least so many updates that don't count lie between two pauses: of shorter epochs not every one has a pause."""
 
-FLAGS = ("skipped", "counted", "since", "several", "fresh", "pausing")
+FLAGS = ("skipped", "counted", "since", "several", "fresh", "pausing", "pauses")
 """What goes on in the next batch, besides the policy's state and the trial."""
 
 
 class Sweep:
     """Leads the policy through the run's batches, with a trial's state in place within each of them.
 
-    What a batch logs counts if its forward pass ran at the healthy weights, as it does until a trial's first update. An
-    epoch whose first batch would be another one begins with a *pause*: this batch logs and counts, its update is made
-    to a copy that nobody keeps, and it is no point of the sweep. So every epoch has true training metrics from its
-    first batch on, also under manual optimization, where no batch of a trial counts.
+    The policy's batches are kept and played again in the place of the run's own, see `Rerun`; where that can't be, they
+    are the run's own, and the policy is told.
+
+    What a batch of the run's own logs counts if its forward pass ran at the healthy weights, as it does until a trial's
+    first update at a rate above 0. An epoch whose first batch would be another one begins with a *pause*: this batch
+    logs and counts, its update is made to a copy that nobody keeps, and it is no point of the sweep. So every epoch has
+    true training metrics from its first batch on, also under manual optimization, where no batch of a trial counts. A
+    sweep that keeps batches begins with one, too: its first batch had come before there was anybody to keep it.
 
     Where a rank's device has no memory for a state that is to be made, the sweep has `failed` on all ranks, before
     anything is changed, and the batch that has begun is the run's own.
@@ -50,6 +55,8 @@ class Sweep:
         journal: where the curve goes.
         index: of the optimizer that is swept; others train the trial at their own rates, and count nothing.
         bar: a `Bar`, or None.
+        began: the policy's state before the first update, and what that is.
+        replay: whether batches are kept and played again.
         saved: what `state_dict` gave, of a sweep that goes on.
     """
 
@@ -62,6 +69,9 @@ class Sweep:
         journal: Journal,
         index: int,
         bar: Any,
+        began: tuple[SweepState, Next],
+        *,
+        replay: bool = False,
         saved: dict[str, Any] | None = None,
     ) -> None:
         self.policy, self.journal, self.bar = policy, journal, bar
@@ -76,24 +86,31 @@ class Sweep:
         # the trial has made no update; an update has several forward passes
         self.fresh = self.several = self.pausing = False
         self._counts = self._stepped = self.failed = False
-        self.state, self.now = policy.start()
-        self.now = self.now._replace(restore=True)
+        self.state, self.now = began
+        self.pauses = replay
+        """Whether the next window is a pause."""
+        self._rerun = Rerun(trainer, self.policy.probes, saved["rerun"] if saved else None) if replay else None
         if saved is not None:
             self.state = SweepState.from_dict(saved["policy"])
             for name in FLAGS:
                 setattr(self, name, saved[name])
-            self.now = Next(self.state.rates[-1], saved["restore"])
+            self.now = Next(self.state.rates[-1], saved["restore"], saved["batch"])
             if not self.now.restore:
                 self._made(lambda: self._trial.load_state_dict(saved["trial"]))
+            self._ask(trainer.current_epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Between two batches: all that goes on in the next. The generators' states are not in it, as Lightning's
-        checkpoints have none either."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """Between two batches: all that goes on in the next; None where the kept batches can't be in a checkpoint. The
+        generators' states are not in it, as Lightning's checkpoints have none either."""
+        rerun = None if self._rerun is None else self._rerun.state_dict()
+        if self._rerun is not None and rerun is None:
+            return None
         trial = None
         if not self.now.restore:
             trial = self._trial.state_dict()
         flags = {name: getattr(self, name) for name in FLAGS}
-        return {"policy": self.state.to_dict(), "restore": self.now.restore, "trial": trial, **flags}
+        following = {"restore": self.now.restore, "batch": self.now.batch}
+        return {"policy": self.state.to_dict(), **following, "trial": trial, "rerun": rerun, **flags}
 
     @property
     def over(self) -> bool:
@@ -109,16 +126,36 @@ class Sweep:
         """Puts the trial in place, or the copy that a pause spoils."""
         automatic = self._module.automatic_optimization
         self._stepped = False
-        self._counts = automatic and (self.now.restore or self.fresh) and not self.several
-        due = self.counted != self._trainer.current_epoch and self.since >= BETWEEN_PAUSES
-        if self._aside.window_begins(batch_idx) and not self._counts and due:
-            self.pausing = True
+        if self._rerun is not None:
+            self._rerun.begin_batch()
+        own = self._rerun is None or not self._rerun.playing
+        self._counts = automatic and own and (self.now.restore or self.fresh) and not self.several
+        if self._aside.window_begins(batch_idx) and self._pause_due(self._trainer.current_epoch):
+            self.pausing = self.pauses or not self._counts
+            self.pauses = False
         self._counts = self._counts or self.pausing
         self._aside.begin_batch(counts=self._counts)
         if self.pausing:
             self._enter_pause()
         else:
             self._enter(metrics=not self._counts)
+
+    def _pause_due(self, epoch: int) -> bool:
+        """Whether a window of this epoch that begins now is to count, as none of the epoch has yet."""
+        return self.pauses or (self.counted != epoch and self.since >= BETWEEN_PAUSES)
+
+    def _ask(self, epoch: int) -> None:
+        """Says which batch the loop is to take next, which is one of this epoch."""
+        if self._rerun is None:
+            return
+        if self._rerun.failed:
+            self.state = self.policy.unpaired(self.state)
+        if self.pausing or self._pause_due(epoch):
+            # it counts, and so it is the run's own
+            self.pauses = not self.pausing
+            self._rerun.ask(None)
+        else:
+            self._rerun.ask(self.now.batch)
 
     def see(self, loss: Tensor) -> None:
         """Takes a loss as it goes into its backward pass."""
@@ -137,7 +174,7 @@ class Sweep:
         loss = self._loss()
         if loss is None:
             return
-        self.fresh = False
+        self.fresh = self.fresh and self.now.rate == 0.0
         self._take(loss)
         if self.over or self._module.automatic_optimization:
             self._trial.leave()
@@ -163,6 +200,9 @@ class Sweep:
             self.since += 1
         if self.pausing and (window_over if automatic else self._stepped):
             self._end_pause()
+        if self._rerun is not None:
+            self._rerun.end_batch(window_over=window_over)
+            self._ask(self._trainer.current_epoch + self._trainer.is_last_batch)
 
     def cut_batch(self) -> None:
         """At the end of an epoch: one of its batches may have begun without an end (`on_train_batch_start` gave -1)."""
@@ -170,6 +210,9 @@ class Sweep:
             self.rest()
             if self._module.automatic_optimization:
                 self._meter.take()
+        if self._rerun is not None:
+            self._rerun.end_batch(window_over=True)
+            self._ask(self._trainer.current_epoch + 1)
 
     def rest(self) -> None:
         """Puts the healthy state in place, wherever in a batch something raised."""
@@ -184,6 +227,8 @@ class Sweep:
     def close(self) -> None:
         """Gives back all that was borrowed, whether the sweep is over or not."""
         self._aside.close()
+        if self._rerun is not None:
+            self._rerun.close()
         if self.bar is not None:
             self.bar.close()
 
@@ -251,7 +296,12 @@ class Sweep:
 
     def _loss(self) -> float | None:
         """The mean over the update's micro-batches and the ranks that saw one; every rank asks, with a loss or not."""
-        return measure(self._meter.take(), [], device=self._trainer.strategy.root_device).loss
+        missed = [] if self._rerun is None else [torch.tensor(float(self._rerun.missed))]
+        seen = measure(self._meter.take(), [], None, missed, device=self._trainer.strategy.root_device)
+        if self._rerun is not None and seen.more[0] > 0.0:
+            # on one rank a kept batch could not be had again
+            self._rerun.give_up()
+        return seen.loss
 
     def _take(self, loss: float) -> None:
         self.skipped = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
-from lightning_lr.policies.trials import APART, Horizon, Trial, Trials, second_opinion
+from lightning_lr.policies.trials import STEP, Horizon, Trial, Trials, second_opinion
 from lightning_lr.saved import fields
 
 BRACKET = "bracket"
@@ -71,6 +71,16 @@ class Next(NamedTuple):
     restore: bool
     batch: int | None = None
     suggestion: Suggestion | None = None
+
+
+def on_grid(rate: float) -> float:
+    """The nearest power of `STEP`, so that sweeps whose ramps end elsewhere try the same rates.
+
+    Example:
+        >>> [round(on_grid(rate), 3) for rate in (0.03, 0.1, 0.2)]
+        [0.037, 0.111, 0.333]
+    """
+    return STEP ** round(math.log(rate) / math.log(STEP))
 
 
 @dataclass(frozen=True)
@@ -276,7 +286,7 @@ class SweepPolicy:
             return replace(state, rates=(*state.rates, rate)), Next(rate, False, made % self.probes)
         length = min(SHORT, max(self.probes + 1, (self.steps - len(state.losses)) // TRIALS))
         first = (self.max_lr if state.bound is None else state.bound) / BELOW_BLOW_UP
-        return self._begin(replace(state, trial_length=length), max(first, self.min_lr))
+        return self._begin(replace(state, trial_length=length), max(on_grid(first), self.min_lr))
 
     def _plain_ramp(self, state: SweepState) -> tuple[SweepState, Next]:
         count = len(state.losses)
@@ -347,5 +357,3 @@ class SweepPolicy:
             return state, Next(None, True, suggestion=said)
         return self._begin(state, following)
 
-
-__all__ = ["APART", "BRACKET", "Next", "SweepPolicy", "SweepState", "Trial"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lightning_lr.policies.comparison import Difference, compare
+from lightning_lr.policies.comparison import ROUNDING, Difference, compare
 from lightning_lr.policies.suggestion import Suggestion, unbounded_words
 
 STEP = 3.0
@@ -20,10 +20,14 @@ WIDE = 10.0
 MARGIN = 0.3
 """The share of the best trial's rate that is suggested where the run's length isn't known."""
 
-HORIZON = {"falls": {"sgd": 0.22, "adaptive": 0.17}, "stays": {"sgd": 0.3, "adaptive": 0.25}}
+HORIZON = {"falls": {"sgd": 0.2, "adaptive": 0.15}, "stays": {"sgd": 0.3, "adaptive": 0.25}}
 """The rate that is best over n updates is too high for N: `(n / N) ** power` of it is suggested, with this power where
 the rate falls at the run's end or stays, and for the optimizer's kind. On the tuning half of the kinds, 300 and 1,000
 updates, shares from 0.28 to 0.5 that these powers give were the best of a grid of shares from 0.1 to 1."""
+
+
+WEAK, STRONG = 0.4, 8.0
+"""So much more power where the loss fell by no more than `SURE` standard errors, none from `STRONG` on."""
 
 
 class Trial(NamedTuple):
@@ -58,16 +62,26 @@ class Horizon(NamedTuple):
     updates: float | None = None
     power: float = HORIZON["stays"]["sgd"]
 
-    def share(self, length: int) -> float:
+    def share(self, length: int, doubt: float = 0.0) -> float:
         """The share of a rate that is best over so many updates, in (0, 1].
+
+        Args:
+            length: the updates of its trial.
+            doubt: see `weakness`; the more, the lower the share.
 
         Example:
             >>> round(Horizon(1000, 0.22).share(13), 2), Horizon(None).share(13)
             (0.38, 0.3)
         """
+        weak = 1.0 + WEAK * doubt
         if self.updates is None or not 0.0 < self.updates < math.inf:
-            return MARGIN
-        return min(1.0, (length / self.updates) ** self.power)
+            return MARGIN**weak
+        return min(1.0, (length / self.updates) ** (weak * self.power))
+
+
+def weakness(t: float) -> float:
+    """How little a change of the loss by so many standard errors (below 0 where it fell) says, in [0, 1]."""
+    return min(1.0, max(0.0, (STRONG + t) / (STRONG - SURE)))
 
 
 class Trials(NamedTuple):
@@ -107,8 +121,9 @@ class Trials(NamedTuple):
         return min(self.ranked, key=lambda trial: trial.mean, default=None)
 
     def alike(self, best: Trial) -> list[Trial]:
-        """Those of `ranked` that can't be told from the best one."""
-        return [trial for trial in self.ranked if trial is best or self.against(trial, best).t < APART]
+        """Those of `ranked` that can't be told from the best one; more are, where that one may have won by chance."""
+        apart = APART if self.against(best).t <= -SURE else SURE
+        return [trial for trial in self.ranked if trial is best or self.against(trial, best).t < apart]
 
     def following(self, low: float, high: float) -> float | None:
         """The rate to try next, so that the best one has clearly worse ones below it and a worse one above.
@@ -121,10 +136,14 @@ class Trials(NamedTuple):
         rates = [trial.rate for trial in self.done if trial.length == longest]
         lower = min(rates) / STEP if min(rates) / STEP >= low else None
         best = self.best
+        higher = max(rates) * STEP if max(rates) * STEP <= high else None
+        if best is not None and len(rates) == 1 and self.against(best).t <= -STRONG and higher is not None:
+            # it does so well that it is more likely too low than too high
+            return higher
         if best is None or best.rate == min(rates):
             return lower
         if best.rate == max(rates):
-            return best.rate * STEP if best.rate * STEP <= high else None
+            return higher
         return lower if self.alike(best)[0].rate == min(rates) else None
 
     def suggestion(self, horizon: Horizon, low: float, high: float, *, bounded: bool) -> Suggestion:
@@ -142,12 +161,14 @@ class Trials(NamedTuple):
             lowest = min(trial.rate for trial in self.done)
             return Suggestion(None, f"the loss blew up even at {lowest:.3g}, the lowest rate tried: lower max_lr")
         fell = self.against(best).t
-        if not bounded and fell > -APART and not any(self.hurts(trial) for trial in self.done):
+        if not bounded and all(self._nothing(trial) for trial in self.done):
             return Suggestion(None, unbounded_words(high))
         alike = self.alike(best)
         span = alike[0].rate, alike[-1].rate
-        peak = math.exp(min(self._middle(best), math.log(alike[0].rate) if alike[0].rate < best.rate else math.inf))
-        share = horizon.share(best.length)
+        # of rates that can't be told apart the lowest, the more so the weaker the evidence is
+        middle, doubt = self._middle(best), weakness(fell)
+        peak = math.exp(middle + doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
+        share = horizon.share(best.length, doubt)
         rate = min(max(share * peak, low), high)
         sure = fell <= -SURE and span[1] <= WIDE * span[0]
         how = "lowest loss" if fell <= -APART else "careful end: no rate lowered the loss beyond doubt"
@@ -157,6 +178,11 @@ class Trials(NamedTuple):
         if not sure:
             words += f"; unsure: {span[0]:.2g} to {span[1]:.2g} can't be told apart" if span[0] < span[1] else "; unsure"
         return Suggestion(rate, words, sure, span[0], span[1], share)
+
+    def _nothing(self, trial: Trial) -> bool:
+        """Whether its rate changed nothing that the loss's own digits show."""
+        change = self.against(trial)
+        return abs(change.mean) <= 2.0 * ROUNDING * max(map(abs, self.base))
 
     def words(self) -> str:
         """What each rate of the longest kind did to the loss, lowest rate first."""

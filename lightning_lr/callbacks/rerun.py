@@ -1,0 +1,104 @@
+"""Rerun: a sweep's own batches, kept when they come first, and played again under their number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_lr.callbacks.replay import Replay
+from lightning_lr.randomness import RandomState
+
+LARGEST_SAVED = 2**26
+"""A checkpoint takes no more bytes of kept batches; a sweep with more starts over when it is resumed."""
+
+
+class Rerun:
+    """Gives Lightning's loop the batches that a policy asks for by number, one window of accumulation at a time.
+
+    A number that comes for the first time is the run's own next batch, or as many as an update has, which is kept. The
+    same number is then played again, and the random generators go back to where they were when it came first, so that
+    dropout is the same, too. Where there is no room for more, what trains is played again in turn.
+
+    Args:
+        trainer: whose loop.
+        probes: the numbers below this are compared, and are never taken for another.
+        saved: what `state_dict` gave.
+    """
+
+    def __init__(self, trainer: Any, probes: int, saved: dict[str, Any] | None) -> None:
+        self._trainer, self._probes = trainer, probes
+        self._replay = Replay(trainer, saved=None if saved is None else saved["replay"])
+        self._windows: dict[int, list[int]] = {}
+        self._random: dict[int, RandomState] = {}
+        self._number: int | None = None
+        self._position, self._wanted = 0, None
+        self._given_up = False
+        if saved is not None:
+            self._windows = {number: list(window) for number, window in saved["windows"]}
+            self._given_up = saved["given_up"]
+        self._replay.begin()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Between two windows: the kept batches; None where a checkpoint can't have them."""
+        replay = self._replay.state_dict() if self._replay.bytes <= LARGEST_SAVED else None
+        if replay is None:
+            return None
+        windows = [[number, list(window)] for number, window in self._windows.items()]
+        return {"replay": replay, "windows": windows, "given_up": self._given_up}
+
+    @property
+    def failed(self) -> str | None:
+        """Why batches can't be compared with themselves, in words; None while they can."""
+        if self._given_up:
+            return "on one rank a kept batch could not be had again"
+        short = self._replay.full and not all(number in self._windows for number in range(self._probes))
+        return self._replay.failed or ("there is no memory for them" if short else None)
+
+    @property
+    def playing(self) -> bool:
+        """Whether the batch under way is a kept one, and not the run's own."""
+        return self._wanted is not None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the batch under way is not the one asked for, on this rank."""
+        return self._wanted is not None and self._replay.placed != self._wanted
+
+    def ask(self, number: int | None) -> None:
+        """The loop's next batch is of this number; None: the run's own, which nobody wants again."""
+        self._number, self._wanted = number, None
+        if number is None or self.failed:
+            self._replay.pass_next()
+            return
+        window = self._windows.get(number) or self._substitute(number)
+        if window is not None and (self._position < len(window) or self._position == 0):
+            self._wanted = window[self._position]
+            self._replay.play_next(self._wanted)
+        elif window is not None and number in self._random and self._complete(number):
+            self._wanted = window[self._position % len(window)]
+            self._replay.play_next(self._wanted)
+        else:
+            self._replay.keep_next()
+
+    def begin_batch(self) -> None:
+        """The batch is there: notes where it is kept, or makes its random numbers those of the first time."""
+        placed = self._replay.placed
+        if self._number is None or placed is None:
+            return
+        if self._wanted is None:
+            self._windows.setdefault(self._number, []).append(placed)
+            devices = dict.fromkeys((self._trainer.strategy.root_device,))
+            self._random[placed] = RandomState(*devices)
+        elif placed in self._random:
+            self._random[placed].restore()
+
+    def end_batch(self, *, window_over: bool) -> None:
+        """Goes on to the next batch of the window, or to the next window."""
+        self._position = 0 if window_over else self._position + 1
+
+    def give_up(self) -> None:
+        """From here on all batches are the run's own."""
+        self._given_up = True
+
+    def close(self) -> None:
+        """Gives back what was borrowed, and lets go of all batches."""
+        self._replay.close()
