@@ -21,57 +21,58 @@ class Finding:
         losses: the loss before each of these updates, the mean over micro-batches and ranks.
         trials: (rate, mean loss at its end) of every rate that was trained from the healthy start; None: it blew up.
             Empty for a rule on a ramp.
-        look: how many of the first updates only looked at the healthy weights, at rate 0.
-        ramp: how many updates after them were the ramp.
+        ramp: how many of the first updates, after the look, were the ramp.
         suggestion: the suggested rate, absolute; None for a refusal.
         refusal: why there is none; empty otherwise.
         words: how it was found, or the refusal.
         rule: the rule's name.
+        update: the optimizer's count of real updates at the sweep.
+        step: the loggers' step at the sweep's end.
+        look: how many of the first updates only looked at the healthy weights, at rate 0.
         sure: whether the losses left no doubt; None where a rule can't tell.
         low: the lowest rate that could not be told from the best one; None where that isn't known.
         high: the highest.
         share: what share of the best rate is suggested; None where that isn't known.
-        update: the optimizer's count of real updates at the sweep.
-        step: the loggers' step at the sweep's end.
+        around: the present rate, where this is a second opinion on it; else None.
     """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     trials: tuple[tuple[float, float | None], ...]
-    look: int
     ramp: int
     suggestion: float | None
     refusal: str
     words: str
     rule: str
-    sure: bool | None
-    low: float | None
-    high: float | None
-    share: float | None
     update: int
     step: int
+    look: int = 0
+    sure: bool | None = None
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
+    around: float | None = None
 
     @classmethod
     def of(cls, state: SweepState, suggestion: Suggestion, rule: str, update: int, step: int) -> Finding:
         """What a policy's last state and suggestion say."""
         count = len(state.losses)
         trained = state.trials[0].start if state.trials else count
+        said = suggestion.sure, suggestion.low, suggestion.high, suggestion.share
         return cls(
-            rates=state.rates[:count],
-            losses=state.losses,
-            trials=tuple((trial.rate, None if trial.losses is None else trial.mean) for trial in state.trials),
-            look=state.ramp_start,
-            ramp=trained - state.ramp_start,
-            suggestion=suggestion.rate,
-            refusal=suggestion.words if suggestion.refused else "",
-            words=suggestion.words,
-            rule=rule,
-            sure=suggestion.sure,
-            low=suggestion.low,
-            high=suggestion.high,
-            share=suggestion.share,
-            update=update,
-            step=step,
+            state.rates[:count],
+            state.losses,
+            tuple((trial.rate, None if trial.losses is None else trial.mean) for trial in state.trials),
+            trained - state.ramp_start,
+            suggestion.rate,
+            suggestion.words if suggestion.refused else "",
+            suggestion.words,
+            rule,
+            update,
+            step,
+            state.ramp_start,
+            *said,
+            state.around,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Finding:
         """
         if saved.get("version") == 1:
             # before, no finding had a certainty, and a sweep began with its ramp
-            saved = {**saved, "version": 2, "look": 0, **dict.fromkeys(("sure", "low", "high", "share"))}
+            saved = {**saved, "version": 2, "look": 0, **dict.fromkeys(("sure", "low", "high", "share", "around"))}
         own = fields(saved, 2, cls)
         trials = tuple((rate, mean) for rate, mean in own["trials"])
         return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": trials})

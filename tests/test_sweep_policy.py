@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lr.policies.suggestion import RULES, Suggestion, level_and_noise, steepest, suggest
-from lightning_lr.policies.sweep import MARGIN, SweepPolicy, SweepState
+from lightning_lr.policies.sweep import SECOND_STEPS, SweepPolicy, SweepState
+from lightning_lr.policies.trials import HORIZON, STEP, Horizon
 
 NAN = math.nan
 RATES = [10.0 ** (-7 + 8 * i / 39) for i in range(40)]
@@ -126,15 +127,80 @@ def test_picks_of_several_seeds_lie_at_most_ten_times_apart(noise):
     assert max(rates) / min(rates) < 10.0
 
 
-def test_a_sweep_ramps_once_and_every_trial_begins_with_a_restore_at_one_rate():
+def swept(loss_at, policy=None, **start):
+    """Leads a sweep over losses that depend on the rate, the batch and the updates made since the start's weights."""
+    policy = policy or SweepPolicy()
+    state, now = policy.start(**start)
+    made, turn = [], 0
+    while now.rate is not None:
+        turn = 0 if now.restore else turn
+        made.append(now)
+        state, now = policy.step(state, loss_at(now.rate, now.batch, turn))
+        turn += 1
+    return now.suggestion, made, state
+
+
+BATCHES = [2.0 + 0.3 * math.sin(1.7 * batch**1.3) for batch in range(200)]
+"""The losses of the start's weights on many batches: they differ by far more than any rate changes."""
+
+
+def bowl(best, depth=0.1):
+    """A loss that falls most at `best`, by little beside the noise between batches, and rises from five times it on."""
+
+    def loss(rate, batch, turn):
+        if rate == 0.0 or turn == 0:
+            return BATCHES[batch]
+        x = rate / best
+        change = depth * turn * (x * math.exp(1.0 - x) - 0.3 * max(0.0, x - 5.0)) / 14.0
+        return BATCHES[batch] - change * (1.0 + 0.01 * BATCHES[batch])
+
+    return loss
+
+
+def test_a_sweep_looks_then_ramps_once_and_every_trial_begins_with_a_restore_at_one_rate():
     _, made, state = descend(SweepPolicy(), 10.0, 0.05)
     starts = [i for i, now in enumerate(made) if now.restore]
-    assert starts == [trial.start for trial in state.trials]
-    ramp = [now.rate for now in made[: starts[0]]]
+    assert starts == [0, state.ramp_start, *(trial.start for trial in state.trials)]
+    assert [now.rate for now in made[: starts[1]]] == [0.0] * 8
+    ramp = [now.rate for now in made[starts[1] : starts[2]]]
     assert ramp == sorted(ramp)
     assert ramp[0] == 1e-8
-    for begin, end in zip(starts, [*starts[1:], len(made)], strict=True):
+    for begin, end in zip(starts[2:], [*starts[3:], len(made)], strict=True):
         assert len({now.rate for now in made[begin:end]}) == 1
+
+
+def test_all_rates_train_on_the_same_batches_and_are_scored_on_those_of_the_look():
+    _, made, state = swept(bowl(0.01))
+    assert [now.batch for now in made[:8]] == list(range(8))
+    for trial in (trial for trial in state.trials if trial.losses is not None):
+        batches = [now.batch for now in made[trial.start : trial.start + trial.length]]
+        assert batches == [*range(8, trial.length), *range(8)]
+    assert len({now.batch for now in made}) == max(trial.length for trial in state.trials)
+
+
+def test_what_the_noise_between_batches_hides_is_seen_on_the_same_batches():
+    suggestion, *_ = swept(bowl(0.01))
+    assert suggestion.sure
+    assert suggestion.low < 0.05
+    assert 0.001 < suggestion.rate < 0.01
+    # the same losses, of which nobody knows that they are of the same batches
+    unpaired, _, _ = swept(bowl(0.01), paired=False)
+    assert not unpaired.sure
+    assert "unsure" in unpaired.words
+
+
+@pytest.mark.parametrize("steps", [20, 30, 60, 100, 200, 300])
+def test_a_longer_sweep_takes_a_second_longer_look_at_the_best(steps):
+    suggestion, made, state = swept(bowl(0.01), SweepPolicy(steps=steps))
+    lengths = sorted({trial.length for trial in state.trials})
+    assert len(made) <= steps
+    assert (len(lengths) == 2) == (steps >= 200)
+    assert lengths[0] <= 14
+    if steps >= 200:
+        assert lengths[1] >= 28
+        longest = [trial.rate for trial in state.trials if trial.length == lengths[1]]
+        assert len(longest) >= 2
+    assert 0.0005 < suggestion.rate < 0.02
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -149,115 +215,128 @@ def test_a_known_rule_gets_a_geometric_ramp_from_min_to_max(rule):
     assert "flat" in now.suggestion.words
 
 
-def test_the_ramp_ends_at_the_first_loss_that_is_not_finite():
-    policy = SweepPolicy()
-    state, now = policy.start()
-    for _ in range(9):
-        state, now = policy.step(state, 2.0)
-    blew_up_at = state.rates[-2]
-    state, now = policy.step(state, NAN)
-    assert now.restore
-    assert now.rate == pytest.approx(blew_up_at / 10.0)
+def test_the_ramp_ends_at_the_first_loss_that_is_not_finite_and_the_trials_begin_at_a_tenth_of_that_rate():
+    _, _, state = swept(lambda rate, batch, turn: NAN if turn and made_too_high(rate) else 2.0)
+    assert state.bound is not None
+    assert STEP**-0.5 <= state.trials[0].rate / (state.bound / 10.0) <= STEP**0.5
+
+
+def made_too_high(rate):
+    return rate > 0.01
 
 
 def test_a_trial_that_blows_up_ends_early_and_a_lower_rate_follows():
-    policy = SweepPolicy()
-    state, now = policy.start()
-    while not now.restore:
-        state, now = policy.step(state, 2.0)
-    high = now.rate
-    state, now = policy.step(state, 2.0)
-    state, now = policy.step(state, NAN)
-    assert now.restore
-    assert now.rate == pytest.approx(high / 3.0)
+    _, _, state = swept(lambda rate, batch, turn: NAN if batch == 12 and rate > 0.4 else 2.0)
+    first, second = state.trials[:2]
+    assert first.losses is None
+    assert second.start - first.start == 5
+    assert second.rate == pytest.approx(first.rate / STEP)
 
 
 def test_a_rate_above_one_that_blew_up_is_never_suggested():
     """A dead network sits still at a high rate: that is not stability."""
-    policy = SweepPolicy()
-    state, now = policy.start()
-    while now.rate is not None:
-        dead = now.rate > 1.0
-        state, now = policy.step(state, 1.9 if dead else NAN if now.rate > 0.05 and state.trial_length else 2.0)
-    assert now.suggestion.rate is None or now.suggestion.rate < 0.05
+
+    def loss(rate, batch, turn):
+        if rate > 0.5:
+            return 1.9
+        return NAN if rate > 0.05 and turn > 3 else 2.0 - 0.001 * turn * (rate > 0.0)
+
+    suggestion, *_ = swept(loss)
+    assert suggestion.rate < 0.05
 
 
 @pytest.mark.parametrize(
     ("loss_at", "words"),
     [
-        (lambda rate, turn: NAN, "first update"),
-        (lambda rate, turn: 2.0, "raise max_lr"),
-        (lambda rate, turn: 2.0 if turn == 0 else NAN, "lower max_lr"),
+        (lambda rate, batch, turn: NAN, "first update"),
+        (lambda rate, batch, turn: BATCHES[batch], "raise max_lr"),
+        (lambda rate, batch, turn: 2.0 if turn == 0 or rate == 0.0 else NAN, "lower max_lr"),
     ],
     ids=["not finite", "flat", "blows up at every rate"],
 )
 def test_a_sweep_that_shows_nothing_is_refused_and_says_which_bound_to_move(loss_at, words):
-    policy = SweepPolicy()
-    state, now = policy.start()
-    turn = 0
-    while now.rate is not None:
-        turn = 0 if now.restore else turn
-        state, now = policy.step(state, loss_at(now.rate, turn))
-        turn += 1
-    assert now.suggestion.refused
-    assert words in now.suggestion.words
+    suggestion, *_ = swept(loss_at)
+    assert suggestion.refused
+    assert words in suggestion.words
 
 
-def test_a_trial_slower_than_the_ramp_is_followed_by_a_higher_rate():
-    policy = SweepPolicy()
-    state, now = policy.start()
-    for loss in [2.0] * 10 + [1.0, 1.7, 1.7]:
-        state, now = policy.step(state, loss)
-    first, turn = now.rate, 0
-    while now.rate == first:
-        state, now = policy.step(state, 2.0 - 0.03 * turn)
-        turn += 1
-    assert state.trials[0].mean > 1.0
-    assert now.rate == pytest.approx(3.0 * first)
+def test_a_rate_that_does_very_well_is_followed_by_a_higher_one_and_others_by_a_lower_one():
+    for depth, ratio in ((1.0, STEP), (0.001, 1.0 / STEP)):
+        noise = random.Random(3)
+        loss = bowl(0.02, depth)
+        _, _, state = swept(
+            lambda rate, batch, turn, loss=loss, noise=noise: loss(rate, batch, turn) + noise.gauss(0, 0.02)
+        )
+        assert state.trials[1].rate == pytest.approx(ratio * state.trials[0].rate)
 
 
 def test_a_loss_still_falling_at_the_highest_rate_names_the_bound_to_move():
-    policy = SweepPolicy()
-    state, now = policy.start()
-    turn = 0
-    while now.rate is not None:
-        turn = 0 if now.restore else turn
-        state, now = policy.step(state, 2.0 - 0.01 * turn * now.rate)
-        turn += 1
-    assert now.suggestion.rate == pytest.approx(2.7)
-    assert "higher max_lr" in now.suggestion.words
+    suggestion, *_ = swept(lambda rate, batch, turn: BATCHES[batch] - 0.01 * turn * rate)
+    assert suggestion.rate > 2.0
+    assert "higher max_lr" in suggestion.words
 
 
-def test_a_ramp_that_loses_half_of_its_gain_has_turned():
-    """A dead network may sit below the level that it started from."""
-    policy = SweepPolicy()
-    state, now = policy.start()
-    for loss in [2.0] * 10 + [1.0, 1.7, 1.7]:
-        state, now = policy.step(state, loss)
-    assert state.bound == pytest.approx(state.rates[10])
-    assert now.restore
+def test_a_loss_that_collapses_above_some_rate_is_followed_downwards_and_not_upwards():
+    """A contrastive loss sits at the logarithm of the batch size above some rate; nothing blows up."""
+
+    def loss(rate, batch, turn):
+        if rate == 0.0 or turn == 0:
+            return BATCHES[batch]
+        return 3.9 if rate > 0.03 else BATCHES[batch] - 0.05 * turn * min(1.0, rate / 0.01)
+
+    suggestion, *_ = swept(loss)
+    assert suggestion.sure
+    assert 0.001 < suggestion.rate < 0.03
 
 
-def test_without_any_decrease_the_highest_stable_rate_takes_the_place_of_the_best():
-    """A plateau at the start of training: only the blow-up can be seen in so few updates."""
-    policy = SweepPolicy()
-    state, now = policy.start()
-    while now.rate is not None:
-        state, now = policy.step(state, 2.0 if now.rate < 0.5 else 50.0)
-    stable = max(trial.rate for trial in state.trials if trial.mean is not None)
-    assert now.suggestion.rate == pytest.approx(MARGIN * stable)
-    assert "no trial lowered the loss" in now.suggestion.words
+def test_on_a_plateau_the_careful_end_is_taken_and_not_the_highest_stable_rate():
+    """No rate lowers the loss; those above 0.2 raise it a little, and those above 5 beyond doubt."""
+    noise = random.Random(5)
+
+    def loss(rate, batch, turn):
+        return BATCHES[batch] + noise.gauss(0.0, 0.01) + (0.0 if turn == 0 else 0.005 * rate + (rate > 5.0))
+
+    suggestion, _, state = swept(loss)
+    assert suggestion.sure is False
+    assert "careful end" in suggestion.words
+    lowest = min(trial.rate for trial in state.trials)
+    assert suggestion.rate < lowest
+    assert suggestion.low < suggestion.high
 
 
-def test_in_mid_run_a_rate_that_raises_the_loss_is_not_the_pick_only_because_it_is_stable():
-    policy = SweepPolicy()
-    state, now = policy.start()
-    while now.rate is not None:
-        trained = bool(state.trial_length)
-        state, now = policy.step(state, 2.0 if not trained or now.rate < 0.5 else 2.1)
-    calm = max(trial.rate for trial in state.trials if trial.mean is not None and trial.mean < 2.05)
-    assert any(trial.rate > calm for trial in state.trials)
-    assert now.suggestion.rate is None or now.suggestion.rate == pytest.approx(MARGIN * calm)
+def test_the_longer_the_run_the_lower_the_share_of_the_best_rate():
+    def pick(**horizon):
+        return swept(bowl(0.01), horizon=Horizon(**horizon))[0].rate
+
+    assert pick(updates=300) > pick(updates=3000) > pick(updates=30000)
+    # a rate that falls at the end may be higher before
+    assert pick(updates=3000, power=HORIZON["falls"]["sgd"]) > pick(updates=3000, power=HORIZON["stays"]["sgd"])
+
+
+# -- a second opinion --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("best", "ratio", "words"),
+    [
+        (0.03, 1.0, "is kept"),
+        (0.3, 3.0, "better beyond doubt"),
+        (0.001, 1.0 / 3.0, "raises the loss"),
+    ],
+    ids=["right", "far too low", "too high"],
+)
+def test_a_second_opinion_changes_a_rate_only_beyond_doubt_and_by_a_bounded_ratio(best, ratio, words):
+    suggestion, made, _ = swept(bowl(best, 0.5), around=0.01)
+    assert suggestion.rate == pytest.approx(0.01 * ratio)
+    assert words in suggestion.words
+    assert suggestion.sure
+    assert len(made) <= SECOND_STEPS
+
+
+def test_on_a_plateau_a_second_opinion_keeps_the_rate():
+    """At nine times the rate the loss falls by a millionth of itself, beyond doubt."""
+    suggestion, *_ = swept(lambda rate, batch, turn: BATCHES[batch] - 1e-4 * turn * rate, around=0.01)
+    assert suggestion.rate == 0.01
 
 
 # -- properties --------------------------------------------------------------------------------------------------------
@@ -282,7 +361,7 @@ def test_whatever_the_losses_a_sweep_ends_in_time_within_its_bounds_and_with_wor
     state, now = policy.start()
     made = 0
     while now.rate is not None:
-        assert policy.min_lr * 0.999 <= now.rate <= policy.max_lr * 1.001
+        assert now.rate == 0.0 or policy.min_lr * 0.999 <= now.rate <= policy.max_lr * 1.001
         state, now = policy.step(state, losses[made % len(losses)])
         made += 1
         assert made <= policy.steps

@@ -13,7 +13,8 @@ from lightning_lr.callbacks.aside import references
 from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.held import Held
-from lightning_lr.callbacks.length import updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.length import accumulation, updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.plan import AUTO, comes_back_at, horizon_of, steps_for
 from lightning_lr.callbacks.room import SHORTEST, fits, longest, no_room, outlook
 from lightning_lr.callbacks.space import REMEDY, space
 from lightning_lr.callbacks.sweep import CURVE, Sweep
@@ -21,13 +22,13 @@ from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
 from lightning_lr.memory import parted
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
-from lightning_lr.policies.sweep import SweepPolicy
+from lightning_lr.policies.sweep import BRACKET, SECOND_STEPS, SweepPolicy
 from lightning_lr.shards import reshard
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
 
-SWEPT = frozenset(("min_lr", "max_lr", "steps", "suggest", "optimizer"))
+SWEPT = frozenset(("min_lr", "max_lr", "steps", "suggest", "optimizer", "replay"))
 """Arguments that make a sweep another one."""
 
 
@@ -93,12 +94,13 @@ class LRFinder(LRCallback):
     def __init__(
         self,
         *,
-        at: int | Sequence[int] | None = 0,
+        at: int | Sequence[int] | Literal["auto"] | None = "auto",
         epochs: int | Sequence[int] | None = None,
         min_lr: float = 1e-8,
         max_lr: float = 10.0,
-        steps: int = 60,
+        steps: int | Literal["auto"] = "auto",
         suggest: Rule = "bracket",
+        replay: bool = True,
         apply: bool = True,
         optimizer: int | None = None,
         progress_bar: bool = True,
@@ -106,8 +108,17 @@ class LRFinder(LRCallback):
     ) -> None:
         super().__init__(name)
         self.keep_arguments(locals())
-        self.policy = SweepPolicy(min_lr, max_lr, steps, suggest)
-        self.agenda = Agenda(places("at", at), places("epochs", epochs))
+        for name, value in {"at": at, "steps": steps}.items():
+            if isinstance(value, str) and value != AUTO:
+                raise ValueError(f"{name} must be a number or {AUTO!r}, got {value!r}")
+        if not isinstance(replay, bool):
+            raise ValueError(f"replay must be True or False, got {replay!r}")
+        self.replay = replay and suggest == BRACKET
+        self.steps: int | Literal["auto"] = steps
+        self.policy = SweepPolicy(min_lr, max_lr, steps_for(None) if isinstance(steps, str) else steps, suggest)
+        self.agenda = Agenda((0,) if isinstance(at, str) else places("at", at), places("epochs", epochs))
+        self.comes_back = isinstance(at, str) and suggest == BRACKET
+        """Whether it looks at what it found again, later in the run."""
         if optimizer is not None and (isinstance(optimizer, bool) or not isinstance(optimizer, int) or optimizer < 0):
             raise ValueError(f"optimizer must be an index >= 0, or None where there is one only, got {optimizer!r}")
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
@@ -174,6 +185,9 @@ class LRFinder(LRCallback):
         self._was_held = self._parted = False
         self._index = 0
         self._roomless: frozenset[str] = frozenset()
+        self._again: list[int] | None = None
+        self._before_again: list[int] | None = None
+        """The real updates before which it looks again; None: not planned yet."""
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
@@ -194,6 +208,13 @@ class LRFinder(LRCallback):
         references(self.ledger, trainer, self._index)
         self._parted = reshard(pl_module) or parted(self.ledger.optimizers, trainer.world_size)
         saved, self._saved = self._saved, None
+        run = updates_in_run(trainer, None)
+        run = None if run is None else run + self.ledger.updates(self._index)
+        if self.steps == AUTO:
+            steps = saved["steps"] if saved is not None else steps_for(run)
+            self.policy = replace(self.policy, steps=steps)
+        if self._again is None:
+            self._again = comes_back_at(run) if self.comes_back else []
         if saved is not None:
             self._begin(trainer, pl_module, saved)
         elif self._was_held:
@@ -207,8 +228,11 @@ class LRFinder(LRCallback):
             self._release()
             # two at once would each take the other's weights for the run's
             free = not any(peer.trying for peer in self.run.peers)
-            if free and batch_idx % trainer.accumulate_grad_batches == 0 and self._due(trainer):
-                self._begin(trainer, pl_module)
+            if free and batch_idx % trainer.accumulate_grad_batches == 0:
+                if self._due(trainer):
+                    self._begin(trainer, pl_module)
+                elif self._again and self._looks_again(trainer):
+                    self._begin(trainer, pl_module, around=self._present(trainer))
         if self._sweep is not None:
             self._sweep.begin_batch(batch_idx)
             if self._sweep.failed:
@@ -277,7 +301,8 @@ class LRFinder(LRCallback):
         """Ends a sweep before its time; a checkpoint that somebody may still save has it."""
         if self._sweep is not None:
             self._sweep.rest()
-            self._saved, self._places = self._under_way(), self._before_sweep
+            self._saved = self._under_way()
+            self._places, self._again = self._before_sweep, self._before_again
             self._close()
 
     def _end_short(self) -> None:
@@ -293,8 +318,8 @@ class LRFinder(LRCallback):
             loud=True,
         )
 
-    def _has_room(self, trainer: Any, pl_module: Any) -> bool:
-        """Whether a sweep fits on the device, as far as can be told; says what it takes there, or why there is none."""
+    def _has_room(self, trainer: Any, pl_module: Any, most: int) -> bool:
+        """Whether a sweep fits on the device, as far as can be told; says what it takes, or why there is none."""
         found = space(trainer, pl_module, self.ledger.optimizers)
         self._takes = found.takes
         if not found.room.fits:
@@ -303,11 +328,16 @@ class LRFinder(LRCallback):
                 f"is. {REMEDY}. To do without a finder, {self.left_out}",
                 loud=True,
             )
-        elif found.free:
-            self._say(
-                f"sweep ({self._why}), at most {self.policy.steps} updates: it takes {found.takes}, of {found.free}"
-            )
-        return found.room.fits
+            return False
+        batches = most * accumulation(trainer, trainer.current_epoch)
+        left = updates_in_run(trainer, None)
+        share = f" ({most / left:.1%} of what is left)" if left else ""
+        memory = f". It takes {found.takes}, of {found.free}" if found.free else ""
+        self._say(
+            f"sweep ({self._why}): at most {most} updates, {batches} batches of the run{share}, in which the model "
+            f"learns nothing{memory}"
+        )
+        return True
 
     def _look_ahead(self, trainer: Any) -> None:
         """Says at the start of a run which sweeps it has no room for, and which are dear."""
@@ -334,7 +364,7 @@ class LRFinder(LRCallback):
         self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
         if not self._why or trainer.fast_dev_run:
             return False
-        self._before_sweep = before
+        self._before_sweep, self._before_again = before, self._again
         if set(self._places.done) - set(before.done) - self._roomless:
             return True
         if before.requested is None:
@@ -345,12 +375,44 @@ class LRFinder(LRCallback):
         self._say(f"no sweep ({self._why}): {no_room(needs, left)}")
         return False
 
-    def _begin(self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None) -> None:
-        if not self._has_room(trainer, pl_module):
+    def _looks_again(self, trainer: Any) -> bool:
+        """Whether what was found is to be looked at again now: where the rate is neither on its way up nor down."""
+        assert self._again is not None
+        if self.ledger.updates(self._index) < self._again[0] or any(
+            peer.settling for peer in self.run.peers if peer is not self
+        ):
+            return False
+        first, *later = self._again
+        # whoever was sure at first is asked once more, and not twice
+        self._before_again = [first, *later]
+        self._again = later if self.result is not None and self.result.sure is not True else []
+        left, needs = updates_in_run(trainer, None), longest(SECOND_STEPS, updates_per_epoch(trainer))
+        self._why = "a second opinion"
+        self._before_sweep = self._places
+        return self.result is not None and (left is None or fits(needs, left))
+
+    def _present(self, trainer: Any) -> float:
+        """The present rate of the group whose reference rate is the highest, absolute."""
+        peaks = references(self.ledger, trainer, self._index)
+        return self.ledger.effective(self._index, peaks.index(max(peaks)))
+
+    def _begin(
+        self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None, around: float | None = None
+    ) -> None:
+        if around is not None and not self.policy.min_lr <= around <= self.policy.max_lr:
+            return
+        most = self.policy.steps if around is None else min(SECOND_STEPS, self.policy.steps)
+        if saved is None and not self._has_room(trainer, pl_module, most):
             return
         done = 0 if saved is None else len(saved["policy"]["losses"])
-        bar = sweep_bar(trainer, self.name, self.policy.steps, done) if self.progress_bar else None
-        self._sweep = Sweep(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, saved)
+        bar = sweep_bar(trainer, self.name, most, done) if self.progress_bar else None
+        horizon = horizon_of(trainer, self.ledger.optimizers[self._index], self.run.peers)
+        began = self.policy.start(around=around, paired=self.replay, horizon=horizon)
+        self._sweep = Sweep(
+            *(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, began),
+            replay=self.replay,
+            saved=saved,
+        )
         if self._sweep.failed:
             self._end_short()
         else:
@@ -370,8 +432,7 @@ class LRFinder(LRCallback):
             kept = "" if self.apply else " (not applied)"
             line = f"{self.name} ({self._why}): rate {finding.suggestion:.3g}{kept}: {finding.words}"
             if self.apply:
-                factor = finding.suggestion / max(references(self.ledger, trainer, self._index))
-                self.ledger.set_factor(self.name, factor, finding.words, optimizer=self._index)
+                self._apply(trainer, finding)
         self.journal.say(line)
         rank_zero_info(line)
         if trainer.is_global_zero:
@@ -381,6 +442,14 @@ class LRFinder(LRCallback):
                 if hasattr(experiment, "add_figure"):
                     experiment.add_figure(CURVE, finding.plot(), self.journal.step)
 
+    def _apply(self, trainer: Any, finding: Finding) -> None:
+        assert finding.suggestion is not None
+        factor = finding.suggestion / max(references(self.ledger, trainer, self._index))
+        if finding.around is not None:
+            # other factors, and a schedule, hold for what was compared as for what comes of it
+            factor = self.ledger.factor(self.name, self._index, 0) * finding.suggestion / finding.around
+        self.ledger.set_factor(self.name, factor, finding.words, optimizer=self._index)
+
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
@@ -389,17 +458,22 @@ class LRFinder(LRCallback):
         Of what ranks have parts of (weights, optimizer state) a checkpoint holds what rank zero says, and so no sweep:
         resumed, it starts over.
         """
-        state, sweep = self._places, self._saved
+        state, again, sweep = self._places, self._again, self._saved
         if self._sweep is not None:
-            state, sweep = self._before_sweep, self._under_way()
+            state, again, sweep = self._before_sweep, self._before_again, self._under_way()
         found = [finding.to_dict() for finding in self.findings]
-        return {"agenda": state.to_dict(), "findings": found, "sweep": sweep, "held": self.settling or self._was_held}
+        held = self.settling or self._was_held
+        return {"agenda": state.to_dict(), "again": again, "findings": found, "sweep": sweep, "held": held}
 
     def _under_way(self) -> dict[str, Any] | None:
         sweep = self._sweep
         if sweep is None or sweep.over or sweep.failed or self._parted or not sweep.between_batches:
             return None
-        return {"agenda": self._places.to_dict(), "why": self._why, **sweep.state_dict()}
+        state = sweep.state_dict()
+        if state is None:
+            return None
+        own = {"agenda": self._places.to_dict(), "again": self._again, "why": self._why, "steps": self.policy.steps}
+        return {**own, **state}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self._places = AgendaState.from_dict(state["agenda"])
@@ -407,9 +481,13 @@ class LRFinder(LRCallback):
         # under other bounds a sweep that was under way starts over
         self._saved = None if self.changed.keys() & SWEPT else state["sweep"]
         self._was_held = state["held"]
+        # a state of the release before has neither; its sweep starts over
+        self._again = self._before_again = state.get("again")
+        if self._saved is not None and "again" not in self._saved:
+            self._saved = None
         if self._saved is not None:
             self._before_sweep, self._places = self._places, AgendaState.from_dict(self._saved["agenda"])
-            self._why = self._saved["why"]
+            self._again, self._why = self._saved["again"], self._saved["why"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_sweep": None, "_held": None}

@@ -63,6 +63,11 @@ class Replay:
         """How many batches are kept; they are numbered from 0."""
         return len(self._kept)
 
+    @property
+    def bytes(self) -> int:
+        """What the kept batches take, on all devices."""
+        return sum(self._taken.values())
+
     def begin(self) -> None:
         """Borrows the place where batches are exchanged."""
         if self._give_back is not None:

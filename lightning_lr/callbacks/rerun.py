@@ -30,7 +30,10 @@ class Rerun:
         self._windows: dict[int, list[int]] = {}
         self._random: dict[int, RandomState] = {}
         self._number: int | None = None
-        self._position, self._wanted = 0, None
+        self._window: list[int] | None = None
+        """The kept batches of the window under way; None while it comes for the first time."""
+        self._wanted: int | None = None
+        self._position = 0
         self._given_up = False
         if saved is not None:
             self._windows = {number: list(window) for number, window in saved["windows"]}
@@ -69,15 +72,19 @@ class Rerun:
         if number is None or self.failed:
             self._replay.pass_next()
             return
-        window = self._windows.get(number) or self._substitute(number)
-        if window is not None and (self._position < len(window) or self._position == 0):
-            self._wanted = window[self._position]
-            self._replay.play_next(self._wanted)
-        elif window is not None and number in self._random and self._complete(number):
-            self._wanted = window[self._position % len(window)]
-            self._replay.play_next(self._wanted)
-        else:
+        if self._position == 0:
+            self._window = self._windows.get(number) or self._stand_in(number)
+        if self._window is None:
             self._replay.keep_next()
+        else:
+            # the last window of an epoch may have been shorter when it was kept
+            self._wanted = self._window[self._position % len(self._window)]
+            self._replay.play_next(self._wanted)
+
+    def _stand_in(self, number: int) -> list[int] | None:
+        """Where there is no room for more, what trains in the place of a number that never came."""
+        trains = [self._windows[other] for other in sorted(self._windows) if other >= self._probes]
+        return trains[number % len(trains)] if self._replay.full and trains else None
 
     def begin_batch(self) -> None:
         """The batch is there: notes where it is kept, or makes its random numbers those of the first time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
@@ -40,6 +40,9 @@ LEAST_TRIAL = 0.6
 
 SECOND = 11
 """A trial of a second opinion is no longer."""
+
+SECOND_STEPS = PROBES + 3 * SECOND
+"""The most updates of a second opinion."""
 
 BELOW_BLOW_UP = 10.0
 """The first trial's rate is the one that blew the ramp up over this: blow-up needs a higher rate in one update than in
@@ -111,13 +114,13 @@ class SweepState:
     bound: float | None = None
     around: float | None = None
     paired: bool = True
-    horizon: Horizon = Horizon()
+    horizon: Horizon = field(default_factory=Horizon)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of numbers and lists, for a checkpoint."""
         numbers = ("ramp_start", "trial_start", "trial_length", "blown", "bound", "around", "paired")
         saved = {name: getattr(self, name) for name in numbers}
-        trials = [[*trial[:3], None if trial.losses is None else list(trial.losses)] for trial in self.trials]
+        trials = [[t.rate, t.start, t.length, None if t.losses is None else list(t.losses)] for t in self.trials]
         lists = {"rates": list(self.rates), "losses": list(self.losses), "horizon": list(self.horizon)}
         return {"version": 2, **lists, "trials": trials, **saved}
 
@@ -129,7 +132,7 @@ class SweepState:
             SavedStateError: for a version that this release doesn't know.
         """
         own = fields(saved, 2, cls)
-        trials = [Trial(*trial[:3], None if trial[3] is None else tuple(trial[3])) for trial in own["trials"]]
+        trials = [Trial(*t[:3], None if t[3] is None else tuple(t[3])) for t in own["trials"]]
         lists = {"rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": tuple(trials)}
         return cls(**{**own, **lists, "horizon": Horizon(*own["horizon"])})
 
@@ -356,4 +359,3 @@ class SweepPolicy:
             said = trials.suggestion(state.horizon, self.min_lr, self.max_lr, bounded=bounded)
             return state, Next(None, True, suggestion=said)
         return self._begin(state, following)
-

@@ -26,6 +26,9 @@ the rate falls at the run's end or stays, and for the optimizer's kind. On the t
 updates, shares from 0.28 to 0.5 that these powers give were the best of a grid of shares from 0.1 to 1."""
 
 
+MATTERS = 0.01
+"""A gain of less than this share of the loss raises no rate."""
+
 WEAK, STRONG = 0.4, 8.0
 """So much more power where the loss fell by no more than `SURE` standard errors, none from `STRONG` on."""
 
@@ -175,8 +178,9 @@ class Trials(NamedTuple):
         if fell <= -APART and not bounded and best.rate * STEP > high:
             how += ", still falling there: a higher max_lr may find more"
         words = f"{share:.2g} of {peak:.3g} ({how}; {tried})"
-        if not sure:
-            words += f"; unsure: {span[0]:.2g} to {span[1]:.2g} can't be told apart" if span[0] < span[1] else "; unsure"
+        words += ", sure" if sure else ", unsure"
+        if not sure and span[0] < span[1]:
+            words += f": {span[0]:.2g} to {span[1]:.2g} can't be told apart"
         return Suggestion(rate, words, sure, span[0], span[1], share)
 
     def _nothing(self, trial: Trial) -> bool:
@@ -210,8 +214,9 @@ class Trials(NamedTuple):
 def second_opinion(trials: Trials, *, low: float, high: float) -> tuple[float | None, Suggestion]:
     """Whether the present rate, of the first trial, is still right: the rate to try next, or what came out.
 
-    A rate that is too high over the next updates hurts; one that is too low is beaten by a higher one, although over
-    few updates lower ones look better than they are. Nothing else changes the rate.
+    A rate that raises the loss over the next updates is too high: it gives way to the next lower one that doesn't. One
+    that is even beaten by nine times itself is too low, and is tripled. That thrice the rate does better over few
+    updates is no sign: a rate for many is chosen so. Nothing else changes the rate.
 
     Args:
         trials: so far, the present rate's first.
@@ -231,11 +236,16 @@ def second_opinion(trials: Trials, *, low: float, high: float) -> tuple[float | 
             return None, Suggestion(last.rate, words, True, last.rate, last.rate, 1.0)
         lower = last.rate / STEP
         return (lower if len(others) < 2 and lower >= low else None), kept
+    far = rate * STEP**2
     if not others:
-        return (rate * STEP if rate * STEP <= high else None), kept
-    if trials.against(others[0], present).t < -SURE and trials.against(others[0]).t < -APART:
-        words = f"second opinion: {others[0].rate:.3g} is better beyond doubt ({tried})"
-        return None, Suggestion(others[0].rate, words, True, others[0].rate, others[0].rate, 1.0)
+        return (far if far <= high else None), kept
+    gain, fell = trials.against(others[0], present), trials.against(others[0])
+    # on a plateau a gain may be beyond doubt, and still next to nothing
+    matters = abs(gain.mean) > MATTERS * abs(math.fsum(trials.base)) / len(trials.base)
+    if gain.t < -SURE and fell.t < -SURE and matters:
+        raised = rate * STEP
+        words = f"second opinion: {far:.3g} is better beyond doubt than {rate:.3g}, so {raised:.3g} ({tried})"
+        return None, Suggestion(raised, words, True, rate, far, 1.0)
     return None, kept
 
 
