@@ -329,18 +329,17 @@ class LRFinder(LRCallback):
                 loud=True,
             )
             return False
-        batches = most * accumulation(trainer, trainer.current_epoch)
-        left = updates_in_run(trainer, None)
-        share = f" ({most / left:.1%} of what is left)" if left else ""
+        needs, left = longest(most, updates_per_epoch(trainer)), updates_in_run(trainer, None)
+        of = f", {needs / left:.1%} of the {left:.0f} that are left," if left else ""
         memory = f". It takes {found.takes}, of {found.free}" if found.free else ""
         self._say(
-            f"sweep ({self._why}): at most {most} updates, {batches} batches of the run{share}, in which the model "
-            f"learns nothing{memory}"
+            f"sweep ({self._why}): it may take {needs} updates ({needs * accumulation(trainer, trainer.current_epoch)} "
+            f"batches of the run){of} in which the model learns nothing{memory}"
         )
         return True
 
     def _look_ahead(self, trainer: Any) -> None:
-        """Says at the start of a run which sweeps it has no room for, and which are dear."""
+        """Says at the start of a run which sweeps it has no room for."""
         if trainer.fast_dev_run:
             self._say("no sweep in a fast_dev_run")
             return
@@ -348,8 +347,6 @@ class LRFinder(LRCallback):
         steps = self.policy.steps
         seen = outlook(trainer, self.agenda, self._places, made=made, steps=steps, shorter=shorter)
         self._roomless = seen.roomless
-        for words in seen.costs:
-            self._say(words)
         if seen.refusals:
             self._say(
                 f"{'; '.join(seen.refusals)}. The rate stays as it is. To do without a finder, {self.left_out}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from lightning_lr.callbacks.length import accumulation, updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.length import updates_in_run, updates_per_epoch
 from lightning_lr.callbacks.sweep import BETWEEN_PAUSES
 from lightning_lr.policies.agenda import Agenda, AgendaState, epoch_place, update_place
 
@@ -14,9 +14,6 @@ SHORTEST = 20
 
 LEAST_REST = 0.1
 """A sweep leaves the run at least this share of its own length: what is a rate good for that makes no update?"""
-
-DEAR = 0.2
-"""A sweep that takes more than this share of the run says so before it begins."""
 
 
 def longest(steps: int, epoch: float) -> int:
@@ -99,12 +96,10 @@ class Outlook(NamedTuple):
 
     Args:
         roomless: the names of the places where there is no room for a sweep.
-        costs: for each sweep that takes much of the run, how much, in words.
         refusals: for each kind of place without room, why, in words.
     """
 
     roomless: frozenset[str]
-    costs: list[str]
     refusals: list[str]
 
 
@@ -121,18 +116,10 @@ def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, step
     """
     run = updates_in_run(trainer, None)
     if run is None:
-        return Outlook(frozenset(), [], [])
+        return Outlook(frozenset(), [])
     epoch, per_epoch = trainer.current_epoch, updates_per_epoch(trainer)
     needs = longest(steps, per_epoch)
     ahead = places_ahead(agenda, state, made=made, epoch=epoch, per_epoch=per_epoch, run=run, needs=needs)
-    batches = needs * accumulation(trainer, epoch)
-    whole = f"the {run:.0f} updates that are left" if made else f"the run's {run:.0f} updates"
-    costs = [
-        f"the sweep asked for {place.words} may take {needs} of {whole} ({batches} batches), in "
-        f"which the model learns nothing"
-        for place in ahead
-        if place.fits and needs > DEAR * run
-    ]
     refusals = []
     short = [place for place in ahead if not place.fits and place.left > 0]
     if short:
@@ -143,7 +130,7 @@ def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, step
     late = [place for place in ahead if place.left <= 0]
     if late:
         refusals.append(f"no sweep for {_listed(late)}: the run ends before, after {made + run:.0f} updates")
-    return Outlook(frozenset(place.name for place in short + late), costs, refusals)
+    return Outlook(frozenset(place.name for place in short + late), refusals)
 
 
 def no_room(needs: int, left: float) -> str:

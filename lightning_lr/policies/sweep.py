@@ -132,7 +132,10 @@ class SweepState:
             SavedStateError: for a version that this release doesn't know.
         """
         own = fields(saved, 2, cls)
-        trials = [Trial(*t[:3], None if t[3] is None else tuple(t[3])) for t in own["trials"]]
+        trials = [
+            Trial(rate, start, length, None if losses is None else tuple(losses))
+            for rate, start, length, losses in own["trials"]
+        ]
         lists = {"rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": tuple(trials)}
         return cls(**{**own, **lists, "horizon": Horizon(*own["horizon"])})
 
@@ -301,8 +304,8 @@ class SweepPolicy:
     def _calm(self, state: SweepState) -> bool:
         """Whether a plain ramp goes on: it ends where the loss is far above its level twice in a row, or at once."""
         losses = state.losses
-        if not math.isfinite(losses[-1]) or len(losses) < 4:
-            return math.isfinite(losses[-1])
+        if not all(map(math.isfinite, losses)) or len(losses) < 4:
+            return all(map(math.isfinite, losses))
         points = min(NOISE_POINTS, self.steps // 2 + 1, len(losses) - 1)
         level, noise = level_and_noise(losses[:points])
         at_once = BLOWN_AT_ONCE if len(losses) > NOISE_POINTS else 4 * BLOWN_AT_ONCE
