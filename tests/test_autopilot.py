@@ -1,4 +1,4 @@
-"""All five together."""
+"""All together."""
 
 from __future__ import annotations
 
@@ -18,20 +18,87 @@ def names(callbacks: list[Any]) -> list[str]:
     return [type(callback).__name__ for callback in callbacks]
 
 
-def test_autopilot_is_all_five_and_each_can_be_changed_replaced_or_left_out() -> None:
-    assert sorted(names(autopilot())) == ["DivergenceGuard", "LRFinder", "LRMonitor", "PlateauDecay", "Warmup"]
+def test_autopilot_is_all_but_a_warm_up_and_each_can_be_changed_replaced_or_left_out() -> None:
+    assert names(autopilot()) == ["LRFinder", "Cooldown", "PlateauDecay", "DivergenceGuard", "LRMonitor"]
     own = llr.Warmup(3)
-    made = autopilot("val_accuracy", warmup=own, plateau={"mode": "max"}, guard=None, lr_monitor=False)
+    made = autopilot("val_accuracy", warmup=own, plateau={"mode": "max"}, cooldown=None, guard=None, lr_monitor=False)
     assert names(made) == ["LRFinder", "Warmup", "PlateauDecay"]
     assert made[1] is own
-    assert (made[2].monitor, made[2].policy.mode) == ("val_accuracy", "max")
+    plateau = made[2]
+    assert (plateau.monitor, plateau.policy.mode) == ("val_accuracy", "max")
+    assert (plateau.policy.patience, plateau.decay_factor) == (3, 0.3)
     assert autopilot(warmup={"steps": 7})[1].steps == 7
     assert autopilot(warmup={"shape": "cosine"})[1].fraction == 0.05
+    assert autopilot(cooldown={"steps": 7})[1].fraction is None
+    assert autopilot(cooldown={"shape": "cosine"})[1].fraction == 0.3
+
+
+def one_rate(module: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+
+
+def scheduled(module: Any) -> Any:
+    optimizer = one_rate(module)
+    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1000)]
+
+
+class Unsized(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(Loader(8))
+
+
+@pytest.mark.parametrize(
+    ("configure", "settings", "falls"),
+    [(one_rate, {}, True), (scheduled, {}, False), (one_rate, {"loader": Unsized()}, False)],
+    ids=["plain", "a schedule of one's own", "unknown length"],
+)
+def test_the_rate_falls_at_the_end_where_that_is_known_and_nobody_else_sees_to_it(
+    configure: Any, settings: dict[str, Any], falls: bool, tmp_path: Path
+) -> None:
+    loader = settings.get("loader") or Loader(8)
+    model = Model(configure, 8)
+    callbacks = autopilot(finder=None, plateau=None, guard=None)
+    fit = trainer(tmp_path, callbacks=callbacks, max_epochs=5)
+    fit.fit(model, torch.utils.data.DataLoader(loader, batch_size=None) if isinstance(loader, Unsized) else loader)
+    rates = [row[0] for row in model.trace]
+    assert rates[:28] == [0.1] * 28
+    assert rates[28:] == pytest.approx([0.1 * (12 - i) / 12 for i in range(12)] if falls else [0.1] * 12)
+    assert callbacks[0].rests == (not falls)
+
+
+def test_a_cooldown_that_was_asked_for_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    callbacks = autopilot(finder=None, plateau=None, guard=None, cooldown={"fraction": 0.5})
+    loader = torch.utils.data.DataLoader(Unsized(), batch_size=None)
+    with pytest.raises(ValueError, match="autopilot.cooldown=.* needs to know the length of the run"):
+        trainer(tmp_path, callbacks=callbacks, max_epochs=5).fit(Model(one_rate, 8), loader)
+
+
+class Flat(Model):
+    """A loss that no rate changes, and a metric that never improves."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) * 0.0 + 1.0
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", 1.0)
+
+
+def test_a_rate_that_nobody_found_is_not_lowered_on_a_plateau(tmp_path: Path) -> None:
+    model = Flat(one_rate, 8)
+    callbacks = autopilot(cooldown=None, guard=None, lr_monitor=None)
+    trainer(tmp_path, callbacks=callbacks, max_epochs=25).fit(model, Loader(8, 8), held_out())
+    assert callbacks[0].result.refusal
+    assert {row[0] for row in model.trace[70:]} == {0.1}
+    alone = Flat(one_rate, 8)
+    trainer(tmp_path, callbacks=[llr.PlateauDecay(patience=3, factor=0.3)], max_epochs=25).fit(
+        alone, Loader(8, 8), held_out()
+    )
+    assert min(row[0] for row in alone.trace) < 0.1
 
 
 def test_what_autopilot_does_not_know_is_refused_with_what_it_knows() -> None:
     with pytest.raises(
-        ValueError, match="no argument 'findr', did you mean 'finder'. It takes monitor, mode, finder, warmup"
+        ValueError, match="no argument 'findr', did you mean 'finder'. It takes monitor, mode, finder, warmup, cooldown"
     ):
         autopilot(findr=None)
     with pytest.raises(ValueError, match="guard must be a dict of arguments, a callback of lightning_lr, or None"):

@@ -1,4 +1,4 @@
-"""`autopilot`: all five callbacks with their defaults."""
+"""`autopilot`: all callbacks together, with defaults that go together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.cooldown import Cooldown
 from lightning_lr.callbacks.divergence import DivergenceGuard
 from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.monitor import LRMonitor
@@ -15,11 +16,18 @@ from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.callbacks.warmup import Warmup
 
 WARMUP_FRACTION = 0.05
-"""Of the run, after the sweep."""
+"""Of the run, after the sweep, where a warm-up is asked for."""
+
+COOLDOWN_FRACTION = 0.3
+"""Of the run, at its end."""
+
+PATIENCE, FACTOR = 3, 0.3
+"""Of the plateau decay, which with them is done before the cooldown begins."""
 
 KINDS: dict[str, Callable[..., LRCallback]] = {
     "finder": LRFinder,
     "warmup": Warmup,
+    "cooldown": Cooldown,
     "plateau": PlateauDecay,
     "guard": DivergenceGuard,
     "lr_monitor": LRMonitor,
@@ -39,13 +47,18 @@ class Callbacks(list[LRCallback]):
 def autopilot(
     monitor: str = "val_loss", *, mode: Literal["min", "max"] | None = None, **overrides: Any
 ) -> list[LRCallback]:
-    """All five callbacks: find the rate, warm up, decay on a plateau, survive divergence, and show it all.
+    """All callbacks together: find the rate, decay on a plateau, fall at the end, survive divergence, and show it all.
+
+    `Cooldown` falls linearly over the last 0.3 of the run. Where the run's length isn't known, or the optimizer has a
+    scheduler of yours, it does without and says so; one that you ask for (`cooldown={...}`) is refused there in words.
+    `PlateauDecay` has patience 3 and factor 0.3. There is no `Warmup` unless you ask for one: at a rate that was found
+    it cost more than it brought (see docs/defaults.md); `warmup={}` warms up over 0.05 of the run.
 
     Args:
         monitor: the metric that `PlateauDecay` watches.
         mode: its mode: `min` when less of the metric is better, `max` when more is; see `PlateauDecay`.
-        overrides: for `finder`, `warmup`, `plateau`, `guard` and `lr_monitor`: a dict of keyword arguments, a callback
-            to take instead, or None (or False) to leave it out.
+        overrides: for `finder`, `warmup`, `cooldown`, `plateau`, `guard` and `lr_monitor`: a dict of keyword arguments,
+            a callback to take instead, or None (or False) to leave it out.
 
     Returns:
         The callbacks, for `Trainer(callbacks=...)`; with others: `callbacks=[*autopilot(...), other]`.
@@ -56,8 +69,8 @@ def autopilot(
 
     Example:
         >>> from lightning_lr import autopilot
-        >>> autopilot("val_acc", mode="max", warmup={"steps": 100}, guard=None)
-        [LRFinder(), Warmup(steps=100), PlateauDecay(monitor='val_acc', mode='max'), LRMonitor()]
+        >>> autopilot("val_acc", mode="max", warmup={"steps": 100}, cooldown=None, guard=None, lr_monitor=None)
+        [LRFinder(), Warmup(steps=100), PlateauDecay(monitor='val_acc', mode='max', factor=0.3, patience=3)]
     """
     for key, value in overrides.items():
         if key not in KINDS:
@@ -70,16 +83,19 @@ def autopilot(
         )
     defaults: dict[str, dict[str, Any]] = {
         "warmup": {"fraction": WARMUP_FRACTION},
-        "plateau": {"monitor": monitor, "mode": mode},
+        "cooldown": {"fraction": COOLDOWN_FRACTION},
+        "plateau": {"monitor": monitor, "mode": mode, "patience": PATIENCE, "factor": FACTOR},
     }
     callbacks = Callbacks()
     for key, kind in KINDS.items():
-        given = overrides.get(key, {})
+        given = overrides.get(key, None if key == "warmup" else {})
         if isinstance(given, LRCallback):
             callbacks.append(given)
         elif isinstance(given, dict):
-            replaced = key == "warmup" and given.keys() & {"steps", "epochs", "fraction"}
+            replaced = key in ("warmup", "cooldown") and given.keys() & {"steps", "epochs", "fraction"}
             callbacks.append(_made(key, {} if replaced else defaults.get(key, {}), given))
+            if isinstance(callbacks[-1], Cooldown):
+                callbacks[-1].optional = key not in overrides
         elif given is not None and given is not False:
             raise ValueError(
                 f"{key} must be a dict of arguments, a callback of lightning_lr, or None to leave it out, got "

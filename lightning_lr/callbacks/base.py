@@ -143,6 +143,11 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         return False
 
     @property
+    def found_nothing(self) -> bool:
+        """Whether it has looked for a rate, and there is none but the user's own."""
+        return False
+
+    @property
     def given_up(self) -> bool:
         """Whether it has asked the trainer to stop because nothing more can be learned."""
         return False

@@ -80,6 +80,8 @@ class Cooldown(LRCallback):
         self.steps, self.epochs, self.fraction = steps, epochs, fraction
         self.shape, self.end_factor, self.on_stop = shape, end_factor, on_stop
         self._policy(1 if steps is None else steps)
+        self.optional = self.rests = False
+        """Whether it may do without: where the run's end isn't known, or the user has a schedule; whether it does."""
         self.reset()
 
     @property
@@ -99,6 +101,9 @@ class Cooldown(LRCallback):
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         if not self.ledger.optimizers:
+            return
+        self.rests = self.optional and self._does_without(trainer)
+        if self.rests:
             return
         on_stop = {"on_stop": True} if self.on_stop else {}
         given = {"steps": self.steps, "epochs": self.epochs, "fraction": self.fraction}
@@ -126,11 +131,20 @@ class Cooldown(LRCallback):
                 raise ValueError(f"only one Cooldown of a run can have on_stop=True: leave it out of {self.name}")
             self._late = LateStop(trainer, self._stop_at)
 
+    def _does_without(self, trainer: Any) -> bool:
+        """Whether there is a reason for no fall; says it."""
+        why = "the run's length isn't known" if updates_in_run(trainer, None) is None else ""
+        if trainer.lr_scheduler_configs:
+            why = "the optimizer has a schedule of its own"
+        if why:
+            self._say(f"no fall at the run's end: {why}. For one all the same, write {self.written(fraction=0.3)}")
+        return bool(why)
+
     # the run ---------------------------------------------------------------------------------------------------
 
     def before_update(self, optimizer: int) -> None:
         trainer = self.run.trainer
-        if trainer.fit_loop.total_batch_idx < self._sleeps:
+        if self.rests or trainer.fit_loop.total_batch_idx < self._sleeps:
             return
         left = self._left(trainer)
         if left is None:

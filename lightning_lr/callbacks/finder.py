@@ -149,6 +149,11 @@ class LRFinder(LRCallback):
         """Whether a sweep is under way, or has ended and no batch has begun since: validation may still come."""
         return self._held is not None
 
+    @property
+    def found_nothing(self) -> bool:
+        """Whether its sweeps have all ended without a suggestion: nobody knows then what the present rate is worth."""
+        return self.apply and bool(self.findings) and all(found.suggestion is None for found in self.findings)
+
     def request(self, reason: str) -> None:
         """Asks for a sweep at the next batch that begins an update: after unfreezing, say.
 

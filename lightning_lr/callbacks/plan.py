@@ -53,7 +53,7 @@ def comes_back_at(run: float | None) -> list[int]:
 
 def horizon_of(trainer: Any, optimizer: Optimizer, callbacks: Iterable[LRCallback]) -> Horizon:
     """How long a rate found now is to be good for, by the run's length, its schedule and the optimizer's kind."""
-    falls = any(isinstance(callback, Cooldown) for callback in callbacks) or any(
+    falls = any(isinstance(callback, Cooldown) and not callback.rests for callback in callbacks) or any(
         not config.reduce_on_plateau for config in trainer.lr_scheduler_configs
     )
     kind = "sgd" if "nesterov" in optimizer.defaults else "adaptive"

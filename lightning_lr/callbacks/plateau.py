@@ -21,7 +21,8 @@ class PlateauDecay(LRCallback):
     """Multiplies every rate by `factor` each time that a metric has stopped to improve.
 
     It works on top of any scheduler, of `Warmup` and of `Cooldown`; while the rate warms up or cools down, no check
-    counts against it.
+    counts against it. Nor does one after a sweep of `LRFinder` that found nothing: a rate that nobody found may be too
+    low already.
     The metric may come from validation, from a training epoch or from every training step; it is checked when it is
     produced (sanity checking excepted), before checkpoints are saved, and as the mean over the ranks. A value that is
     not finite never counts as a bad check.
@@ -246,7 +247,7 @@ class PlateauDecay(LRCallback):
         if self._not_finite > 1:
             self.journal.say(f"{self.name}: {self.monitor} is finite again after {self._not_finite} values")
         self._not_finite = 0
-        resting = any(peer.settling for peer in self.run.peers)
+        resting = any(peer.settling or peer.found_nothing for peer in self.run.peers)
         best = self.state.best
         self.state, decay = self.policy.step(self.state, value, resting=resting)
         if not decay:
