@@ -221,8 +221,23 @@ def module(kind: str, optimizer: str, seed: int, length: int) -> Any:
     return Module(seed)
 
 
-def fit(model: Any, length: int, callbacks: list[Any]) -> tuple[pl.Trainer, float]:
-    """The trainer after the run, and the run's seconds."""
+class Spent(NamedTuple):
+    """Seconds of a run: by the clock, which other processes slow down, and of the processor."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self) -> Spent:
+        wall, cpu = self.now()
+        return Spent(wall - self.wall, cpu - self.cpu)
+
+
+def fit(model: Any, length: int, callbacks: list[Any]) -> tuple[pl.Trainer, Spent]:
+    """The trainer after the run, and what that took."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_steps=length,
@@ -238,9 +253,9 @@ def fit(model: Any, length: int, callbacks: list[Any]) -> tuple[pl.Trainer, floa
             default_root_dir=folder,
             callbacks=callbacks,
         )
-        began = time.perf_counter()
+        began = Spent.now()
         trainer.fit(model)
-        return trainer, time.perf_counter() - began
+        return trainer, began.since()
 
 
 @functools.cache
@@ -264,7 +279,7 @@ def runs(kind: str, optimizer: str, seed: int, length: int) -> dict[str, Any]:
         model, callbacks = module(kind, optimizer, seed, length), callbacks_of(arm)
         finder = next(callback for callback in callbacks if isinstance(callback, llr.LRFinder))
         try:
-            trainer, seconds = fit(model, length, callbacks)
+            trainer, spent = fit(model, length, callbacks)
         except Exception as error:  # what a run died of is a result, too
             found[arm] = {"final": math.inf, "raised": f"{type(error).__name__}: {error}"[:300]}
             continue
@@ -277,8 +292,9 @@ def runs(kind: str, optimizer: str, seed: int, length: int) -> dict[str, Any]:
             "findings": [[finding.suggestion, finding.sure] for finding in finder.findings],
             "made": trainer.global_step,
             "taken": trainer.global_step - finder.ledger.updates(0),
-            "seconds": round(seconds, 3),
-            "times": round(seconds / bare, 3),
+            "seconds": round(spent.wall, 3),
+            "times": round(spent.wall / bare.wall, 3),
+            "cpu_times": round(spent.cpu / bare.cpu, 3),
         }
     return found
 
@@ -424,9 +440,10 @@ class Case(NamedTuple):
     def cells(self) -> list[object]:
         pick, sure = self.found.get("pick"), {True: "sure", False: "unsure", None: ""}[self.found.get("sure")]
         at = min(self.grid, key=self.grid.__getitem__)
+        rate = f"{at:.2g}, the grid's end" if at in (min(self.grid), max(self.grid)) else f"{at:.2g}"
         picked = "" if pick is None else f"{pick:.3g}"
         cells = [self.kind, self.optimizer, self.length, self.seed, picked, sure, f"{self.final:.4g}"]
-        cells += [f"{self.best:.4g}", f"{at:.2g}", f"{self.start:.4g}", f"{self.regret:.3f}", f"{self.ratio:.2f}"]
+        cells += [f"{self.best:.4g}", rate, f"{self.start:.4g}", f"{self.regret:.3f}", short(self.ratio)]
         return [*cells, self.found.get("raised", "") if "raised" in self.found or pick else self.found.get("words", "")]
 
 
@@ -443,6 +460,10 @@ def head(title: str, *cells: str) -> None:
 def high(values: list[float], share: float = 0.9) -> float:
     """Of so large a share of the values the highest."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100.0 else f"{ratio:.2g}"
 
 
 def of(count: int, cases: list[Any]) -> str:
@@ -533,7 +554,7 @@ class Tables:
                 regrets, ratios = [case.regret for case in cases], [case.ratio for case in cases]
                 grid = "its own, AdamW's grid" if arm in ANCHORS else " and ".join(optimizers)
                 row(
-                    length, name, grid, len(cases), f"{statistics.median(ratios):.2f}", f"{high(ratios):.2f}",
+                    length, name, grid, len(cases), short(statistics.median(ratios)), short(high(ratios)),
                     of(sum(case.within(CLOSE) for case in cases), cases),
                     of(sum(case.within(FAR) for case in cases), cases),
                     of(sum(case.ratio > WORSE for case in cases), cases),
@@ -543,7 +564,7 @@ class Tables:
     def cost(self) -> None:
         head(
             "Cost, beside a bare `Trainer`", "updates", "arm", "cases", "of the updates: mean", "most",
-            "wall time: median", "90% of cases", "raised",
+            "wall time: median", "90% of cases", "CPU time: median", "90% of cases", "raised",
         )  # fmt: skip
         for length in self.lengths:
             for arm in RUNS:
@@ -551,10 +572,12 @@ class Tables:
                 ended = [case.found for case in cases if "raised" not in case.found]
                 if not ended:
                     continue
-                shares, times = [one["taken"] / length for one in ended], [one["times"] for one in ended]
+                shares = [one["taken"] / length for one in ended]
+                wall, cpu = [one["times"] for one in ended], [one["cpu_times"] for one in ended]
                 row(
                     length, arm, len(ended), f"{statistics.fmean(shares):.1%}", f"{max(shares):.1%}",
-                    f"{statistics.median(times):.2f}x", f"{high(times):.2f}x", len(cases) - len(ended),
+                    f"{statistics.median(wall):.2f}x", f"{high(wall):.2f}x", f"{statistics.median(cpu):.2f}x",
+                    f"{high(cpu):.2f}x", len(cases) - len(ended),
                 )  # fmt: skip
 
     def each(self) -> None:
