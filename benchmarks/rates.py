@@ -283,7 +283,7 @@ def runs(kind: str, optimizer: str, seed: int, length: int) -> dict[str, Any]:
         except Exception as error:  # what a run died of is a result, too
             found[arm] = {"final": math.inf, "raised": f"{type(error).__name__}: {error}"[:300]}
             continue
-        result = finder.result
+        result, guards = finder.result, [c for c in callbacks if isinstance(c, llr.DivergenceGuard)]
         found[arm] = {
             "final": judged(model),
             "pick": None if result is None else result.suggestion,
@@ -291,7 +291,9 @@ def runs(kind: str, optimizer: str, seed: int, length: int) -> dict[str, Any]:
             "words": "no sweep" if result is None else result.words,
             "findings": [[finding.suggestion, finding.sure] for finding in finder.findings],
             "made": trainer.global_step,
+            # those that a guard has dropped or held are among them
             "taken": trainer.global_step - finder.ledger.updates(0),
+            "guard": guards[0].summary() if guards else {},
             "seconds": round(spent.wall, 3),
             "times": round(spent.wall / bare.wall, 3),
             "cpu_times": round(spent.cpu / bare.cpu, 3),
@@ -431,7 +433,13 @@ class Case(NamedTuple):
 
     @property
     def unsure(self) -> bool:
-        """Whether the finder said so, or gave no rate."""
+        """Whether the first sweep said so, or gave no rate."""
+        findings = self.found.get("findings")
+        return not findings or findings[0][1] is not True
+
+    @property
+    def unsure_at_last(self) -> bool:
+        """Whether the latest sweep said so: a second opinion, in long runs."""
         return self.found.get("sure") is not True
 
     def within(self, share: float) -> bool:
@@ -519,7 +527,7 @@ class Tables:
     def finder(self) -> None:
         head(
             "`LRFinder`, beside the best constant rate", "updates", "optimizer", "cases", "mean regret", "median",
-            f"above {REGRET}", "of those: unsure", "unsure of all", "no rate", f"within {CLOSE:.0%}",
+            f"above {REGRET}", "of those: unsure at first", "at last", "of all: unsure at first", "no rate", f"within {CLOSE:.0%}",
             "picks of the seeds apart: median, most",
         )  # fmt: skip
         for length in self.lengths:
@@ -530,7 +538,7 @@ class Tables:
                 regrets, bad = [case.regret for case in cases], [case for case in cases if case.bad]
                 row(
                     length, " and ".join(optimizers), len(cases), f"{statistics.fmean(regrets):.3f}",
-                    f"{statistics.median(regrets):.3f}", of(len(bad), cases), of(sum(c.unsure for c in bad), bad),
+                    f"{statistics.median(regrets):.3f}", of(len(bad), cases), of(sum(c.unsure for c in bad), bad), of(sum(c.unsure_at_last for c in bad), bad),
                     of(sum(case.unsure for case in cases), cases), sum(not c.found.get("pick") for c in cases),
                     of(sum(case.within(CLOSE) for case in cases), cases), self.apart(cases),
                 )  # fmt: skip
@@ -563,7 +571,7 @@ class Tables:
 
     def cost(self) -> None:
         head(
-            "Cost, beside a bare `Trainer`", "updates", "arm", "cases", "of the updates: mean", "most",
+            "Cost, beside a bare `Trainer`", "updates", "arm", "cases", "updates not made (sweeps, guard): mean", "most",
             "wall time: median", "90% of cases", "CPU time: median", "90% of cases", "raised",
         )  # fmt: skip
         for length in self.lengths:
