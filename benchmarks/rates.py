@@ -527,8 +527,8 @@ class Tables:
     def finder(self) -> None:
         head(
             "`LRFinder`, beside the best constant rate", "updates", "optimizer", "cases", "mean regret", "median",
-            f"above {REGRET}", "of those: unsure at first", "at last", "of all: unsure at first", "no rate", f"within {CLOSE:.0%}",
-            "picks of the seeds apart: median, most",
+            f"above {REGRET}", "of those: unsure at first", "at last", "of all: unsure at first", "no rate",
+            f"within {CLOSE:.0%}", "picks of the seeds apart: median, most",
         )  # fmt: skip
         for length in self.lengths:
             for optimizers in [*((one,) for one in OPTIMIZERS), OPTIMIZERS]:
@@ -538,7 +538,8 @@ class Tables:
                 regrets, bad = [case.regret for case in cases], [case for case in cases if case.bad]
                 row(
                     length, " and ".join(optimizers), len(cases), f"{statistics.fmean(regrets):.3f}",
-                    f"{statistics.median(regrets):.3f}", of(len(bad), cases), of(sum(c.unsure for c in bad), bad), of(sum(c.unsure_at_last for c in bad), bad),
+                    f"{statistics.median(regrets):.3f}", of(len(bad), cases),
+                    of(sum(case.unsure for case in bad), bad), of(sum(case.unsure_at_last for case in bad), bad),
                     of(sum(case.unsure for case in cases), cases), sum(not c.found.get("pick") for c in cases),
                     of(sum(case.within(CLOSE) for case in cases), cases), self.apart(cases),
                 )  # fmt: skip
@@ -571,8 +572,8 @@ class Tables:
 
     def cost(self) -> None:
         head(
-            "Cost, beside a bare `Trainer`", "updates", "arm", "cases", "updates not made (sweeps, guard): mean", "most",
-            "wall time: median", "90% of cases", "CPU time: median", "90% of cases", "raised",
+            "Cost, beside a bare `Trainer`", "updates", "arm", "cases", "updates not made (sweeps, guard): mean",
+            "most", "wall time: median", "90% of cases", "CPU time: median", "90% of cases", "raised",
         )  # fmt: skip
         for length in self.lengths:
             for arm in RUNS:
