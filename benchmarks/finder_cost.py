@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lr as llr
 
-UPDATES = 60
+UPDATES, ROOM = 60, 10
+"""A sweep's most updates, and how many more the run has."""
 
 
 class Net(timing.Net):
@@ -46,12 +47,13 @@ class Net(timing.Net):
 
 def seconds(arm: str, width: int, depth: int, batch_size: int) -> tuple[float, int]:
     """Wall time of the arm's updates and their number."""
-    data = TensorDataset(torch.randn(70 * batch_size, 64), torch.randint(10, (70 * batch_size,)))
+    size = (UPDATES + ROOM) * batch_size
+    data = TensorDataset(torch.randn(size, 64), torch.randint(10, (size,)))
     loader, net = DataLoader(data, batch_size=batch_size), Net(width, depth)
     with tempfile.TemporaryDirectory() as folder:
         finder = llr.LRFinder(steps=UPDATES, suggest="valley" if arm == "LRFinder, ramp" else "bracket")
         trainer = pl.Trainer(
-            max_steps=UPDATES + 2,
+            max_steps=UPDATES + ROOM,
             accelerator="cpu",
             logger=False,
             default_root_dir=folder,
@@ -65,7 +67,11 @@ def seconds(arm: str, width: int, depth: int, batch_size: int) -> tuple[float, i
             Tuner(trainer).lr_find(net, loader, num_training=UPDATES, early_stop_threshold=None)
             return time.perf_counter() - began, UPDATES
         trainer.fit(net, loader)
-        made = UPDATES if finder.result is None else len(finder.result.losses)
+        made = UPDATES
+        if arm.startswith("LRFinder"):
+            assert finder.result is not None, "no sweep was made"
+            # its pauses are among them
+            made = trainer.global_step - finder.ledger.updates(0)
         return net.times[made] - net.times[0], made
 
 

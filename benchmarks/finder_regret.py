@@ -26,6 +26,8 @@ from torch import nn
 
 from lightning_lr import SweepPolicy
 from lightning_lr.policies.suggestion import RULES
+from lightning_lr.policies.sweep import BRACKET
+from lightning_lr.policies.trials import HORIZON, Horizon
 
 SWEEP = 60
 ARMS = ("bracket", *RULES, "lightning", "prodigy", "schedulefree", "fixed 1e-3")
@@ -49,17 +51,30 @@ def grid(task: str, optimizer: str, seed: int) -> dict[str, Any]:
 
 
 def swept(rule: str, task: str, optimizer: str, seed: int) -> tuple[float | None, float]:
-    """The pick of one of our rules, and the final loss."""
+    """The pick of one of our rules, and the final loss.
+
+    As in a run, an update on a kept batch uses up one of the run's own, and has the random numbers of the first time.
+    """
     policy, run = SweepPolicy(steps=SWEEP, suggest=rule), PlainRun(task, optimizer, seed)
-    healthy = run.keep()
-    state, now = policy.start()
-    made = 0
+    healthy, random, made = run.keep(), torch.get_rng_state(), 0
+    kept: dict[int, tuple[Any, torch.Tensor]] = {}
+    if rule == BRACKET:
+        # the batch that had come before there was anybody to keep it
+        run.batch()
+        made = 1
+    kind = "sgd" if optimizer == "sgd" else "adaptive"
+    state, now = policy.start(horizon=Horizon(UPDATES, HORIZON["stays"][kind]))
     while now.rate is not None:
         if now.restore:
             run.restore(healthy)
-        state, now = policy.step(state, run.update(now.rate))
+        batch = run.batch()
+        if now.batch is not None:
+            batch, same = kept.setdefault(now.batch, (batch, torch.get_rng_state()))
+            torch.set_rng_state(same)
+        state, now = policy.step(state, run.update(now.rate, batch))
         made += 1
     run.restore(healthy)
+    torch.set_rng_state(random)
     assert now.suggestion is not None
     pick = now.suggestion.rate
     return pick, math.inf if pick is None else trained(run, pick, UPDATES - made)

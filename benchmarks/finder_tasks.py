@@ -299,9 +299,9 @@ class PlainRun:
         self._at += BATCH
         return data.inputs[chosen], data.targets[chosen]
 
-    def update(self, rate: float | None = None) -> float:
-        """One update; gives the loss before it. None: the optimizer's own rate."""
-        inputs, targets = self.batch()
+    def update(self, rate: float | None = None, batch: tuple[Tensor, Tensor] | None = None) -> float:
+        """One update; gives the loss before it. None: the optimizer's own rate, the next batch."""
+        inputs, targets = self.batch() if batch is None else batch
         loss = self.task.loss(self.net(inputs), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
