@@ -228,7 +228,9 @@ def second_opinion(trials: Trials, *, low: float, high: float) -> tuple[float | 
     """
     present, *others = trials.done
     tried, rate = trials.words(), present.rate
-    kept = Suggestion(rate, f"second opinion: {rate:.3g} is kept ({tried})", True, rate, rate, 1.0)
+    fell = trials.against(present).t <= -SURE
+    words = f"second opinion: {rate:.3g} is kept ({tried}), {'sure' if fell else 'unsure'}"
+    kept = Suggestion(rate, words, fell, rate, rate, 1.0)
     if trials.hurts(present):
         last = trials.done[-1]
         if others and not trials.hurts(last):
