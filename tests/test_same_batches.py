@@ -29,7 +29,9 @@ from tests.pool import Pool
 from tests.small import Loader, Sharded, digits, trainer
 from tests.ways import Sam, lbfgs
 
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists", "ignore:Be aware that when using"
+)
 SHORT: dict[str, Any] = {"steps": 30, "min_lr": 1e-4, "progress_bar": False}
 PROBES = 4
 """With 30 steps."""
@@ -284,7 +286,7 @@ class Wrapped(Loader):
     def __iter__(self) -> Iterator[Any]:
         for images, labels in super().__iter__():
             self.given += 1
-            spent = self.kind == "generator" or (self.kind == "late generator" and self.given > 16)
+            spent = self.kind == "generator" or (self.kind == "late generator" and self.given > 10)
             yield Own(images, labels) if self.kind == "dataclass" else [images, labels, *([iter(())] if spent else [])]
 
 
@@ -388,8 +390,7 @@ def test_an_optimizer_that_moves_at_rate_0_is_looked_at_from_the_start_each_time
     finder = llr.LRFinder(apply=False, **SHORT)
     model = Net(lambda m: Restless(m.parameters(), 0.1))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fit(tmp_path, model, finder, max_steps=31, max_epochs=-1, limit_val_batches=0)
-    assert finder.findings or finder._saved
+    fit(tmp_path, model, finder, limit_val_batches=0)
     points, fresh = model.points(), Net()
     fresh.load_state_dict(start)
     images, labels = digits()
@@ -397,24 +398,24 @@ def test_an_optimizer_that_moves_at_rate_0_is_looked_at_from_the_start_each_time
         chosen = torch.frombuffer(bytearray(points[place][0]), dtype=torch.float32).view(8, 64)
         where = [int((images == row).all(1).nonzero()[0]) for row in chosen]
         loss = nn.functional.cross_entropy(fresh.net(chosen), labels[where])
-        state = finder.findings[0].losses if finder.findings else finder._saved["policy"]["losses"]
-        assert state[place] == pytest.approx(loss.item(), rel=1e-5)
+        assert finder.findings[0].losses[place] == pytest.approx(loss.item(), rel=1e-5)
 
 
 # nothing left --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["sweep", "exception", "interrupt", "max_steps"])
+@pytest.mark.parametrize("end", ["sweep", "exception", "interrupt", "stop"])
 def test_nothing_is_left_of_what_a_sweep_borrowed_and_kept(end: str, tmp_path: Path) -> None:
     raised = {"exception": RuntimeError("the user's own"), "interrupt": KeyboardInterrupt()}.get(end)
     finder, model = llr.LRFinder(apply=False, **SHORT), Net(raises=raised)
     kept: list[weakref.ref[Any]] = []
     watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: (
-            kept.extend(weakref.ref(k) for k in finder._sweep._rerun._replay._kept) if finder._sweep else None
+        on_train_batch_end=lambda run, *_: (
+            kept.extend(weakref.ref(k) for k in finder._sweep._rerun._replay._kept) if finder._sweep else None,
+            setattr(run, "should_stop", end == "stop" and run.global_step == 12),
         )
     )
-    run = trainer(tmp_path, callbacks=[watcher, finder], max_epochs=8, max_steps=12 if end == "max_steps" else -1)
+    run = trainer(tmp_path, callbacks=[watcher, finder], max_epochs=8)
     model.finder = finder
     if end == "exception":
         with pytest.raises(RuntimeError, match="the user's own"):
@@ -422,7 +423,7 @@ def test_nothing_is_left_of_what_a_sweep_borrowed_and_kept(end: str, tmp_path: P
     elif end == "interrupt":
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run.fit(model, Loader(8))
-    elif end == "max_steps":
+    elif end == "stop":
         with pytest.warns(UserWarning, match="the run ended after"):
             run.fit(model, Loader(8))
     else:
@@ -521,7 +522,7 @@ def again_at(root: Path, monkeypatch: pytest.MonkeyPatch, configure: Any, others
     return finder, model, run
 
 
-@pytest.mark.parametrize(("change", "words"), [(1.0, "is kept"), (1000.0, "raises the loss"), (1e-4, "is better")])
+@pytest.mark.parametrize(("change", "words"), [(8.0, "is kept"), (150.0, "raises the loss"), (1.0, "is better")])
 def test_a_second_opinion_keeps_lowers_or_raises_the_finders_own_factor(
     change: float, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -545,7 +546,7 @@ def test_a_second_opinion_keeps_lowers_or_raises_the_finders_own_factor(
     assert second.around == pytest.approx(0.1 * 0.5 * before[0])
     assert words in second.words
     ratio = second.suggestion / second.around
-    assert (ratio == 1.0, ratio < 1.0, ratio > 1.0) == (change == 1.0, change > 1.0, change < 1.0)
+    assert (ratio == 1.0, ratio < 1.0, ratio > 1.0) == ("kept" in words, "raises" in words, "better" in words)
     assert finder.ledger.factor("LRFinder", 0, 0) == pytest.approx(before[0] * ratio)
     assert finder.ledger.factor("Other", 0, 0) == 0.5
     assert len(finder.findings) == (2 if first.sure else 3)
@@ -555,7 +556,7 @@ def test_a_second_opinion_keeps_lowers_or_raises_the_finders_own_factor(
 def test_no_second_opinion_while_the_rate_rises_or_falls(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    other = llr.Warmup(30) if kind == "warm-up" else llr.Cooldown(115)
+    other = llr.Warmup(30) if kind == "warm-up" else llr.Cooldown(130)
     finder, _, _ = again_at(tmp_path, monkeypatch, momentum, [other])
     assert [finding.around is None for finding in finder.findings] == (
         [True] if kind == "cool-down" else [True, *[False] * (len(finder.findings) - 1)]

@@ -403,6 +403,7 @@ class LRFinder(LRCallback):
         self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None, around: float | None = None
     ) -> None:
         if around is not None and not self.policy.min_lr <= around <= self.policy.max_lr:
+            self._say(f"no sweep ({self._why}): the present rate {around:.3g} is not within min_lr and max_lr")
             return
         most = self.policy.steps if around is None else min(SECOND_STEPS, self.policy.steps)
         if saved is None and not self._has_room(trainer, pl_module, most):

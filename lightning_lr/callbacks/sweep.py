@@ -90,7 +90,7 @@ class Sweep:
         self.counted = -1
         # the trial has made no update; an update has several forward passes
         self.fresh = self.several = self.pausing = False
-        self._counts = self._stepped = self._seen = self.failed = False
+        self._counts = self._stepped = self._seen = self._amid = self.failed = False
         self.state, self.now = began
         self.pauses = replay
         """Whether the next window is a pause."""
@@ -158,7 +158,8 @@ class Sweep:
 
     def _pause_due(self, epoch: int) -> bool:
         """Whether a window of this epoch that begins now is to count, as none of the epoch has yet."""
-        return self.pauses or (self.counted != epoch and self.since >= BETWEEN_PAUSES)
+        due = self.pauses or (self.counted != epoch and self.since >= BETWEEN_PAUSES)
+        return due and not self._amid
 
     def _rest_begins(self, batch_idx: int) -> bool:
         """Whether what begins with this batch is shorter than the epoch's other windows of accumulation."""
@@ -222,20 +223,22 @@ class Sweep:
             self.since += 1
         if self.pausing and (window_over if automatic else self._stepped):
             self._end_pause()
+        # only who optimizes by hand knows of how many batches an update is
+        self._amid = not (window_over if automatic else self._stepped)
         if self._rerun is not None:
-            # only who optimizes by hand knows of how many batches an update is
-            self._rerun.end_batch(window_over=window_over if automatic else self._stepped)
+            self._rerun.end_batch(window_over=not self._amid)
             last = self._trainer.is_last_batch
             self._ask(self._trainer.current_epoch + last, 0 if last else batch_idx + 1)
 
     def cut_batch(self) -> None:
         """At the end of an epoch: one of its batches may have begun without an end (`on_train_batch_start` gave -1)."""
-        if not self.between_batches:
-            self.rest()
-            if self._module.automatic_optimization:
-                self._meter.take()
+        automatic, cut = self._module.automatic_optimization, not self.between_batches
+        self.rest()
+        if cut and (automatic or self._rerun is not None):
+            self._meter.take()
+        self._amid = self._amid and not cut and not automatic
         if self._rerun is not None:
-            self._rerun.end_batch(window_over=True)
+            self._rerun.end_batch(window_over=not self._amid)
             self._ask(self._trainer.current_epoch + 1)
 
     def rest(self) -> None:
