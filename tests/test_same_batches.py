@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import math
 import random
@@ -27,7 +28,7 @@ from lightning_lr.callbacks import plan, replay, rerun
 from lightning_lr.callbacks.room import needed
 from tests.pool import Pool
 from tests.small import Loader, Sharded, digits, trainer
-from tests.ways import Sam, lbfgs
+from tests.ways import Sam, lbfgs, scaler
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists", "ignore:Be aware that when using"
@@ -39,6 +40,16 @@ PROBES = 4
 
 def momentum(module: Any, lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9)
+
+
+def falling(module: Any) -> Any:
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.995**k)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def halves(module: Any) -> list[torch.optim.Optimizer]:
+    return [momentum(module.net[1]), momentum(module.net[3])]
 
 
 class Net(pl.LightningModule):
@@ -96,12 +107,13 @@ class Net(pl.LightningModule):
             raise self.raises
         if self.automatic_optimization:
             return self.loss(batch)
-        optimizer: Any = self.optimizers()
-        for _ in range(self.times):
-            self.manual_backward(self.loss(batch) / self.every)
-            if (batch_idx + 1) % self.every == 0:
-                optimizer.step()
-                optimizer.zero_grad()
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for _ in range(self.times):
+                self.manual_backward(self.loss(batch) / self.every)
+                if (batch_idx + 1) % self.every == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
         return None
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -179,6 +191,9 @@ WAYS: dict[str, tuple[Callable[[], Net], Callable[[], Any], dict[str, Any]]] = {
     "manual": (lambda: Net(times=1), lambda: Loader(8), {}),
     "manual, two updates": (lambda: Net(times=2), lambda: Loader(8), {}),
     "manual accumulation": (lambda: Net(times=1, every=2), lambda: Loader(8), {"max_epochs": 20}),
+    "two optimizers": (lambda: Net(halves, times=1), lambda: Loader(8), {}),
+    "16-mixed": (Net, lambda: Loader(8), {"plugins": scaler()}),
+    "16-mixed that calibrates": (Net, lambda: Loader(8), {"plugins": scaler(2.0**24)}),
     "augmented": (lambda: Net(jitter=0.3, drop=0.2), lambda: shuffled(8), {}),
     "LBFGS": (lambda: Net(lbfgs), lambda: Loader(8), {}),
     "SAM": (lambda: Net(lambda m: Sam(m.parameters(), 0.1)), lambda: Loader(8), {}),
@@ -188,20 +203,21 @@ WAYS: dict[str, tuple[Callable[[], Net], Callable[[], Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_all_rates_train_on_the_same_batches_and_are_scored_on_those_of_the_look(way: str, tmp_path: Path) -> None:
     make, data, settings = WAYS[way]
-    finder, model = llr.LRFinder(at=2, apply=False, **SHORT), make()
+    finder = llr.LRFinder(at=2, apply=False, optimizer=0 if way == "two optimizers" else None, **SHORT)
+    model = make()
     most: list[int] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_start=lambda run, *_: most.append(needed(run, 30, replay=True)) if not most else None
     )
     run = fit(tmp_path, model, finder, data(), [watcher], **settings)
     assert len(finder.findings) == 1
-    if way in ("LBFGS", "SAM"):
-        # each evaluation of the loss is one more training step with the same batch
+    if way in ("LBFGS", "SAM", "16-mixed that calibrates"):
+        # each evaluation of the loss, and an update that is skipped, is one more training step with the same batch
         points = model.points()
         assert all(len(set(batches)) == 1 for batches in points.values())
         model.seen = [("try", point, batches[0]) for point, batches in points.items()]
     check_same(model, finder)
-    if not model.times and way not in ("LBFGS", "SAM"):
+    if not model.times and "calibrates" not in way:
         assert run.global_step - finder.ledger.updates(0) <= most[0]
 
 
@@ -329,7 +345,7 @@ def test_with_little_room_what_trains_comes_again_in_turn_and_the_scored_ones_st
     finder, model = llr.LRFinder(apply=False, **SHORT), Net()
     fit(tmp_path, model, finder, Loader(16))
     check_same(model, finder)
-    assert len(set(model.points()[place][0] for trial in trials(finder) for place in trial)) == PROBES + 2
+    assert len({model.points()[place][0] for trial in trials(finder) for place in trial}) == PROBES + 2
     assert not [line for line in said if "different batches" in line]
 
 
@@ -534,20 +550,25 @@ def test_a_second_opinion_keeps_lowers_or_raises_the_finders_own_factor(
                 own = ledger.factor("LRFinder", 0, 0)
                 ledger.set_factor("LRFinder", own * change, "a test")
                 before.append(own * change)
+            if ledger.updates(0) == 9 and not present:
+                present.append(ledger.effective(0, 0))
 
     finders: list[Any] = []
     before: list[float] = []
+    present: list[float] = []
     soon(monkeypatch, 9)
-    finder, model = llr.LRFinder(at="auto", **SHORT), Net(lambda m: torch.optim.SGD(m.parameters(), 0.1))
+    monitor, finder, model = llr.LRMonitor(), llr.LRFinder(at="auto", **SHORT), Net(falling)
     finders.append(finder)
-    fit(tmp_path, model, finder, others=[Bends()], max_epochs=20)
+    fit(tmp_path, model, finder, others=[Bends(), monitor], max_epochs=20, logger=pl.loggers.CSVLogger(tmp_path))
     first, second = finder.findings[:2]
     assert second.update == 9
-    assert second.around == pytest.approx(0.1 * 0.5 * before[0])
+    assert second.around == pytest.approx(present[0])
     assert words in second.words
     ratio = second.suggestion / second.around
     assert (ratio == 1.0, ratio < 1.0, ratio > 1.0) == ("kept" in words, "raises" in words, "better" in words)
     assert finder.ledger.factor("LRFinder", 0, 0) == pytest.approx(before[0] * ratio)
+    causes = [change.cause for change in monitor.changes if "second opinion" in change.cause]
+    assert len(causes) == (words != "is kept")
     assert finder.ledger.factor("Other", 0, 0) == 0.5
     assert len(finder.findings) == (2 if first.sure else 3)
 
@@ -577,7 +598,7 @@ def test_a_guard_and_a_finder_never_try_at_once_and_the_guard_judges_no_batch_of
     guard, finder = llr.DivergenceGuard(), llr.LRFinder(at="auto", **SHORT)
     fit(tmp_path, Net(), finder, others=[Both(), guard], max_epochs=20)
     assert len(finder.findings) >= 2
-    sweeping = [(a, b) for a, b in zip(judged, judged[1:], strict=False) if a[0] and b[0]]
+    sweeping = [(a, b) for a, b in itertools.pairwise(judged) if a[0] and b[0]]
     assert len(sweeping) > 40
     assert all(a[1] == b[1] for a, b in sweeping)
     assert guard.rewinds == guard.skips == 0

@@ -349,9 +349,7 @@ class LRFinder(LRCallback):
             return
         made, shorter = self.ledger.updates(self._index), self.written(steps=SHORTEST)
         steps = self.policy.steps
-        seen = outlook(
-            trainer, self.agenda, self._places, made=made, steps=steps, replay=self.replay, shorter=shorter
-        )
+        seen = outlook(trainer, self.agenda, self._places, made=made, steps=steps, replay=self.replay, shorter=shorter)
         self._roomless = seen.roomless
         if seen.refusals:
             self._say(
