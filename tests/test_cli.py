@@ -33,6 +33,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "max_lr": 1.0,
         "steps": 40,
         "suggest": "valley",
+        "replay": False,
         "apply": False,
         "optimizer": 0,
         "progress_bar": False,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from lightning_lr.callbacks.unlogged import Unlogged
 from lightning_lr.internals import scaler_in_use
 from lightning_lr.ledger import Ledger
@@ -28,8 +30,7 @@ class Aside:
     def __init__(self, trainer: Any, module: Any, ledger: Ledger) -> None:
         self._trainer, self._module, self._ledger = trainer, module, ledger
         self.scaler = scaler_in_use(trainer)
-        places = dict.fromkeys((trainer.strategy.root_device, *(p.device for p in module.parameters())))
-        self._random = RandomState(*places)
+        self._random = RandomState(*drawing(trainer, module))
         self._trials: list[Trial] = []
         self._unlogged = Unlogged()
 
@@ -84,6 +85,11 @@ class Aside:
         for optimizer in self._ledger.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._random.restore()
+
+
+def drawing(trainer: Any, module: Any) -> list[torch.device]:
+    """The devices on which a training step may draw random numbers."""
+    return list(dict.fromkeys((trainer.strategy.root_device, *(p.device for p in module.parameters()))))
 
 
 def references(ledger: Ledger, trainer: Any, index: int) -> list[float]:

@@ -13,9 +13,9 @@ from lightning_lr.callbacks.aside import references
 from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.held import Held
-from lightning_lr.callbacks.length import accumulation, updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.length import accumulation, updates_in_run
 from lightning_lr.callbacks.plan import AUTO, comes_back_at, horizon_of, steps_for
-from lightning_lr.callbacks.room import SHORTEST, fits, longest, no_room, outlook
+from lightning_lr.callbacks.room import SHORTEST, fits, needed, no_room, outlook
 from lightning_lr.callbacks.space import REMEDY, space
 from lightning_lr.callbacks.sweep import CURVE, Sweep
 from lightning_lr.finding import Finding
@@ -73,6 +73,9 @@ class LRFinder(LRCallback):
         max_lr: the highest, absolute.
         steps: the most updates of a sweep, >= 20; its pauses come on top.
         suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide`, `minimum` on a plain ramp.
+        replay: whether a sweep keeps some of its batches in memory and compares all rates on the same ones. Where they
+            can't be kept it goes on without, in words. Where they are too large for a checkpoint, or of a class of
+            their own, a resumed run begins its sweep anew.
         apply: False: only report.
         optimizer: the index of the optimizer to sweep, where there are several.
         progress_bar: whether to show one, on rank zero, beside Lightning's own.
@@ -258,8 +261,9 @@ class LRFinder(LRCallback):
                 self._end_short()
             elif self._sweep.over:
                 self.findings.append(self._sweep.finding())
+                unpaired = self._sweep.unpaired
                 self._close()
-                self._announce(trainer, self.findings[-1])
+                self._announce(trainer, self.findings[-1], unpaired)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -334,7 +338,7 @@ class LRFinder(LRCallback):
                 loud=True,
             )
             return False
-        needs, left = longest(most, updates_per_epoch(trainer)), updates_in_run(trainer, None)
+        needs, left = needed(trainer, most, replay=self.replay), updates_in_run(trainer, None)
         of = f", {needs / left:.1%} of the {left:.0f} that are left," if left else ""
         memory = f". It takes {found.takes}, of {found.free}" if found.free else ""
         self._say(
@@ -350,7 +354,7 @@ class LRFinder(LRCallback):
             return
         made, shorter = self.ledger.updates(self._index), self.written(steps=SHORTEST)
         steps = self.policy.steps
-        seen = outlook(trainer, self.agenda, self._places, made=made, steps=steps, shorter=shorter)
+        seen = outlook(trainer, self.agenda, self._places, made=made, steps=steps, replay=self.replay, shorter=shorter)
         self._roomless = seen.roomless
         if seen.refusals:
             self._say(
@@ -371,7 +375,7 @@ class LRFinder(LRCallback):
             return True
         if before.requested is None:
             return False
-        left, needs = updates_in_run(trainer, None), longest(self.policy.steps, updates_per_epoch(trainer))
+        left, needs = updates_in_run(trainer, None), needed(trainer, self.policy.steps, replay=self.replay)
         if left is None or fits(needs, left):
             return True
         self._say(f"no sweep ({self._why}): {no_room(needs, left)}")
@@ -388,7 +392,7 @@ class LRFinder(LRCallback):
         # whoever was sure at first is asked once more, and not twice
         self._before_again = [first, *later]
         self._again = later if self.result is not None and self.result.sure is not True else []
-        left, needs = updates_in_run(trainer, None), longest(SECOND_STEPS, updates_per_epoch(trainer))
+        left, needs = updates_in_run(trainer, None), needed(trainer, SECOND_STEPS, replay=self.replay)
         self._why = "a second opinion"
         self._before_sweep = self._places
         return self.result is not None and (left is None or fits(needs, left))
@@ -402,6 +406,7 @@ class LRFinder(LRCallback):
         self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None, around: float | None = None
     ) -> None:
         if around is not None and not self.policy.min_lr <= around <= self.policy.max_lr:
+            self._say(f"no sweep ({self._why}): the present rate {around:.3g} is not within min_lr and max_lr")
             return
         most = self.policy.steps if around is None else min(SECOND_STEPS, self.policy.steps)
         if saved is None and not self._has_room(trainer, pl_module, most):
@@ -427,7 +432,7 @@ class LRFinder(LRCallback):
         self.journal.say(line)
         (rank_zero_warn if loud else rank_zero_info)(line)
 
-    def _announce(self, trainer: Any, finding: Finding) -> None:
+    def _announce(self, trainer: Any, finding: Finding, unpaired: str | None) -> None:
         if finding.suggestion is None:
             line = f"{self.name} ({self._why}): no suggestion, the rate stays: {finding.refusal}"
         else:
@@ -435,6 +440,8 @@ class LRFinder(LRCallback):
             line = f"{self.name} ({self._why}): rate {finding.suggestion:.3g}{kept}: {finding.words}"
             if self.apply:
                 self._apply(trainer, finding)
+        if unpaired is not None:
+            line += f"; rates were compared on different batches: {unpaired}"
         self.journal.say(line)
         rank_zero_info(line)
         if trainer.is_global_zero:

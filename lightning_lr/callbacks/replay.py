@@ -41,10 +41,20 @@ class Replay:
         trainer: whose loop.
         room: bytes that kept batches may take, on the host and on each other device; less where less is free.
         saved: what `state_dict` gave.
+        told: called with the number of a batch that has just been kept, or is about to be played, before anything is
+            done to it.
     """
 
-    def __init__(self, trainer: Any, *, room: int = ROOM, saved: dict[str, Any] | None = None) -> None:
-        self._trainer, self._room = trainer, room
+    def __init__(
+        self,
+        trainer: Any,
+        *,
+        room: int | None = None,
+        saved: dict[str, Any] | None = None,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
+        self._trainer, self._told = trainer, told
+        self._room = ROOM if room is None else room
         self._limits: dict[torch.device, float] = {}
         self._kept: list[KeptBatch] = []
         self._taken: dict[torch.device, int] = {}
@@ -54,6 +64,8 @@ class Replay:
         self._give_back: Callable[[], None] | None = None
         self.full = False
         self.failed: str | None = None
+        self.lost: str | None = None
+        """Why a kept batch could not be played, on this rank alone."""
         self.placed: int | None = None
         if saved is not None:
             self._load(saved)
@@ -158,11 +170,18 @@ class Replay:
         try:
             batch = self._kept[index].fresh()
         except Exception as error:
-            # on this rank alone: the others learn of it when the caller next compares notes
-            self.failed = f"a kept batch could not be copied: {_words(error)}"
+            # the others learn of it when the caller next compares notes: until then this one keeps batches as they do
+            self.lost = f"a kept batch could not be copied: {_words(error)}"
+            if self._trainer.world_size == 1:
+                self.failed = self.lost
             return own
-        self.placed = index
+        self._place(index)
         return batch
+
+    def _place(self, index: int) -> None:
+        self.placed = index
+        if self._told is not None:
+            self._told(index)
 
     def _keep(self, own: Any) -> None:
         kept, size, why = None, {}, None
@@ -182,8 +201,8 @@ class Replay:
         self.full = self.full or fulls
         self._keeping = absent and not overs
         if kept is not None and not absent and not overs:
-            self.placed = self.count
             self._add(kept, size)
+            self._place(self.count - 1)
 
     def _add(self, kept: KeptBatch, size: dict[torch.device, int]) -> None:
         self._kept.append(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_lr.callbacks.aside import drawing
 from lightning_lr.callbacks.replay import Replay
 from lightning_lr.randomness import RandomState
 
@@ -16,7 +17,7 @@ class Rerun:
 
     A number that comes for the first time is the run's own next batch, or as many as an update has, which is kept. The
     same number is then played again, and the random generators go back to where they were when it came first, so that
-    dropout is the same, too. Where there is no room for more, what trains is played again in turn.
+    augmentation and dropout are the same, too. Where there is no room for more, what trains is played again in turn.
 
     Args:
         trainer: whose loop.
@@ -26,8 +27,10 @@ class Rerun:
 
     def __init__(self, trainer: Any, probes: int, saved: dict[str, Any] | None) -> None:
         self._trainer, self._probes = trainer, probes
-        self._replay = Replay(trainer, saved=None if saved is None else saved["replay"])
+        self._replay = Replay(trainer, saved=None if saved is None else saved["replay"], told=self._draw)
         self._windows: dict[int, list[int]] = {}
+        self._partial: set[int] = set()
+        """Numbers of which a batch found no room."""
         self._random: dict[int, RandomState] = {}
         self._number: int | None = None
         self._window: list[int] | None = None
@@ -37,7 +40,7 @@ class Rerun:
         self._given_up = False
         if saved is not None:
             self._windows = {number: list(window) for number, window in saved["windows"]}
-            self._given_up = saved["given_up"]
+            self._partial, self._given_up = set(saved["partial"]), saved["given_up"]
         self._replay.begin()
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -46,15 +49,18 @@ class Rerun:
         if replay is None:
             return None
         windows = [[number, list(window)] for number, window in self._windows.items()]
-        return {"replay": replay, "windows": windows, "given_up": self._given_up}
+        partial = sorted(self._partial)
+        return {"replay": replay, "windows": windows, "partial": partial, "given_up": self._given_up}
 
     @property
     def failed(self) -> str | None:
         """Why batches can't be compared with themselves, in words; None while they can."""
+        if self._replay.failed is not None:
+            return self._replay.failed
         if self._given_up:
             return "on one rank a kept batch could not be had again"
-        short = self._replay.full and not all(number in self._windows for number in range(self._probes))
-        return self._replay.failed or ("there is no memory for them" if short else None)
+        short = any(number < self._probes for number in self._partial)
+        return "there is no memory for them" if short else None
 
     @property
     def playing(self) -> bool:
@@ -63,8 +69,8 @@ class Rerun:
 
     @property
     def missed(self) -> bool:
-        """Whether the batch under way is not the one asked for, on this rank."""
-        return self._wanted is not None and self._replay.placed != self._wanted
+        """Whether a batch was not the one asked for, on this rank, of which the others don't know yet."""
+        return self._replay.lost is not None and not self._given_up
 
     def ask(self, number: int | None) -> None:
         """The loop's next batch is of this number; None: the run's own, which nobody wants again."""
@@ -74,6 +80,9 @@ class Rerun:
             return
         if self._position == 0:
             self._window = self._windows.get(number) or self._stand_in(number)
+        elif self._window is None and self._replay.full:
+            # the rest finds no room: what the window has is all that it ever has
+            self._window = self._windows.get(number)
         if self._window is None:
             self._replay.keep_next()
         else:
@@ -87,16 +96,25 @@ class Rerun:
         return trains[number % len(trains)] if self._replay.full and trains else None
 
     def begin_batch(self) -> None:
-        """The batch is there: notes where it is kept, or makes its random numbers those of the first time."""
-        placed = self._replay.placed
-        if self._number is None or placed is None:
+        """The batch is there: notes where it is kept."""
+        if self._number is None or self._wanted is not None or self.failed:
             return
-        if self._wanted is None:
-            self._windows.setdefault(self._number, []).append(placed)
-            devices = dict.fromkeys((self._trainer.strategy.root_device,))
-            self._random[placed] = RandomState(*devices)
-        elif placed in self._random:
-            self._random[placed].restore()
+        if self._replay.placed is not None:
+            self._windows.setdefault(self._number, []).append(self._replay.placed)
+        elif self._replay.full:
+            self._partial.add(self._number)
+
+    def forget(self) -> None:
+        """The window under way came to nothing: where it is a new one, its number goes to the next."""
+        if self._number is not None and self._window is None:
+            self._windows.pop(self._number, None)
+
+    def _draw(self, index: int) -> None:
+        """Before anything is done to a batch: its random numbers are those of the first time."""
+        if index in self._random:
+            self._random[index].restore()
+        else:
+            self._random[index] = RandomState(*drawing(self._trainer, self._trainer.lightning_module))
 
     def end_batch(self, *, window_over: bool) -> None:
         """Goes on to the next batch of the window, or to the next window."""

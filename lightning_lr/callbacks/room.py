@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from lightning_lr.callbacks.length import updates_in_run, updates_per_epoch
+from lightning_lr.callbacks.length import accumulation, updates_in_run, updates_per_epoch
 from lightning_lr.callbacks.sweep import BETWEEN_PAUSES
 from lightning_lr.policies.agenda import Agenda, AgendaState, epoch_place, update_place
 
@@ -16,21 +16,32 @@ LEAST_REST = 0.1
 """A sweep leaves the run at least this share of its own length: what is a rate good for that makes no update?"""
 
 
-def longest(steps: int, epoch: float) -> int:
+def longest(steps: int, epoch: float, *, rest: bool = False) -> int:
     """The most updates that a sweep takes: those that try something out, and a pause at the begin of each epoch.
 
     Args:
         steps: the policy's most updates.
         epoch: the updates of an epoch, or inf.
+        rest: whether the last one is of fewer batches than the others, and so a pause, too.
 
     Example:
-        >>> longest(60, math.inf), longest(60, 10), longest(60, 1)
-        (61, 68, 80)
+        >>> longest(60, math.inf), longest(60, 10), longest(60, 1), longest(60, 10, rest=True)
+        (61, 68, 80, 78)
     """
     pauses = steps / BETWEEN_PAUSES
+    # after an epoch's last update so many go by before the next one may be a pause
+    lost = 2.0 if rest and epoch > BETWEEN_PAUSES + 1 else 1.0
     if epoch > 1.0:
-        pauses = min(pauses, (steps / epoch + 1.0) / (1.0 - 1.0 / epoch))
+        regular = lost * (steps / epoch + 1.0) / (1.0 - lost / epoch)
+        pauses = regular if rest else min(pauses, regular)
     return steps + math.ceil(pauses)
+
+
+def needed(trainer: Any, steps: int, *, replay: bool) -> int:
+    """The most updates that a sweep takes in this run; see `longest`."""
+    batches, parts = trainer.num_training_batches, accumulation(trainer, trainer.current_epoch)
+    rest = replay and math.isfinite(batches) and batches > parts and batches % parts > 0
+    return longest(steps, updates_per_epoch(trainer), rest=rest)
 
 
 def fits(needs: int, left: float) -> bool:
@@ -103,7 +114,9 @@ class Outlook(NamedTuple):
     refusals: list[str]
 
 
-def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, steps: int, shorter: str) -> Outlook:
+def outlook(
+    trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, steps: int, replay: bool, shorter: str
+) -> Outlook:
     """Looks ahead, as far as the run's length is known.
 
     Args:
@@ -112,20 +125,21 @@ def outlook(trainer: Any, agenda: Agenda, state: AgendaState, *, made: int, step
         state: which of them are over.
         made: the updates made so far.
         steps: the policy's most updates.
+        replay: whether it plays batches again.
         shorter: how the user writes a finder with `SHORTEST` steps.
     """
     run = updates_in_run(trainer, None)
     if run is None:
         return Outlook(frozenset(), [])
     epoch, per_epoch = trainer.current_epoch, updates_per_epoch(trainer)
-    needs = longest(steps, per_epoch)
+    needs = needed(trainer, steps, replay=replay)
     ahead = places_ahead(agenda, state, made=made, epoch=epoch, per_epoch=per_epoch, run=run, needs=needs)
     refusals = []
     short = [place for place in ahead if not place.fits and place.left > 0]
     if short:
         left = short[0].left
         refusals.append(f"no sweep for {_listed(short)}: {no_room(needs, left)}")
-        if steps > SHORTEST and fits(longest(SHORTEST, per_epoch), left):
+        if steps > SHORTEST and fits(needed(trainer, SHORTEST, replay=replay), left):
             refusals[0] += f", or write {shorter}"
     late = [place for place in ahead if place.left <= 0]
     if late:

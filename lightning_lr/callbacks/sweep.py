@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lr.callbacks.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
+from lightning_lr.callbacks.length import accumulation
 from lightning_lr.callbacks.rerun import Rerun
 from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
@@ -23,7 +24,8 @@ CURVE = "lr-finder"
 """The first part of the curve's tags: `lr-finder/rate`, `lr-finder/loss`, and the figure `lr-finder`."""
 
 SKIPS = 10
-"""So many updates in a row that a gradient scaler skips, its scale halved each time, are the trial's fault."""
+"""So many updates in a row that a gradient scaler skips, its scale halved each time, or that have no loss, are the
+trial's fault."""
 
 BETWEEN_PAUSES = 3
 """At least so many updates that don't count lie between two pauses: of shorter epochs not every one has a pause."""
@@ -42,7 +44,10 @@ class Sweep:
     first update at a rate above 0. An epoch whose first batch would be another one begins with a *pause*: this batch
     logs and counts, its update is made to a copy that nobody keeps, and it is no point of the sweep. So every epoch has
     true training metrics from its first batch on, also under manual optimization, where no batch of a trial counts. A
-    sweep that keeps batches begins with one, too: its first batch had come before there was anybody to keep it.
+    sweep that keeps batches begins with one, too: its first batch had come before there was anybody to keep it. And so
+    is what accumulation leaves over at an epoch's end, in which not all of a kept update's batches could be played.
+
+    Under manual optimization a batch is one point, by the loss of its first update.
 
     Where a rank's device has no memory for a state that is to be made, the sweep has `failed` on all ranks, before
     anything is changed, and the batch that has begun is the run's own.
@@ -85,11 +90,11 @@ class Sweep:
         self.counted = -1
         # the trial has made no update; an update has several forward passes
         self.fresh = self.several = self.pausing = False
-        self._counts = self._stepped = self.failed = False
+        self._counts = self._stepped = self._seen = self._amid = self.failed = False
         self.state, self.now = began
         self.pauses = replay
         """Whether the next window is a pause."""
-        self._rerun = Rerun(trainer, self.policy.probes, saved["rerun"] if saved else None) if replay else None
+        self._rerun: Rerun | None = None
         if saved is not None:
             self.state = SweepState.from_dict(saved["policy"])
             for name in FLAGS:
@@ -97,6 +102,10 @@ class Sweep:
             self.now = Next(self.state.rates[-1], saved["restore"], saved["batch"])
             if not self.now.restore:
                 self._made(lambda: self._trial.load_state_dict(saved["trial"]))
+        if replay:
+            # it borrows, and so it comes when nothing can fail any more
+            self._rerun = Rerun(trainer, self.policy.probes, saved["rerun"] if saved else None)
+        if saved is not None:
             self._ask(trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -118,6 +127,13 @@ class Sweep:
         return self.now.rate is None
 
     @property
+    def unpaired(self) -> str | None:
+        """Why rates were compared on different batches, in words; None where they were not."""
+        if self.state.paired or not self.state.trials:
+            return None
+        return "replay=False" if self._rerun is None else self._rerun.failed
+
+    @property
     def between_batches(self) -> bool:
         """Whether the healthy state is in place."""
         return self._aside.resting
@@ -125,7 +141,7 @@ class Sweep:
     def begin_batch(self, batch_idx: int) -> None:
         """Puts the trial in place, or the copy that a pause spoils."""
         automatic = self._module.automatic_optimization
-        self._stepped = False
+        self._stepped = self._seen = False
         if self._rerun is not None:
             self._rerun.begin_batch()
         own = self._rerun is None or not self._rerun.playing
@@ -142,15 +158,22 @@ class Sweep:
 
     def _pause_due(self, epoch: int) -> bool:
         """Whether a window of this epoch that begins now is to count, as none of the epoch has yet."""
-        return self.pauses or (self.counted != epoch and self.since >= BETWEEN_PAUSES)
+        due = self.pauses or (self.counted != epoch and self.since >= BETWEEN_PAUSES)
+        return due and not self._amid
 
-    def _ask(self, epoch: int) -> None:
-        """Says which batch the loop is to take next, which is one of this epoch."""
+    def _rest_begins(self, batch_idx: int) -> bool:
+        """Whether what begins with this batch is shorter than the epoch's other windows of accumulation."""
+        if not self.state.paired or batch_idx == 0 or not self._aside.window_begins(batch_idx):
+            return False
+        return batch_idx + accumulation(self._trainer, self._trainer.current_epoch) > self._trainer.num_training_batches
+
+    def _ask(self, epoch: int, batch_idx: int = 0) -> None:
+        """Says which batch the loop is to take next, which is this one of this epoch."""
         if self._rerun is None:
             return
         if self._rerun.failed:
             self.state = self.policy.unpaired(self.state)
-        if self.pausing or self._pause_due(epoch):
+        if self.pausing or self._pause_due(epoch) or self._rest_begins(batch_idx):
             # it counts, and so it is the run's own
             self.pauses = not self.pausing
             self._rerun.ask(None)
@@ -171,21 +194,21 @@ class Sweep:
         self.several = self.several or self._ledger.evaluations(optimizer) > 1
         if not self._trying:
             return
+        if self._seen:
+            # one more update of the same batch
+            self._meter.take()
+            return
         loss = self._loss()
         if loss is None:
             return
+        self._seen = True
         self.fresh = self.fresh and self.now.rate == 0.0
         self._take(loss)
-        if self.over or self._module.automatic_optimization:
+        # with manual optimization the same training step may go on, and make another update
+        if self._module.automatic_optimization:
             self._trial.leave()
             if self.over:
                 end_trial_rates(self._ledger)
-        elif self.now.restore:
-            # with manual optimization the same training step may go on, and make another update
-            self._trial.leave()
-            self._enter()
-        else:
-            self._enter_rates()
 
     def end_batch(self, batch_idx: int) -> None:
         """Puts the healthy state in place."""
@@ -200,18 +223,22 @@ class Sweep:
             self.since += 1
         if self.pausing and (window_over if automatic else self._stepped):
             self._end_pause()
+        # only who optimizes by hand knows of how many batches an update is
+        self._amid = not (window_over if automatic else self._stepped)
         if self._rerun is not None:
-            self._rerun.end_batch(window_over=window_over)
-            self._ask(self._trainer.current_epoch + self._trainer.is_last_batch)
+            self._rerun.end_batch(window_over=not self._amid)
+            last = self._trainer.is_last_batch
+            self._ask(self._trainer.current_epoch + last, 0 if last else batch_idx + 1)
 
     def cut_batch(self) -> None:
         """At the end of an epoch: one of its batches may have begun without an end (`on_train_batch_start` gave -1)."""
-        if not self.between_batches:
-            self.rest()
-            if self._module.automatic_optimization:
-                self._meter.take()
+        automatic, cut = self._module.automatic_optimization, not self.between_batches
+        self.rest()
+        if cut and (automatic or self._rerun is not None):
+            self._meter.take()
+        self._amid = self._amid and not cut and not automatic
         if self._rerun is not None:
-            self._rerun.end_batch(window_over=True)
+            self._rerun.end_batch(window_over=not self._amid)
             self._ask(self._trainer.current_epoch + 1)
 
     def rest(self) -> None:
@@ -301,6 +328,7 @@ class Sweep:
         if self._rerun is not None and seen.more[0] > 0.0:
             # on one rank a kept batch could not be had again
             self._rerun.give_up()
+            self.state = self.policy.unpaired(self.state)
         return seen.loss
 
     def _take(self, loss: float) -> None:
@@ -312,10 +340,13 @@ class Sweep:
             self.bar.show(len(self.state.losses), f"rate {rate:.2g}, loss {loss:.4g}")
 
     def _skip(self) -> None:
-        """A gradient scaler skipped the update: no point, unless the trial is past healing."""
+        """A gradient scaler skipped the update, or there was no loss: no point, unless the trial is past healing."""
         loss = self._loss()
-        if loss is None:
-            return
         self.skipped += 1
-        if not math.isfinite(loss) or self.skipped > SKIPS:
+        if loss is None and self._rerun is not None:
+            # it would have none the next time either
+            self._rerun.forget()
+        # who has no use for a loss that is not finite gives none; the start's own batches may have none
+        lost = self.skipped > SKIPS and (loss is not None or self.now.rate != 0.0)
+        if lost or (loss is not None and not math.isfinite(loss)):
             self._take(math.inf)

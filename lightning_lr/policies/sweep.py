@@ -249,7 +249,8 @@ class SweepPolicy:
     def _look(self, state: SweepState) -> tuple[SweepState, Next]:
         count = len(state.losses)
         if count < self.probes:
-            return replace(state, rates=(*state.rates, 0.0)), Next(0.0, False, count)
+            # there are optimizers that change weights at rate 0, too
+            return replace(state, rates=(*state.rates, 0.0)), Next(0.0, True, count)
         state = replace(state, ramp_start=count)
         if state.around is not None:
             length = min(SECOND, (self.steps - count) // 2)
