@@ -51,6 +51,9 @@ fifteen."""
 BLOWN, BLOWN_AT_ONCE = 7.0, 25.0
 """So many standard deviations above the start's loss on the same batch, twice in a row or at once, the ramp ends."""
 
+GAINED, TURNED = 2.0, 0.25
+"""What a ramp has gained (so many standard deviations at least) and half lost (with so many to spare) bounds it, too."""
+
 LOST = 100.0
 """So many standard deviations above the start's level, a trial has blown up."""
 
@@ -280,11 +283,13 @@ class SweepPolicy:
         made = len(state.losses) - state.ramp_start
         loss = state.losses[-1]
         level, noise = level_and_noise(self._base(state))
-        # without replay the start's loss on this batch isn't known
-        risen = loss - (self._base(state)[(made - 1) % self.probes] if state.paired else level)
+        risen = self._risen(state, made - 1, level)
         blown = state.blown + 1 if risen > BLOWN * noise else 0
         state = replace(state, blown=blown)
-        if made > 1 and (blown >= 2 or risen > BLOWN_AT_ONCE * noise):
+        # a dead network can sit below the level it started from: a ramp that lost half of its gain has turned
+        lowest = min(self._risen(state, index, level) for index in range(made))
+        turned = lowest < -GAINED * noise and risen > 0.5 * lowest + TURNED * noise
+        if made > 1 and (blown >= 2 or turned or risen > BLOWN_AT_ONCE * noise):
             # the loss shows what the update before did, and of two high ones the first was the turn
             turn = state.rates[max(state.ramp_start, len(state.losses) - 1 - blown)]
             state = replace(state, bound=turn)
@@ -294,6 +299,11 @@ class SweepPolicy:
         length = min(SHORT, max(self.probes + 1, (self.steps - len(state.losses)) // TRIALS))
         first = (self.max_lr if state.bound is None else state.bound) / BELOW_BLOW_UP
         return self._begin(replace(state, trial_length=length), max(on_grid(first), self.min_lr))
+
+    def _risen(self, state: SweepState, index: int, level: float) -> float:
+        """The ramp's loss at an update, above that of the start on the same batch; without replay that isn't known."""
+        start = self._base(state)[index % self.probes] if state.paired else level
+        return state.losses[state.ramp_start + index] - start
 
     def _plain_ramp(self, state: SweepState) -> tuple[SweepState, Next]:
         count = len(state.losses)

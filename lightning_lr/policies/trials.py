@@ -26,6 +26,9 @@ the rate falls at the run's end or stays, and for the optimizer's kind. On the t
 updates, shares from 0.28 to 0.5 that these powers give were the best of a grid of shares from 0.1 to 1."""
 
 
+UNTRIED = 0.5
+"""Of the lowest rate tried so many steps less are taken for the best."""
+
 MATTERS = 0.01
 """A gain of less than this share of the loss raises no rate."""
 
@@ -170,6 +173,9 @@ class Trials(NamedTuple):
         span = alike[0].rate, alike[-1].rate
         # of rates that can't be told apart the lowest, the more so the weaker the evidence is
         middle, doubt = self._middle(best), weakness(fell)
+        if fell <= -SURE and best.rate == min(trial.rate for trial in self.done):
+            # nobody knows what a lower rate does, and all that was tried says: lower
+            middle -= UNTRIED * math.log(STEP)
         peak = math.exp(middle + doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
         share = horizon.share(best.length, doubt)
         rate = min(max(share * peak, low), high)
