@@ -520,10 +520,15 @@ def test_without_saved_copies_a_resumed_run_breaks_its_trial_off(tmp_path: Path)
 
 
 def test_a_sweep_waits_for_a_trial_and_a_trial_for_none(tmp_path: Path) -> None:
-    finder = llr.LRFinder(at=9, steps=20, min_lr=1e-4, apply=False, progress_bar=False)
+    def watch(*_: Any) -> None:
+        both.append((finder.sweeping, watching.trying))
+        if watching.trying and not any(trying for _, trying in both[:-1]):
+            finder.request("in the midst of a trial")
+
+    finder = llr.LRFinder(at=None, steps=20, min_lr=1e-4, apply=False, progress_bar=False)
     both: list[tuple[bool, bool]] = []
     watching = guard(8, looks=SIDES * 2)
-    watcher = pl.callbacks.LambdaCallback(on_train_batch_end=lambda *_: both.append((finder.sweeping, watching.trying)))
+    watcher = pl.callbacks.LambdaCallback(on_train_batch_end=watch)
     fit(Net(), tmp_path, finder, watcher, watching, max_epochs=5)
     assert len(finder.findings) == 1
     assert watching.record.counts["trials_passed"] == 1
