@@ -1,7 +1,7 @@
 """A small CNN on scikit-learn's digits that needs no learning rate: `--rate` may be anything from 1e-6 to 100.
 
-`autopilot` finds the rate in the run's first updates, warms up, decays on a plateau on top of the model's own cosine
-schedule, and tells the story. Run `python examples/digits.py`, then open TensorBoard as its last line says.
+`autopilot` finds the rate in the run's first updates, decays on a plateau on top of the model's own cosine schedule,
+and tells the story. Run `python examples/digits.py`, then open TensorBoard as its last line says.
 """
 
 from __future__ import annotations

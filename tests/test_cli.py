@@ -170,11 +170,12 @@ def test_print_config_shows_every_argument_and_reads_its_own_output(
         assert entry["class_path"] == f"lightning_lr.{name}"
         defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
         assert entry["init_args"] == defaults
-    for place, fraction in ((1, 0.05), (2, 0.2)):
+    fractions = {"Warmup": 0.05, "Cooldown": 0.2}
+    for place, fraction in enumerate(fractions.values(), 1):
         shown["trainer"]["callbacks"][place]["init_args"]["fraction"] = fraction
     (tmp_path / "shown.yaml").write_text(yaml.safe_dump(shown))
     made = ours(cli(namespace, "--config", str(tmp_path / "shown.yaml")))
-    written_out = [*llr.autopilot(), llr.Cooldown(fraction=0.2)]
+    written_out = [kind(**{"fraction": fractions[name]} if name in fractions else {}) for name, kind in KIND.items()]
     assert {name: plain(c) for name, c in made.items()} == {type(c).__name__: plain(c) for c in written_out}
 
 
@@ -254,10 +255,11 @@ def test_each_can_have_arguments_of_its_own(namespace: str) -> None:
         def add_arguments_to_parser(self, parser: Any) -> None:
             for key, kind in KINDS.items():
                 parser.add_lightning_class_args(kind, key)
-            parser.set_defaults({"warmup.fraction": 0.05})
+            parser.set_defaults({"warmup.fraction": 0.05, "cooldown.fraction": 0.2})
 
     made = ours(cli(namespace, "--plateau.factor=0.5", "--finder.at=[0,500]", base=Command))
-    expected = llr.autopilot(plateau={"factor": 0.5}, finder={"at": [0, 500]})
+    defaults = {"patience": 10, "factor": 0.5}
+    expected = llr.autopilot(plateau=defaults, finder={"at": [0, 500]}, warmup={}, cooldown={"fraction": 0.2})
     assert {name: plain(c) for name, c in made.items()} == {type(c).__name__: plain(c) for c in expected}
     with pytest.raises(ValueError, match="^factor must be in"):
         cli(namespace, "--plateau.factor=1.5", base=Command)

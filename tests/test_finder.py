@@ -279,13 +279,13 @@ def test_found_in_epoch_five_the_new_peak_still_governs_the_scheduler_later(
 ) -> None:
     finder = llr.LRFinder(at=None, epochs=5, **SHORT)
     model = Model(configure, 8)
-    run = fit(finder, model, tmp_path, max_epochs=10)
+    run = fit(finder, model, tmp_path, max_epochs=11)
     (finding,) = finder.findings
     assert finding.update == 40
     assert finding.suggestion is not None
     bases = [row[0] for row in model.at_rest]
     bases = [initial(configure), *bases[:-1]]
-    after = slice(40 + taken(run, finder), 80)
+    after = slice(40 + taken(run, finder), 88)
     used = [row[0] for row in model.trace][after]
     assert used == pytest.approx([base * finding.suggestion / peak for base in bases[after]])
     assert len(used) >= 8

@@ -160,7 +160,7 @@ def test_a_sweep_that_does_not_fit_is_refused_in_words_and_leaves_no_trace(
     monkeypatch.setattr(footprint, "free_memory", lambda device: free)
     finder = llr.LRFinder(**SHORT)
     model, told = fit(tmp_path, finder)
-    takes = "it takes 5.2 kB on cpu for a second state of weights and optimizer (7.8 kB with the gradients to come)"
+    takes = "t takes 5.2 kB on cpu for a second state of weights and optimizer (7.8 kB with the gradients to come)"
     story = [line for line in finder.run.peers[-1].story if takes in line]
     assert (len(finder.findings), len(told), len(story)) == (int(sweeps), int(not sweeps), 1)
     assert "7.8 kB are free there beside the run's own peak" in story[0]
@@ -313,9 +313,9 @@ def run_short(
 MOMENTS: dict[str, tuple[int, dict[str, Any], int]] = {
     "the first state": (1, {"midway": False}, 0),
     "the first state, midway": (1, {}, 0),
-    "the second trial": (2, {}, 5),
-    "a pause": (3, {}, 9),
-    "after a pause": (1, {"how": "unpark"}, 10),
+    "the second trial": (8, {}, 13),
+    "a pause": (9, {}, 16),
+    "after a pause": (1, {"how": "unpark"}, 17),
 }
 """When memory runs out: the how many-th time, how, and how many batches the sweep had ended by then."""
 

@@ -25,7 +25,7 @@ from tests.test_namespaces import each, home, loaders
 from tests.test_namespaces import module as module_of
 from tests.test_namespaces import trainer as trainer_of
 
-QUIET: dict[str, Any] = {"finder": None, "warmup": None, "guard": None, "lr_monitor": None}
+QUIET: dict[str, Any] = {"finder": None, "cooldown": None, "guard": None, "lr_monitor": None}
 """Leaves only plateau decay."""
 
 
@@ -99,7 +99,7 @@ def test_an_accuracy_in_one_line_is_maximised(tmp_path: Path) -> None:
     assert {row[0] for row in model.trace} == {0.1}
     falls = autopilot("val_acc", mode="min", **{**QUIET, "plateau": {"patience": 0}})
     trainer(tmp_path, callbacks=falls, max_epochs=4).fit(model, Loader(2), held_out())
-    assert [row[0] for row in model.trace[::2]] == pytest.approx([0.1, 0.1] * 2 + [0.1, 0.1, 0.01, 0.001])
+    assert [row[0] for row in model.trace[::2]] == pytest.approx([0.1, 0.1] * 2 + [0.1, 0.1, 0.03, 0.009])
 
 
 def test_a_checkpoint_from_before_the_mode_was_given_is_taken_up(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"moniter": "x"}, ["did you mean 'monitor'"]),
     ({"divergence_guard": None}, ["did you mean 'guard'"]),
     ({"patince": 3}, ["did you mean autopilot(plateau={'patience': 3})"]),
-    ({"zebra": 3}, ["'zebra'", "monitor, mode, finder, warmup, plateau, guard, lr_monitor"]),
+    ({"zebra": 3}, ["'zebra'", "monitor, mode, finder, warmup, cooldown, plateau, guard, lr_monitor"]),
     (
         {"finder": {"stps": 5}},
         ["autopilot(finder={'stps': 5}): LRFinder has no argument 'stps', did you mean 'steps'?"],
@@ -161,7 +161,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"finder": {"patience": 5}}, ["LRFinder has no argument 'patience'", "write autopilot(plateau={'patience': 5})"]),
     (
         {"name": "x"},
-        ["LRFinder, Warmup, PlateauDecay, DivergenceGuard and LRMonitor have", "autopilot(guard={'name': 'x'})"],
+        [
+            "LRFinder, Warmup, Cooldown, PlateauDecay, DivergenceGuard and LRMonitor have",
+            "autopilot(guard={'name': 'x'})",
+        ],
     ),
     ({"finder": {"steps": 5}}, ["autopilot(finder={'steps': 5}): steps must be a whole number >= 20"]),
     ({"finder": {"at": 2.5}}, ["autopilot(finder={'at': 2.5}): "]),
@@ -313,7 +316,11 @@ def test_the_names_that_are_close() -> None:
 
 @pytest.mark.parametrize("made", ["LRMonitor", "autopilot"])
 def test_without_a_logger_the_record_is_kept_and_said_to_be(made: str, console: list[str], tmp_path: Path) -> None:
-    callbacks = autopilot(finder=None, warmup={"steps": 3}) if made == "autopilot" else [llr.Warmup(3), llr.LRMonitor()]
+    callbacks = (
+        autopilot(finder=None, cooldown=None, warmup={"steps": 3})
+        if made == "autopilot"
+        else [llr.Warmup(3), llr.LRMonitor()]
+    )
     monitor: Any = callbacks[-1]
     trainer(tmp_path, callbacks=callbacks, logger=False).fit(Model(sgd), Loader(4), held_out())
     assert monitor.rates == {"lr-SGD": pytest.approx(0.1)}
@@ -384,7 +391,7 @@ def test_what_autopilot_gives_is_a_list_in_every_other_way(namespace: str, tmp_p
     for other in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made), copy.copy(made)):
         assert type(other) is type(made)
         assert [repr(callback) for callback in other] == [repr(callback) for callback in made]
-        assert [callback.option for callback in other] == ["warmup", "lr_monitor"]
+        assert [callback.option for callback in other] == ["cooldown", "lr_monitor"]
     own = home(namespace).callbacks.LambdaCallback()
     for callbacks in ([*made, own], made + [own], [own] + made):  # noqa: RUF005
         fit = trainer_of(namespace, tmp_path, callbacks, max_epochs=1)
@@ -407,8 +414,8 @@ PRINTED: list[tuple[Any, str]] = [
     (lambda: llr.DivergenceGuard(backoff=0.3), "DivergenceGuard(backoff=0.3)"),
     (lambda: llr.LRMonitor("step", momentum=True), "LRMonitor(logging_interval='step', momentum=True)"),
     (
-        lambda: autopilot("val_acc", mode="max", guard=None),
-        "[LRFinder(), Warmup(fraction=0.05), PlateauDecay(monitor='val_acc', mode='max'), LRMonitor()]",
+        lambda: autopilot("val_acc", mode="max", guard=None, lr_monitor=None),
+        "[LRFinder(), Cooldown(fraction=0.3), PlateauDecay(monitor='val_acc', mode='max', factor=0.3, patience=3)]",
     ),
 ]
 
@@ -438,7 +445,7 @@ class Endless(IterableDataset[Any]):
 
 def only(**kept: Any) -> list[Any]:
     """Autopilot with nothing but what is named."""
-    return autopilot(**{"finder": None, "warmup": None, "plateau": None, "guard": None, "lr_monitor": None, **kept})
+    return autopilot(**{"finder": None, "cooldown": None, "plateau": None, "guard": None, "lr_monitor": None, **kept})
 
 
 def bare(model: Any) -> Any:

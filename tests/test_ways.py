@@ -107,7 +107,9 @@ def test_callbacks_at_work_keep_every_invariant(cell: Any, tmp_path: Path) -> No
     guard, finder, plateau = run.one(llr.DivergenceGuard), run.one(llr.LRFinder), run.one(llr.PlateauDecay)
     assert finder is None or len(finder.findings) == 1
     assert not spoil or (guard.skips + guard.rewinds >= 2 and guard.rewinds >= 1), (guard.skips, guard.rewinds)
-    assert plateau is None or plateau.state.decays >= 1
+    # a rate that nobody found is not lowered
+    lost = finder is not None and finder.found_nothing
+    assert plateau is None or plateau.state.decays >= 1 or lost
     if save is not None:
         saved = torch.load(tmp_path / "run" / "mid.ckpt", weights_only=True)
         held = [group["lr"] for state in saved["optimizer_states"] for group in state["param_groups"]]

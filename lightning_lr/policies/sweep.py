@@ -52,7 +52,10 @@ BLOWN, BLOWN_AT_ONCE = 7.0, 25.0
 """So many standard deviations above the start's loss on the same batch, twice in a row or at once, the ramp ends."""
 
 GAINED, TURNED = 2.0, 0.25
-"""What a ramp has gained (so many standard deviations at least) and half lost (with so many to spare) bounds it, too."""
+"""A ramp that has gained so many standard deviations and lost half of that, with so many to spare, has turned."""
+
+QUIET = 2.0
+"""So many times what the lowest rates change comes on top: on the same batch they change nothing but by chance."""
 
 LOST = 100.0
 """So many standard deviations above the start's level, a trial has blown up."""
@@ -281,14 +284,14 @@ class SweepPolicy:
 
     def _ramp(self, state: SweepState) -> tuple[SweepState, Next]:
         made = len(state.losses) - state.ramp_start
-        loss = state.losses[-1]
         level, noise = level_and_noise(self._base(state))
         risen = self._risen(state, made - 1, level)
         blown = state.blown + 1 if risen > BLOWN * noise else 0
         state = replace(state, blown=blown)
         # a dead network can sit below the level it started from: a ramp that lost half of its gain has turned
-        lowest = min(self._risen(state, index, level) for index in range(made))
-        turned = lowest < -GAINED * noise and risen > 0.5 * lowest + TURNED * noise
+        changes = [self._risen(state, index, level) for index in range(made)]
+        quiet = QUIET * max(map(abs, changes[: max(1, round(LOW_POINTS * self.ramp_steps))]))
+        turned = min(changes) < -GAINED * noise - quiet and risen > 0.5 * min(changes) + TURNED * noise + quiet
         if made > 1 and (blown >= 2 or turned or risen > BLOWN_AT_ONCE * noise):
             # the loss shows what the update before did, and of two high ones the first was the turn
             turn = state.rates[max(state.ramp_start, len(state.losses) - 1 - blown)]

@@ -27,7 +27,7 @@ updates, shares from 0.28 to 0.5 that these powers give were the best of a grid 
 
 
 UNTRIED = 0.5
-"""Of the lowest rate tried so many steps less are taken for the best."""
+"""Where the best rate is the lowest tried, and just below a far worse one, so many steps less are taken for it."""
 
 MATTERS = 0.01
 """A gain of less than this share of the loss raises no rate."""
@@ -173,8 +173,7 @@ class Trials(NamedTuple):
         span = alike[0].rate, alike[-1].rate
         # of rates that can't be told apart the lowest, the more so the weaker the evidence is
         middle, doubt = self._middle(best), weakness(fell)
-        if fell <= -SURE and best.rate == min(trial.rate for trial in self.done):
-            # nobody knows what a lower rate does, and all that was tried says: lower
+        if fell <= -SURE and self._on_the_edge(best):
             middle -= UNTRIED * math.log(STEP)
         peak = math.exp(middle + doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
         share = horizon.share(best.length, doubt)
@@ -188,6 +187,13 @@ class Trials(NamedTuple):
         if not sure and span[0] < span[1]:
             words += f": {span[0]:.2g} to {span[1]:.2g} can't be told apart"
         return Suggestion(rate, words, sure, span[0], span[1], share)
+
+    def _on_the_edge(self, best: Trial) -> bool:
+        """Whether no lower rate was tried, and the next higher one lost half of what this one gained, or more."""
+        above = [trial for trial in sorted(self.done) if trial.rate > best.rate and trial.length == best.length]
+        if best.rate > min(trial.rate for trial in self.done) or not above:
+            return False
+        return self.against(above[0]).mean > 0.5 * self.against(best).mean
 
     def _nothing(self, trial: Trial) -> bool:
         """Whether its rate changed nothing that the loss's own digits show."""
