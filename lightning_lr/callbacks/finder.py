@@ -35,10 +35,10 @@ SWEPT = frozenset(("min_lr", "max_lr", "steps", "suggest", "optimizer", "replay"
 class LRFinder(LRCallback):
     """Finds the rate by trying rates out inside the run, and leaves no other trace.
 
-    All rates are tried from the same weights on the same batches, and compared by what they do to the losses of the same
-    probe batches, with a standard error; see `SweepPolicy`. A share of the best rate is suggested, the lower the longer
-    the run is and the weaker the evidence. A suggestion is *sure* or *unsure*, with the range of rates that can't be told
-    apart (`result.sure`, `.low`, `.high`); where it is unsure, the careful end of that range is taken.
+    All rates are tried from the same weights on the same batches, and compared by what they do to the losses of the
+    same probe batches, with a standard error; see `SweepPolicy`. A share of the best rate is suggested, the lower the
+    longer the run is and the weaker the evidence. A suggestion is *sure* or *unsure*, with the range of rates that
+    can't be told apart (`result.sure`, `.low`, `.high`); where it is unsure, the careful end of that range is taken.
 
     For at most `steps` updates batches of the run train a trial: a second state of weights, buffers, optimizer and
     torchmetrics that is in place only within a batch. Validation, checkpoints, callbacks at a batch's end and whatever
@@ -47,9 +47,9 @@ class LRFinder(LRCallback):
     is compared with each group's peak: `max_lr` under OneCycle and Cyclic schedules, else `initial_lr`.
 
     The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, not for `Warmup` or for
-    anything else that counts real updates. What a sweep costs is said before it begins, in updates and in batches. Where
-    no rate changes the loss, or all blow up, the finder refuses in words and the run goes on with the user's rate. Where
-    the run is too short for a sweep it says so at the start of `fit`, and makes none.
+    anything else that counts real updates. What a sweep costs is said before it begins, in updates and in batches.
+    Where no rate changes the loss, or all blow up, the finder refuses in words and the run goes on with the user's
+    rate. Where the run is too short for a sweep it says so at the start of `fit`, and makes none.
 
     With `at="auto"` it comes back in runs of 1,500 updates and more, for a second opinion on the present rate: after a
     tenth of the run (150 to 1,000 updates), for at most 41 updates. A rate that raises the loss is lowered to one that
@@ -82,8 +82,8 @@ class LRFinder(LRCallback):
             it to, after three rewinds without lasting progress.
         min_lr: the lowest rate tried, absolute, > 0.
         max_lr: the highest, absolute.
-        steps: the most updates of a sweep, >= 20; its pauses come on top. `"auto"`: 2% of the run's updates, at least 60
-            and at most 300 (60 where the run's length isn't known).
+        steps: the most updates of a sweep, >= 20; its pauses come on top. `"auto"`: 2% of the run's updates, at least
+            60 and at most 300 (60 where the run's length isn't known).
         suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide`, `minimum` on a plain ramp.
         replay: whether a sweep keeps some of its batches in memory and compares all rates on the same ones. Where they
             can't be kept it goes on without, in words. Where they are too large for a checkpoint, or of a class of
