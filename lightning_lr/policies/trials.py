@@ -32,8 +32,10 @@ UNTRIED = 0.5
 MATTERS = 0.01
 """A gain of less than this share of the loss raises no rate."""
 
-WEAK, STRONG = 0.4, 8.0
-"""So much more power where the loss fell by no more than `SURE` standard errors, none from `STRONG` on."""
+STRONG, STRONGEST = 8.0, 20.0
+WEAK, BEYOND = 1.4, 0.5
+"""The power is `WEAK` times as high where the loss fell by `SURE` standard errors or less, as it is at `STRONG`, and
+`BEYOND` times from `STRONGEST` on."""
 
 
 class Trial(NamedTuple):
@@ -68,21 +70,22 @@ class Horizon(NamedTuple):
     updates: float | None = None
     power: float = HORIZON["stays"]["sgd"]
 
-    def share(self, length: int, doubt: float = 0.0) -> float:
+    def share(self, length: int, t: float = -STRONG) -> float:
         """The share of a rate that is best over so many updates, in (0, 1].
 
         Args:
             length: the updates of its trial.
-            doubt: see `weakness`; the more, the lower the share.
+            t: by how many standard errors the loss fell in it, below 0: the less, the lower the share.
 
         Example:
             >>> round(Horizon(1000, 0.22).share(13), 2), Horizon(None).share(13)
             (0.38, 0.3)
         """
-        weak = 1.0 + WEAK * doubt
+        beyond = min(1.0, max(0.0, (-t - STRONG) / (STRONGEST - STRONG)))
+        times = 1.0 + (WEAK - 1.0) * weakness(t) - (1.0 - BEYOND) * beyond
         if self.updates is None or not 0.0 < self.updates < math.inf:
-            return MARGIN**weak
-        return min(1.0, (length / self.updates) ** (weak * self.power))
+            return MARGIN**times
+        return min(1.0, (length / self.updates) ** (times * self.power))
 
 
 def weakness(t: float) -> float:
@@ -176,7 +179,7 @@ class Trials(NamedTuple):
         if fell <= -SURE and self._on_the_edge(best):
             middle -= UNTRIED * math.log(STEP)
         peak = math.exp(middle + doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
-        share = horizon.share(best.length, doubt)
+        share = horizon.share(best.length, fell)
         rate = min(max(share * peak, low), high)
         sure = fell <= -SURE and span[1] <= WIDE * span[0]
         how = "lowest loss" if fell <= -APART else "careful end: no rate lowered the loss beyond doubt"
