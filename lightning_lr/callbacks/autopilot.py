@@ -109,6 +109,8 @@ def _example(kind: Callable[..., LRCallback], given: Any) -> str:
     first = next(iter(inspect.signature(kind).parameters.values()))
     if given is True:
         return "{}"
+    if isinstance(given, float) and 0.0 < given < 1.0 and "fraction" in inspect.signature(kind).parameters:
+        return f"{{'fraction': {given!r}}}"
     telling = isinstance(given, (int, float, str)) and first.kind is not first.KEYWORD_ONLY
     return f"{{{first.name!r}: {given!r}}}" if telling else "{...}"
 

@@ -126,8 +126,9 @@ class LRFinder(LRCallback):
         for name, value in {"at": at, "steps": steps}.items():
             if isinstance(value, str) and value != AUTO:
                 raise ValueError(f"{name} must be a number or {AUTO!r}, got {value!r}")
-        if not isinstance(replay, bool):
-            raise ValueError(f"replay must be True or False, got {replay!r}")
+        for name, value in {"replay": replay, "apply": apply}.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
         self.replay = replay and suggest == BRACKET
         self.steps: int | Literal["auto"] = steps
         self.policy = SweepPolicy(min_lr, max_lr, steps_for(None) if isinstance(steps, str) else steps, suggest)

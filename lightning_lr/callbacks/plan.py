@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.cooldown import Cooldown
 from lightning_lr.callbacks.length import updates_in_run
-from lightning_lr.policies.trials import HORIZON, Horizon
+from lightning_lr.policies.trials import CARE, HORIZON, Horizon
 
 AUTO = "auto"
 
@@ -57,4 +57,4 @@ def horizon_of(trainer: Any, optimizer: Optimizer, callbacks: Iterable[LRCallbac
         not config.reduce_on_plateau for config in trainer.lr_scheduler_configs
     )
     kind = "sgd" if "nesterov" in optimizer.defaults else "adaptive"
-    return Horizon(updates_in_run(trainer, None), HORIZON["falls" if falls else "stays"][kind])
+    return Horizon(updates_in_run(trainer, None), HORIZON["falls" if falls else "stays"][kind], CARE[kind])

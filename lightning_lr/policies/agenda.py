@@ -94,7 +94,7 @@ def places(name: str, given: int | Sequence[int] | None) -> tuple[int, ...]:
     Raises:
         ValueError: for what is no whole number >= 0.
     """
-    found = () if given is None else (given,) if isinstance(given, int) else tuple(given)
+    found = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
     for place in found:
         if isinstance(place, bool) or not isinstance(place, int) or place < 0:
             raise ValueError(f"{name} must be whole numbers >= 0, got {given!r}: they count from the run's start")

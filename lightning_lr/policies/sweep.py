@@ -163,7 +163,7 @@ class SweepPolicy:
     the run is, since what is best over a few updates is too high for many.
 
     A suggestion is sure where the best trial lowered the loss by three standard errors, and the rates that can't be
-    told from it span no more than a factor of ten.
+    told from it span no more than a factor of five.
 
     With `around` it is a second opinion on a rate, a smaller sweep: see `second_opinion`.
 
@@ -194,7 +194,8 @@ class SweepPolicy:
     suggest: str = BRACKET
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.min_lr < self.max_lr < math.inf:
+        numbers = all(isinstance(rate, (int, float)) for rate in (self.min_lr, self.max_lr))
+        if not numbers or not 0.0 < self.min_lr < self.max_lr < math.inf:
             raise ValueError(
                 f"min_lr and max_lr must be finite with 0 < min_lr < max_lr, got {self.min_lr!r} and {self.max_lr!r}"
             )
@@ -364,7 +365,7 @@ class SweepPolicy:
     def _search(self, state: SweepState, trials: Trials) -> tuple[SweepState, Next]:
         left = self.steps - len(state.losses)
         ceiling = self.max_lr if state.bound is None else min(self.max_lr, state.bound)
-        following = trials.following(self.min_lr, ceiling)
+        following = trials.following(self.min_lr, ceiling, bounded=state.bound is not None)
         long = int(left // TRIALS)
         if state.trial_length <= SHORT and long >= LONGER * state.trial_length:
             best = trials.best

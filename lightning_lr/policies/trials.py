@@ -14,7 +14,7 @@ STEP = 3.0
 APART, SURE = 2.0, 3.0
 """So many standard errors tell two rates apart, and so many make a change of the loss sure."""
 
-WIDE = 10.0
+WIDE = 5.0
 """Where the rates that can't be told from the best span more than this ratio, the suggestion is unsure."""
 
 MARGIN = 0.3
@@ -28,6 +28,9 @@ updates, shares from 0.28 to 0.5 that these powers give were the best of a grid 
 
 UNTRIED = 0.5
 """Where the best rate is the lowest tried, and just below a far worse one, so many steps less are taken for it."""
+
+CARE = {"sgd": 1.0, "adaptive": 0.5}
+"""See `Horizon.care`: too high a rate kills a net under SGD more often than under Adam."""
 
 MATTERS = 0.01
 """A gain of less than this share of the loss raises no rate."""
@@ -65,10 +68,12 @@ class Horizon(NamedTuple):
     Args:
         updates: of the run; None where its length isn't known.
         power: see `HORIZON`.
+        care: how far down, of rates that can't be told apart, weak evidence takes the suggestion: 1 is to the lowest.
     """
 
     updates: float | None = None
     power: float = HORIZON["stays"]["sgd"]
+    care: float = 1.0
 
     def share(self, length: int, t: float = -STRONG) -> float:
         """The share of a rate that is best over so many updates, in (0, 1].
@@ -134,19 +139,21 @@ class Trials(NamedTuple):
         apart = APART if self.against(best).t <= -SURE else SURE
         return [trial for trial in self.ranked if trial is best or self.against(trial, best).t < apart]
 
-    def following(self, low: float, high: float) -> float | None:
+    def following(self, low: float, high: float, *, bounded: bool = True) -> float | None:
         """The rate to try next, so that the best one has clearly worse ones below it and a worse one above.
 
         Args:
             low: the lowest rate that may be tried.
             high: the highest.
+            bounded: whether the ramp found a rate that blows up; if not, the first trial's rate is a very high one.
         """
         longest = max(trial.length for trial in self.done)
         rates = [trial.rate for trial in self.done if trial.length == longest]
         lower = min(rates) / STEP if min(rates) / STEP >= low else None
         best = self.best
         higher = max(rates) * STEP if max(rates) * STEP <= high else None
-        if best is not None and len(rates) == 1 and self.against(best).t <= -STRONG and higher is not None:
+        well = best is not None and self.against(best).t <= -STRONG
+        if bounded and well and len(rates) == 1 and higher is not None:
             # it does so well that it is more likely too low than too high
             return higher
         if best is None or best.rate == min(rates):
@@ -178,14 +185,19 @@ class Trials(NamedTuple):
         middle, doubt = self._middle(best), weakness(fell)
         if fell <= -SURE and self._on_the_edge(best):
             middle -= UNTRIED * math.log(STEP)
-        peak = math.exp(middle + doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
+        peak = math.exp(middle + horizon.care * doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
         share = horizon.share(best.length, fell)
         rate = min(max(share * peak, low), high)
-        sure = fell <= -SURE and span[1] <= WIDE * span[0]
+        falling = fell <= -APART and not bounded and best.rate * STEP > high
+        sure = fell <= -SURE and span[1] <= WIDE * span[0] and not falling
         how = "lowest loss" if fell <= -APART else "careful end: no rate lowered the loss beyond doubt"
-        if fell <= -APART and not bounded and best.rate * STEP > high:
+        if fell <= -APART and span[0] < best.rate and peak < best.rate:
+            how = "careful end of the best"
+        if falling:
             how += ", still falling there: a higher max_lr may find more"
-        words = f"{share:.2g} of {peak:.3g} ({how}; {tried})"
+        words = f"{share:.2g} of {peak:.3g} ({how}; change of the loss at {tried})"
+        if rate != share * peak:
+            words += f", held at {'min_lr' if rate == low else 'max_lr'} {rate:.3g}"
         words += ", sure" if sure else ", unsure"
         if not sure and span[0] < span[1]:
             words += f": {span[0]:.2g} to {span[1]:.2g} can't be told apart"
@@ -242,10 +254,10 @@ def second_opinion(trials: Trials, *, low: float, high: float) -> tuple[float | 
         The next rate to try, or None at the end; and the suggestion, if that is the end.
     """
     present, *others = trials.done
-    tried, rate = trials.words(), present.rate
+    tried, rate = f"change of the loss at {trials.words()}", present.rate
     fell = trials.against(present).t <= -SURE
-    words = f"second opinion: {rate:.3g} is kept ({tried}), {'sure' if fell else 'unsure'}"
-    kept = Suggestion(rate, words, fell, rate, rate, 1.0)
+    words = f"second opinion: {rate:.3g} is kept ({tried})"
+    kept = Suggestion(rate, words, True if fell else None, rate, rate, 1.0)
     if trials.hurts(present):
         last = trials.done[-1]
         if others and not trials.hurts(last):
