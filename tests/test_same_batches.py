@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import logging
 import math
 import random
 import weakref
@@ -616,7 +615,6 @@ def fit_on_a_rank(root: str, kind: str) -> Any:
     import os
 
     rank = int(os.environ["RANK"])
-    logging.disable(logging.CRITICAL)
     finder, model = llr.LRFinder(at=2, **SHORT), Net(drop=0.2)
     parts = 2 if "window" in kind else 1
     states: list[bool] = []

@@ -272,10 +272,13 @@ def test_a_rate_that_does_very_well_is_followed_by_a_higher_one_and_others_by_a_
         assert state.trials[1].rate == pytest.approx(ratio * state.trials[0].rate)
 
 
-def test_a_loss_still_falling_at_the_highest_rate_names_the_bound_to_move():
+def test_a_loss_still_falling_at_the_highest_rate_tried_is_unsure_and_says_what_may_find_more():
     suggestion, *_ = swept(lambda rate, batch, turn: BATCHES[batch] - 0.01 * turn * rate)
-    assert suggestion.rate > 2.0
-    assert "higher max_lr" in suggestion.words
+    assert suggestion.rate > 0.5
+    assert suggestion.sure is False
+    assert "a higher number of steps may find more" in suggestion.words
+    low, *_ = swept(lambda rate, batch, turn: BATCHES[batch] - 0.01 * turn * rate, SweepPolicy(max_lr=0.3))
+    assert "a higher max_lr may find more" in low.words
 
 
 def test_a_loss_that_collapses_above_some_rate_is_followed_downwards_and_not_upwards():

@@ -188,13 +188,14 @@ class Trials(NamedTuple):
         peak = math.exp(middle + horizon.care * doubt * min(0.0, math.log(span[0]) - middle) * (span[0] < best.rate))
         share = horizon.share(best.length, fell)
         rate = min(max(share * peak, low), high)
-        falling = fell <= -APART and not bounded and best.rate * STEP > high
+        falling = fell <= -APART and not bounded and best.rate == max(trial.rate for trial in self.done)
         sure = fell <= -SURE and span[1] <= WIDE * span[0] and not falling
         how = "lowest loss" if fell <= -APART else "careful end: no rate lowered the loss beyond doubt"
         if fell <= -APART and span[0] < best.rate and peak < best.rate:
             how = "careful end of the best"
         if falling:
-            how += ", still falling there: a higher max_lr may find more"
+            more = "max_lr" if best.rate * STEP > high else "number of steps"
+            how += f", still falling at the highest rate tried: a higher {more} may find more"
         words = f"{share:.2g} of {peak:.3g} ({how}; change of the loss at {tried})"
         if rate != share * peak:
             words += f", held at {'min_lr' if rate == low else 'max_lr'} {rate:.3g}"
