@@ -6,7 +6,6 @@ They took no part in the design of any rule. A class with a `clip` is trained wi
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 import sysconfig
@@ -18,6 +17,7 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional
+from zoo_a import mlp, normal, pick
 from zoo_base import Kind
 
 Random = torch.Generator
@@ -26,22 +26,6 @@ SOURCES = ["argparse", "ast", "calendar", "datetime", "difflib", "doctest", "ins
 SOURCES += ["pdb", "pickle", "platform", "smtplib", "statistics", "subprocess", "tarfile", "threading", "typing"]
 SOURCES += ["turtle", "zipfile/__init__", "zipfile"]
 HELD_SOURCES = ["configparser", "ftplib", "heapq", "shutil", "textwrap"]
-
-
-def mlp(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers of these widths with an activation between them."""
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), act()]
-    return nn.Sequential(*layers[:-1])
-
-
-def pick(n: int, size: int, random: Random) -> Tensor:
-    return torch.randint(n, (size,), generator=random)
-
-
-def normal(random: Random, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=random)
 
 
 def uniform(random: Random, *shape: int) -> Tensor:

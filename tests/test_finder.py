@@ -151,7 +151,7 @@ def test_right_after_a_sweep_everything_is_bit_identical_to_right_before_it(
 
 
 def test_an_average_of_the_weights_and_a_checkpoint_see_no_trial(tmp_path: Path) -> None:
-    averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging")
+    averaging = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging", reason="new in Lightning 2.6")
     finder = llr.LRFinder(apply=False, **SHORT)
     average = averaging.EMAWeightAveraging(decay=0.5)
     saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1, save_weights_only=True)

@@ -123,11 +123,14 @@ class Trials(NamedTuple):
         return self.against(trial).t > APART
 
     @property
+    def _longest(self) -> int:
+        return max(trial.length for trial in self.done)
+
+    @property
     def ranked(self) -> list[Trial]:
         """Those of the longest kind, by rate; above the lowest rate that blew up nothing is to be trusted."""
-        longest = max(trial.length for trial in self.done)
         ceiling = min((trial.rate for trial in self.done if trial.losses is None), default=math.inf)
-        return sorted(trial for trial in self.done if trial.length == longest and trial.rate < ceiling)
+        return sorted(trial for trial in self.done if trial.length == self._longest and trial.rate < ceiling)
 
     @property
     def best(self) -> Trial | None:
@@ -147,8 +150,7 @@ class Trials(NamedTuple):
             high: the highest.
             bounded: whether the ramp found a rate that blows up; if not, the first trial's rate is a very high one.
         """
-        longest = max(trial.length for trial in self.done)
-        rates = [trial.rate for trial in self.done if trial.length == longest]
+        rates = [trial.rate for trial in self.done if trial.length == self._longest]
         lower = min(rates) / STEP if min(rates) / STEP >= low else None
         best = self.best
         higher = max(rates) * STEP if max(rates) * STEP <= high else None
@@ -218,9 +220,8 @@ class Trials(NamedTuple):
 
     def words(self) -> str:
         """What each rate of the longest kind did to the loss, lowest rate first."""
-        longest = max(trial.length for trial in self.done)
         return ", ".join(
-            f"{trial.rate:.2g}: {self._words(trial)}" for trial in sorted(self.done) if trial.length == longest
+            f"{trial.rate:.2g}: {self._words(trial)}" for trial in sorted(self.done) if trial.length == self._longest
         )
 
     def _words(self, trial: Trial) -> str:
