@@ -25,14 +25,13 @@ def series(story: Any, parameters: Parameters) -> dict[str, Any]:
     points = parameters.whole("points", 1000, 10, POINTS)
     found, thinned = {}, False
     for tag in tags:
-        try:
-            steps, values = story.series(tag)
-        except KeyError:
-            raise NotFound(f"tag must be one of the run's, got {tag!r}: see runs") from None
-        kept_steps, kept = thin(steps, values, points, first, last)
-        thinned |= len(kept) < np.searchsorted(steps, math.inf if last is None else last, "right")
+        steps, values = story.series(tag)
+        if not len(steps):
+            raise NotFound(f"tag must be one of the run's, got {tag!r}: see runs")
+        kept_steps, kept, fewer = thin(steps, values, points, first, last)
+        thinned |= fewer
         found[tag] = {"steps": kept_steps.tolist(), "values": [number(value) for value in kept.tolist()]}
-    return {"series": found, "thinned": bool(thinned)}
+    return {"series": found, "thinned": thinned}
 
 
 def records(story: Any, parameters: Parameters) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def records(story: Any, parameters: Parameters) -> dict[str, Any]:
     wanted = {name: set(parameters.words(name, TAGS)) for name in ("kind", "cause", "what", "tag")}
     found = [
         record
-        for record in story.records
+        for record in story.valid
         if (last is None or start(record) <= last) and (first is None or record["step"] >= first)
     ]
     for name, values in wanted.items():
@@ -63,7 +62,7 @@ def heat(story: Any, parameters: Parameters) -> dict[str, Any]:
     first, last = parameters.span()
     columns = parameters.whole("columns", 300, 10, 1000)
     rows, low, high = [], math.inf, -math.inf
-    for tag in story.tags["updates"]:
+    for tag in story.tags.updates:
         steps, values = story.series(tag)
         inside = slice(
             0 if first is None else int(np.searchsorted(steps, first)),

@@ -37,9 +37,9 @@ class Entry:
         with self.lock:
             try:
                 if self.story is None:
-                    self.story = Story(self.folder)
-                self.story.refresh()
-                self.summary = summary(self.name, self.story)
+                    self.story = Story(self.folder, self.name)
+                if self.story.refresh() or self.summary is None or self.summary.get("writing"):
+                    self.summary = summary(self.name, self.story)
             except OSError as error:
                 # a folder that is gone, or may not be read: said in its line, and tried again
                 self.summary = {"name": self.name, "has_data": False, "error": f"can't be read: {error}"}

@@ -13,24 +13,19 @@ def summary(name: str, story: Any) -> dict[str, Any]:
     told = now(story)
     return {
         "name": name,
-        "now": {"state": told.state, "sentence": told.sentence, "since": told.since},
-        "groups": _groups(story.records),
-        "factors": list(told.factors),
-        "rate_tags": tags["rates"],
-        "factor_tags": tags["factors"],
-        "loss_tags": tags["losses"],
-        "update_tags": tags["updates"],
+        "now": told.to_dict(),
+        "groups": story.groups,
+        "factors": story.factors,
+        "rate_tags": tags.rates,
+        "factor_tags": tags.factors,
+        "loss_tags": tags.losses,
+        "update_tags": tags.updates,
         "findings": len(story.findings),
         "first_step": story.first_step,
         "last_step": story.last_step,
         "time": story.time,
         "writing": story.writing,
-        "damage": story.damage,
+        "remarks": story.remarks,
         "records": len(story.records),
-        "has_data": bool(tags["rates"] or story.records),
+        "has_data": story.has_data,
     }
-
-
-def _groups(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    runs = [record for record in records if record["kind"] == "run"]
-    return runs[-1].get("groups", []) if runs else []

@@ -9,6 +9,9 @@ const THEMES = {
 export const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 export const MOST_RUNS = 8;
 
+// nothing of plotly's own that leads to another host, or that the page's own buttons do
+export const CHART_CONFIG = { displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: false, responsive: false, showTips: false, showLink: false, plotlyServerURL: "" };
+
 // by cause of a change, and by what an incident was: plotly's symbol, the same as a character, and a place in the palette
 const SYMBOLS = {
   "change scheduler": ["circle-open", "○", 6],
