@@ -11,8 +11,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat import tf
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_lr.story.columns import columns
@@ -179,7 +179,8 @@ def _joined(slow: list[tuple[int, str, int, float]]) -> list[tuple[str, NDArray[
     tags: dict[str, list[tuple[int, int, float]]] = {}
     for frame, tag, step, value in slow:
         tags.setdefault(tag, []).append((frame, step, value))
-    return [
-        (tag, *(np.array(column, kind) for column, kind in zip(zip(*own, strict=True), ("i8", "i8", "f8"), strict=True)))
-        for tag, own in tags.items()
-    ]
+    found = []
+    for tag, own in tags.items():
+        frames, steps, values = zip(*own, strict=True)
+        found.append((tag, np.array(frames, np.int64), np.array(steps, np.int64), np.array(values, np.float64)))
+    return found
