@@ -36,7 +36,7 @@ class Now:
     """How a run does.
 
     Args:
-        state: `none` (nothing of ours in it), `healthy`, `watch`, `trouble`, `ended` (as planned, or stopped), `failed`,
+        state: `none` (nothing of ours in it), `healthy`, `watch`, `trouble`, `ended` (as planned or stopped), `failed`,
             or `unfinished` (no longer written, and without an end).
         sentence: in words.
         since: the step since which it is so; None where that isn't known.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
@@ -190,16 +189,15 @@ class Story:
         """Does it look as if the run goes on: no end, and a file that has changed in the last five minutes?"""
         if self.end is not None:
             return False
-        local = [os.path.getmtime(path) for path in self._files if os.path.exists(path)]
-        latest = max([*local, *([] if self.time is None else [self.time])], default=-math.inf)
-        return time.time() - latest < LATELY
+        times = [os.path.getmtime(path) for path in self._files if os.path.exists(path)]
+        times += [] if self.time is None else [self.time]
+        return bool(times) and time.time() - max(times) < LATELY
 
     @property
     def damage(self) -> str:
         """What couldn't be read, in words; empty where all could."""
-        return "; ".join(
-            f"{os.path.basename(path)}: {file.damage}" for path, file in self._files.items() if file.damage
-        )
+        broken = [(path, file.damage) for path, file in self._files.items() if file.damage]
+        return "; ".join(f"{os.path.basename(path)}: {damage}" for path, damage in broken)
 
     @property
     def remarks(self) -> list[str]:

@@ -44,10 +44,8 @@ def thin(
     low = 0 if begin is None else int(np.searchsorted(steps, begin, "left"))
     high = len(steps) if end is None else int(np.searchsorted(steps, end, "right"))
     inside_steps, inside = steps[low:high], values[low:high]
-    if high - low <= points:
-        keep = np.arange(low, high)
-    else:
-        keep = low + _seen(inside_steps, inside, points // PER_BIN)
+    few = high - low <= points
+    keep = np.arange(low, high) if few else low + _seen(inside_steps, inside, points // PER_BIN)
     edges = [[low - 1] if low else [], keep, [high] if high < len(steps) else []]
     take = np.concatenate([np.asarray(edge, np.int64) for edge in edges])
     return steps[take], values[take], len(keep) < high - low
