@@ -161,7 +161,9 @@ class Guarded:
                 judge = self.judges[self.tryout.owner]
                 judge.state = self.policy.broken_off(judge.state)
                 name = self.run.names_at((judge.index, 0)).optimizer
-                self.run.journal.tell(f"{self.name}: trial broken off: {name}, which it is of, makes no updates")
+                line = f"{self.name}: trial broken off: {name}, which it is of, makes no updates"
+                record = {**self.record.facts(self.run, judge.index), "what": "broken off", "told": True}
+                self.run.journal.tell(line, record=record)
             if self.tryout.over or self.tryout.idle:
                 self.close()
 
