@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lr.callbacks.facts import incident
 from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.guarded import Guarded
 from lightning_lr.callbacks.incidents import Back, few
@@ -161,8 +162,8 @@ class Guarding(Guarded):
         ratio = partial(self.ground.ratio, job.shift)
         self.record.tell(self.run, judge.index, judge.state.update, measured, signals, verdict, ratio, back)
         if verdict.kind == "give_up":
-            told = self.record.gave_up(self.run, judge.index, judge.state.update, measured, signals, verdict)
-            self._give_up(judge, verdict, told)
+            known = self.run, self.name, judge.index, judge.state.update, measured, signals, verdict
+            self._give_up(judge, verdict, {**incident(*known), "what": "gave up", "told": True})
 
     def _apply(self, judge: Judge, verdict: Verdict) -> None:
         """Makes the update at hand what the verdict says: limited, dropped, or made as it is."""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_lr.callbacks.facts import SIDES, incident
 from lightning_lr.callbacks.judge import finite
 from lightning_lr.callbacks.run import Run
 from lightning_lr.console import count
@@ -22,13 +22,8 @@ from lightning_lr.signals import Measured
 
 SIGNALS_KEPT = 64
 FEW = 3
-FACTS = (
-    *("what", "update", "epoch", "batch", "rank", "side", "loss", "grad_norm", "threshold", "update_ratio"),
-    *("factor", "back", "cause", "evidence"),
-)
-SIDES = {"present": "the present weights", "newest": "the newest copy's weights", "best": "the best copy's weights"}
 
-USUAL = "about 1e-3"
+USUAL = "1e-3"
 """The change of the weights by an update, in parts of their size, at a rate that suits: a rough rule.
 Source: CS231n's notes, Neural Networks Part 3, "Ratio of weights:updates"."""
 
@@ -119,11 +114,12 @@ class Incidents:
         """
         if verdict.kind == "accept" and verdict.scale == 1.0:
             return
-        record = self._record(run, index, update, measured, signals, verdict)
+        record = incident(run, self.name, index, update, measured, signals, verdict)
         of = f" of {run.names_at((index, 0)).optimizer}" if len(run.ledger.optimizers) > 1 else ""
         numbers = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
-        names = [] if finite(signals) or back is not None else nonfinite_gradients(run.trainer.lightning_module)
+        module: Any = run.trainer.lightning_module
+        names = [] if finite(signals) or back is not None else nonfinite_gradients(module)
         if verdict.kind == "accept" and verdict.scale < 1.0:
             words, more = f"limited this update's gradient{of}", f"limited{of}"
             bound = verdict.scale * signals.grad_norm
@@ -146,48 +142,28 @@ class Incidents:
             return
         else:
             return
-        evidence, moved = numbers, ratio()
+        # those of a trial's last batch say nothing that its cause doesn't
+        evidence, moved = [] if verdict.outcome else [numbers], ratio()
         if moved is not None:
-            evidence += f", the last update changed the weights by {moved:.2g} of their size: {USUAL} is usual"
+            evidence.append(f"the update before was {moved:.2g} of the weights' size, usual {USUAL}")
             scalars[f"{INCIDENT}update_ratio"] = record["update_ratio"] = moved
-        line = f"{self.name}: {words}: {verdict.cause} ({evidence})"
+        line = f"{self.name}: {words}: {verdict.cause}" + (f" ({', '.join(evidence)})" if evidence else "")
         if names:
-            line += f"; not finite: {few(names)}"
+            gradients = sum(p.grad is not None for p in module.parameters())
+            line += f"; not finite: {few(names, gradients)}"
             record["parameters"] = names[:FEW]
         kind = (self.name, index, verdict.kind, re.sub(r"[\d.]+(e[-+]?\d+)?", "", verdict.cause))
         run.journal.incident(
-            kind, line, f"{self.name}: {more}", numbers, record=record, warn=back is not None, **scalars
+            kind,
+            line,
+            f"{self.name}: {more}",
+            verdict.cause if verdict.outcome else numbers,
+            record=record,
+            warn=back is not None,
+            **scalars,
         )
         if verdict.kind != "accept":
             self._write(run, index, update, measured, signals, verdict, names, moved)
-
-    def gave_up(self, run: Run, index: int, update: int, measured: Measured, signals: Signals, verdict: Verdict) -> Any:
-        """The record of the run's end by the guard's own will."""
-        return self._record(run, index, update, measured, signals, verdict) | {"what": "gave up", "told": True}
-
-    def _record(
-        self, run: Run, index: int, update: int, measured: Measured, signals: Signals, verdict: Verdict
-    ) -> dict[str, Any]:
-        """The facts that every incident's record has; None where there is nothing to say."""
-        trainer, tried = run.trainer, {"here": verdict.here, "there": verdict.there, "batches": verdict.batches}
-        return {
-            **self.facts(run, index),
-            "update": update,
-            "epoch": trainer.current_epoch,
-            "batch": trainer.fit_loop.epoch_loop.batch_idx,
-            "rank": None if math.isfinite(signals.loss) else only_rank(trainer, measured.own_loss),
-            "side": signals.side,
-            "loss": signals.loss,
-            "grad_norm": signals.grad_norm,
-            "factor": verdict.factor,
-            "cause": verdict.cause,
-            "evidence": tried if verdict.outcome else None,
-        }
-
-    def facts(self, run: Run, index: int) -> dict[str, Any]:
-        """What is known of an incident before anything is: whose it is, and that all else isn't known."""
-        known = {"kind": "incident", "callback": self.name, "optimizer": run.names_at((index, 0)).optimizer}
-        return {**known, "tag": run.names_at((index, 0)).tag, "told": False, **dict.fromkeys(FACTS), "parameters": []}
 
     def last_words(self, run: Run, size: int) -> None:
         """The run in one line; `size`: of the copies, in bytes, on the rank where they are largest."""
@@ -255,21 +231,8 @@ class Incidents:
             )
 
 
-def few(names: list[str]) -> str:
-    """The first three, and the number of the others."""
+def few(names: list[str], of: int = 0) -> str:
+    """The first three, and the number of the others; or that they are all, where there are `of` in all."""
+    if FEW < len(names) == of:
+        return f"all {of} gradients"
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
-
-
-def only_rank(trainer: Any, own_loss: float | None) -> int | None:
-    """The one rank whose own loss is not finite; None where that holds for several, or can't be told.
-
-    A small collective, where there are several ranks.
-    """
-    bad, rank, ranks = own_loss is not None and not math.isfinite(own_loss), trainer.global_rank, trainer.world_size
-    if ranks == 1:
-        return None
-    mine = [rank, -rank] if bad else [-1, -ranks]
-    found = torch.tensor(mine, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    last, first = found.tolist()
-    return last if last == -first else None

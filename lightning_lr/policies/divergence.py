@@ -292,9 +292,8 @@ class DivergencePolicy:
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
         what = "loss or gradient" if here == math.inf and trying.why == "nonfinite" else "loss"
-        words = f"{what} {here:.3g} here" + (
-            "" if there is None else f", {there:.3g} at the weights of {state.update - mark.update} updates before"
-        )
+        # not when that was: whoever reads it counts steps, and policies count updates
+        words = f"{what} {here:.3g} here" + ("" if there is None else f", {there:.3g} at the copy's weights")
         words += (
             f" ({len(trying.here)} and {len(trying.there)} batches)"
             if trying.there
