@@ -1,22 +1,28 @@
 """Learning rates for PyTorch Lightning that compose, and explain themselves."""
 
-from lightning_lr.callbacks.autopilot import autopilot
-from lightning_lr.callbacks.cooldown import Cooldown
-from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
-from lightning_lr.callbacks.finder import LRFinder
-from lightning_lr.callbacks.monitor import LRMonitor
-from lightning_lr.callbacks.plateau import PlateauDecay
-from lightning_lr.callbacks.warmup import Warmup
-from lightning_lr.change import RateChange
-from lightning_lr.finding import Finding
-from lightning_lr.metric import MetricError
-from lightning_lr.policies.cooldown import CooldownPolicy
-from lightning_lr.policies.divergence import DivergencePolicy, DivergenceState
-from lightning_lr.policies.divergence_state import Signals, Verdict
-from lightning_lr.policies.plateau import PlateauPolicy, PlateauState
-from lightning_lr.policies.suggestion import Suggestion
-from lightning_lr.policies.sweep import SweepPolicy, SweepState
-from lightning_lr.policies.warmup import WarmupPolicy
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.autopilot import autopilot
+    from lightning_lr.callbacks.cooldown import Cooldown
+    from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
+    from lightning_lr.callbacks.finder import LRFinder
+    from lightning_lr.callbacks.monitor import LRMonitor
+    from lightning_lr.callbacks.plateau import PlateauDecay
+    from lightning_lr.callbacks.warmup import Warmup
+    from lightning_lr.change import RateChange
+    from lightning_lr.finding import Finding
+    from lightning_lr.metric import MetricError
+    from lightning_lr.policies.cooldown import CooldownPolicy
+    from lightning_lr.policies.divergence import DivergencePolicy, DivergenceState
+    from lightning_lr.policies.divergence_state import Signals, Verdict
+    from lightning_lr.policies.plateau import PlateauPolicy, PlateauState
+    from lightning_lr.policies.suggestion import Suggestion
+    from lightning_lr.policies.sweep import SweepPolicy, SweepState
+    from lightning_lr.policies.warmup import WarmupPolicy
 
 __version__ = "0.1.0.dev0"
 
@@ -44,3 +50,36 @@ __all__ = [
     "WarmupPolicy",
     "autopilot",
 ]
+
+_HOMES = {
+    "callbacks.autopilot": ["autopilot"],
+    "callbacks.cooldown": ["Cooldown"],
+    "callbacks.divergence": ["DivergenceError", "DivergenceGuard"],
+    "callbacks.finder": ["LRFinder"],
+    "callbacks.monitor": ["LRMonitor"],
+    "callbacks.plateau": ["PlateauDecay"],
+    "callbacks.warmup": ["Warmup"],
+    "change": ["RateChange"],
+    "finding": ["Finding"],
+    "metric": ["MetricError"],
+    "policies.cooldown": ["CooldownPolicy"],
+    "policies.divergence": ["DivergencePolicy", "DivergenceState"],
+    "policies.divergence_state": ["Signals", "Verdict"],
+    "policies.plateau": ["PlateauPolicy", "PlateauState"],
+    "policies.suggestion": ["Suggestion"],
+    "policies.sweep": ["SweepPolicy", "SweepState"],
+    "policies.warmup": ["WarmupPolicy"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # TensorBoard imports this package for its tab, and the report does: neither should wait for torch and Lightning
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
