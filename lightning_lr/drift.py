@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 MANY = 3
 """More changes of a kind than this are a drift: one thing to tell, and no longer many."""
@@ -74,6 +75,12 @@ class Drift:
     def over(self, at: int) -> bool:
         """Has the next change failed to come?"""
         return at >= self.at + (self.gap if self.running else GAP)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its record says."""
+        ends = {"first": self.first, "last": self.last, "lowest": self.lowest, "highest": self.highest}
+        return {**ends, "changes": self.length, "start": self.start, "end": self.step}
 
     @property
     def words(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -72,6 +73,11 @@ def _of_kind(*kinds: str) -> Callable[[Any], Any]:
     return first
 
 
+def _summary_writer(_: Any) -> Any:
+    # where nobody has imported it there is nothing to be written with it
+    return getattr(sys.modules.get("torch.utils.tensorboard"), "SummaryWriter", None)
+
+
 SKIPS = {"EarlyStopping": "_should_skip_check", "ModelCheckpoint": "_should_skip_saving_checkpoint"}
 """By the name of the class, which Lightning has under two names: the method by which it passes an occasion over."""
 
@@ -107,6 +113,7 @@ INTERNALS = (
     ),
     Internal("WeightAveraging", "_average_model", _of_kind("WeightAveraging")),
     *(Internal(kind, name, _of_kind(kind)) for kind, name in SKIPS.items()),
+    Internal("torch.utils.tensorboard.SummaryWriter", "_get_file_writer", _summary_writer),
     Internal("lightning_utilities.core.rank_zero", "log", lambda _: rank_zero),
     *(
         Internal("torchmetrics.Metric", name, lambda _: _metric())
@@ -178,6 +185,16 @@ def loggers_step(trainer: Any) -> int:
 def logs_now(trainer: Any) -> bool:
     """Whether this batch is one of those at which Lightning writes to its loggers."""
     return trainer._logger_connector.should_update_logs
+
+
+def file_writer(logger: Any) -> Any:
+    """What writes summaries of any kind into TensorBoard's event file for a logger; None for a logger of another kind,
+    and for the one that stands for it on other ranks and in a `fast_dev_run`."""
+    get: Any = getattr(getattr(logger, "experiment", None), "_get_file_writer", None)
+    writer = get() if callable(get) else None
+    # tensorboardX has the same names, and protobuf classes of its own
+    known = type(getattr(writer, "event_writer", None)).__module__.startswith("tensorboard.")
+    return writer if known else None
 
 
 def show_metrics(trainer: Any, values: dict[str, Tensor]) -> None:

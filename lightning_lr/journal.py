@@ -11,13 +11,17 @@ from lightning_lr.change import SCHEDULER, Part, RateChange
 from lightning_lr.console import console
 from lightning_lr.curves import EVENTS, FACTOR, FINDER, INCIDENT, UPDATE, Curves
 from lightning_lr.drift import MANY, Drift
-from lightning_lr.internals import loggers_step, logs_now
+from lightning_lr.internals import file_writer, loggers_step, logs_now
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName
+from lightning_lr.records import MOST, Records, summary
 from lightning_lr.repeats import TOLD, Repeats
 
 STORY_LINES = 1000
 CHANGES_KEPT = 10_000
+
+COUNT = {"kind": "note", "source": "", "what": "count"}
+"""The record of a line that counts incidents, which have records of their own."""
 
 
 class Journal:
@@ -26,7 +30,8 @@ class Journal:
     Scalars: the effective rate under Lightning's tag names, and `lr-factor/<callback>` (for a group whose factor
     differs from the first group's, `lr-factor/<callback>/<group>`); see `Curves`. Text: `lr-events`, one entry for each
     step that has something to say. A drift is told by its first changes and once more when it ends, incidents of one
-    kind by the first of them and by their count.
+    kind by the first of them and by their count. Beside the words each of them is a record, see `Records`, which
+    TensorBoard's event files have too, and for which it makes no difference whether there is a monitor.
 
     Args:
         trainer: whose loggers are written to.
@@ -52,6 +57,7 @@ class Journal:
         self._show_rates = show_rates
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self.changes: deque[RateChange] = deque(maxlen=CHANGES_KEPT)
+        self.records = Records()
         self._drifts: dict[tuple[int, int, str], Drift] = {}
         self._repeats = Repeats()
         self._sources = list(sources)
@@ -82,6 +88,7 @@ class Journal:
             if part.source != SCHEDULER:
                 self._moved[part.source, place] = None if old is None else part.old
         loud = [part for part in parts if old is not None and self._drift(update, place, part)]
+        of = {"tag": names.tag, "optimizer": names.optimizer, "group": names.group, "update": update}
         first = place not in self._begun
         if first:
             # every curve runs from the first update on, also while nothing changes
@@ -91,38 +98,77 @@ class Journal:
             self._scalar(names.tag, new, before=old, lasting=True)
         if old == new:
             return
+        of["parts"] = [part._asdict() for part in parts]
         if old is None:
-            if self.monitoring:
-                shares = "".join(f", {part.source} {part.new:.6g}" for part in parts)
-                self.say(f"{_where(names)}: first update at {new:.6g}{shares}")
+            shares = "".join(f", {part.source} {part.new:.6g}" for part in parts)
+            words = f"{_where(names)}: first update at {new:.6g}{shares}"
+            self._tell_of_rate(words, {"kind": "first", "new": new, **of}, said=self.monitoring)
             return
         cause = "; ".join(_words(part) for part in parts)
         self.changes.append(RateChange(self.step, names.optimizer, names.group, old, new, cause))
-        if not self.monitoring:
-            loud = [part for part in loud if part.source != SCHEDULER]
-        if loud:
-            words = "; ".join(_words(part) for part in loud)
-            on = [part.source for part in loud if self._drifts[(*place, part.source)].length == MANY]
-            if on:
-                words += f" ({' and '.join(on)}: goes on like this, the next line of it comes at its end)"
-            self.say(f"{_where(names)}: {old:.6g} -> {new:.6g}: {words}")
+        if not loud:
+            return
+        told = loud if self.monitoring else [part for part in loud if part.source != SCHEDULER]
+        words = "; ".join(_words(part) for part in told or loud)
+        on = [part.source for part in loud if self._drifts[(*place, part.source)].length == MANY]
+        if on:
+            words += f" ({' and '.join(on)}: goes on like this, the next line of it comes at its end)"
+        record = {"kind": "change", "old": old, "new": new, **of, "cause": cause, "running": on}
+        record["loud"] = [part.source for part in loud]
+        self._tell_of_rate(f"{_where(names)}: {old:.6g} -> {new:.6g}: {words}", record, said=bool(told))
 
-    def say(self, line: str, **scalars: float) -> None:
-        """An entry of `lr-events` (one line of text) for this step, with scalars by tag."""
+    def _tell_of_rate(self, words: str, record: dict[str, Any], *, said: bool) -> None:
+        if said:
+            self.say(words, record=record)
+        else:
+            self.record(**record, words=words)
+
+    def say(self, line: str, source: str = "", *, record: dict[str, Any] | None = None, **scalars: float) -> None:
+        """An entry of `lr-events` (one line of text) for this step, with scalars by tag.
+
+        Args:
+            line: what is said.
+            source: the name of the callback that says it.
+            record: what the line is about; None: a note.
+            scalars: by tag.
+        """
         self._turn_to_step()
         self._lines.append(line)
         for tag, value in scalars.items():
             self._scalar(tag, value)
+        self.record(**(record or {"kind": "note", "source": source}), words=line)
+
+    def tell(
+        self,
+        line: str,
+        source: str = "",
+        *,
+        warn: bool = False,
+        record: dict[str, Any] | None = None,
+        **scalars: float,
+    ) -> None:
+        """What `say` does, and on the console too, where it begins with the step."""
+        console(f"step {self.step}: {line}", warn=warn)
+        self.say(line, source, record=record, **scalars)
+
+    def record(self, kind: str, words: str = "", **facts: Any) -> None:
+        """A record for this step; its kinds and their facts are those of `lightning_lr.records`."""
+        self._turn_to_step()
+        rare = any(source != SCHEDULER for source in facts.get("loud", ()))
+        self.records.add({"kind": kind, "step": self._at, **facts, "words": words}, rare=rare)
         if self._over:
             self._write()
 
-    def tell(self, line: str, *, warn: bool = False, **scalars: float) -> None:
-        """What `say` does, and on the console too, where it begins with the step."""
-        console(f"step {self.step}: {line}", warn=warn)
-        self.say(line, **scalars)
-
     def incident(
-        self, kind: Hashable, line: str, more: str, last: str, *, warn: bool = False, **scalars: float
+        self,
+        kind: Hashable,
+        line: str,
+        more: str,
+        last: str,
+        *,
+        record: dict[str, Any],
+        warn: bool = False,
+        **scalars: float,
     ) -> None:
         """Tells one that is new, or counts it, if some of its kind have just been told; its scalars are always written.
 
@@ -131,20 +177,24 @@ class Journal:
             line: what is told of it.
             more: see `Repeats.add`.
             last: see `Repeats.add`.
+            record: of it, whether it is told or counted.
             warn: whether the console has it as a warning.
             scalars: by tag.
         """
         told = self._repeats.add(kind, self.step, more, last, warn=warn)
+        record = {**record, "told": told > 0}
         if told:
             self.sum_up()
-            self.tell(line if told < TOLD else f"{line}; more like this are counted", warn=warn)
+            self.tell(line if told < TOLD else f"{line}; more like this are counted", warn=warn, record=record)
+        else:
+            self.record(**record, words=line)
         for tag, value in scalars.items():
             self._scalar(tag, value)
 
     def sum_up(self) -> None:
         """Tells the number of the incidents that have only been counted by now."""
         for line, warn in self._repeats.all():
-            self.tell(line, warn=warn)
+            self.tell(line, warn=warn, record=COUNT)
 
     def scalars(self, values: dict[str, float]) -> None:
         """Scalars by tag for this step; each is written only when it differs from the one shown last, but those of a
@@ -162,8 +212,8 @@ class Journal:
         """Writes what has gathered for the present step; at the end of every batch that made an update."""
         step = self.step
         for line, warn in self._repeats.due(step):
-            self.tell(line, warn=warn)
-        waits = self._drifts or self._moved or self._lines or self._curves.busy
+            self.tell(line, warn=warn, record=COUNT)
+        waits = self._drifts or self._moved or self._lines or self.records.waiting or self._curves.busy
         if not waits and not (self.monitoring and logs_now(self._trainer)):
             self._at = step
             return
@@ -176,8 +226,14 @@ class Journal:
         self._curves.rest(self._at, dense=logs and self.monitoring)
         self._write(logs=logs, ends=True)
 
-    def close(self, ledger: Ledger, rates: Iterable[tuple[str, float]]) -> None:
-        """Writes the end of every drift, and the last rates at the step of the last update."""
+    def close(self, ledger: Ledger, rates: dict[str, float], end: dict[str, Any]) -> None:
+        """Writes the end of every drift, the last rates at the step of the last update, and the record of the end.
+
+        Args:
+            ledger: of the run.
+            rates: the last ones, by tag.
+            end: what else the record says.
+        """
         if self._closed:
             return
         self.sum_up()
@@ -185,9 +241,14 @@ class Journal:
         self._end_drifts(ledger, all_of_them=True)
         if self._moved:
             self._factors(ledger)
+        if self.records.left_out:
+            self.record(
+                "note", f"{self.records.left_out} records were left out, since there had been {MOST}", source=""
+            )
+        self.record("end", **end, rates=rates)
         self._write()
         if self._last_step is not None:
-            self._curves.close(self._last_step, dict(rates) if self.monitoring and self._show_rates else {})
+            self._curves.close(self._last_step, rates if self.monitoring and self._show_rates else {})
         # other callbacks may come after the one that closes, and have last words too
         self._over = True
 
@@ -234,8 +295,15 @@ class Journal:
 
     def _end(self, key: tuple[int, int, str], drift: Drift) -> None:
         _, _, source = key
-        if drift.running and (self.monitoring or source != SCHEDULER):
-            self.say(f"{_where(self._names(key[:2]))}: {source} {drift.words}")
+        if not drift.running:
+            return
+        names = self._names(key[:2])
+        record = {"kind": "drift", "tag": names.tag, "optimizer": names.optimizer, "group": names.group}
+        self._tell_of_rate(
+            f"{_where(names)}: {source} {drift.words}",
+            {**record, "source": source, **drift.facts},
+            said=self.monitoring or source != SCHEDULER,
+        )
 
     def _write(self, *, logs: bool = False, ends: bool = False) -> None:
         step, lines = self._at, list(dict.fromkeys(self._lines))
@@ -247,6 +315,12 @@ class Journal:
             for logger in self._trainer.loggers:
                 if _can(logger, "add_text"):
                     logger.experiment.add_text(EVENTS, text, step)
+        records = self.records.take()
+        if records and self._curves.writes:
+            of_step = summary(records)
+            for logger in self._trainer.loggers:
+                if (writer := file_writer(logger)) is not None:
+                    writer.add_summary(of_step, step)
 
     def layout(self, rate_tags: Iterable[str], losses: str = "(?!lr-).*loss.*", *, ratios: bool = False) -> None:
         """Writes TensorBoard's custom scalars layout: rates, factors, losses and incidents on one page.

@@ -56,11 +56,11 @@ def test_rescue_shows_the_stock_run_dying_and_the_guarded_one_ending_near_the_tu
     # the start's failure has cost the rate a little more than it had to
     assert saved > tuned - 0.03
     assert "step 300: DivergenceGuard: dropped this update: the loss is not finite" in said
-    rewound = r"step (\d+): DivergenceGuard: rewound to step \d+ \(\d+ updates lost\), factor .*"
-    trial = r"loss \S+ here, \S+ at the weights of update (\d+) \(\d and \d batches\): the weights are to blame"
+    rewound = r"step (\d+): DivergenceGuard: rewound to step (\d+) \(\d+ updates lost\), factor .*"
+    trial = r"loss \S+ here, \S+ at the copy's weights \(\d and \d batches\): the weights are to blame"
     rewinds = re.findall(rewound + trial, said)
     assert rewinds[0][1] == "0"
-    assert any(400 < int(step) < 420 and 300 < int(update) <= 400 for step, update in rewinds)
+    assert any(400 < int(step) < 420 and 300 < int(to) <= 400 for step, to in rewinds)
     assert re.search(rf"guard.summary\(\): judged 600, .*dropped 1, .*rewinds {len(rewinds)}, ", said)
 
 

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_lr as llr
+from lightning_lr.records import TAG
 from tests.pool import Pool
 from tests.small import Loader, Model, cosine, held_out, sgd, trainer
 
@@ -35,7 +36,7 @@ class Read:
                 words = event.tensor_proto.string_val[0]
                 if tag == "custom_scalars__config__":
                     self.layout = words.decode(errors="replace")
-                else:
+                elif tag != TAG:
                     assert tag == "lr-events/text_summary"
                     self.text[event.step] += words.decode()
         with open(root / "csv" / "version_0" / "metrics.csv") as file:

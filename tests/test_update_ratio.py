@@ -250,7 +250,7 @@ def test_two_ranks_tell_what_one_process_does(strategy: str, pool: Pool, tmp_pat
 
 
 def moved(line: str) -> float:
-    found = re.search(r"the last update changed the weights by (\S+) of their size: about 1e-3 is usual\)", line)
+    found = re.search(r"the update before was (\S+) of the weights' size, usual 1e-3\)", line)
     assert found is not None, line
     return float(found[1])
 

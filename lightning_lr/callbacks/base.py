@@ -157,6 +157,11 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         """Whether it runs batches at other weights than the run's own now."""
         return False
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What it has counted in the run, for the record of its end."""
+        return {}
+
     def go_first(self, trainer: Any) -> None:
         """Moves it to the front of the trainer's callbacks: no other one sees a trial's weights at a batch's end or at
         an exception."""
@@ -212,6 +217,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
                     f"run a batch through the model in setup(), or {peer.left_out}"
                 )
             peer.started(trainer, pl_module)
+        self.run.begin()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self._leads:
@@ -240,7 +246,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         self.run.failed = True
         self.run.ledger.detach()
         try:
-            self.run.close()
+            self.run.close(exception)
         except Exception as error:
             # it may be the logger itself that failed; the callbacks after this one have to be told too
             rank_zero_warn(f"the last rates could not be written: {error!r}")
@@ -297,7 +303,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
             words = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in self.changed.items())
             line = f"{self.name} resumes with other arguments than it was saved with, and the new ones hold: {words}"
             rank_zero_info(line)
-            self.journal.say(line)
+            self.journal.say(line, self.name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None}

@@ -286,7 +286,7 @@ class Cooldown(LRCallback):
 
     def _say(self, words: str) -> None:
         line = f"{self.name}: {words}"
-        self.journal.say(line)
+        self.journal.say(line, self.name)
         rank_zero_info(line)
 
     def _policy(self, steps: int, begun: float = 0.0) -> CooldownPolicy:

@@ -116,6 +116,10 @@ class DivergenceGuard(LRCallback):
         return {**self.record.counts, "factor": min(factors, default=1.0)}
 
     @property
+    def counts(self) -> dict[str, int]:
+        return dict(self.record.counts)
+
+    @property
     def skips(self) -> int:
         """Updates that were dropped since they were not finite."""
         return self.record.counts["dropped"]

@@ -17,7 +17,8 @@ from lightning_lr.callbacks.length import accumulation, updates_in_run
 from lightning_lr.callbacks.plan import AUTO, comes_back_at, horizon_of, steps_for
 from lightning_lr.callbacks.room import SHORTEST, fits, needed, no_room, outlook
 from lightning_lr.callbacks.space import REMEDY, space
-from lightning_lr.callbacks.sweep import CURVE, Sweep
+from lightning_lr.callbacks.sweep import Sweep
+from lightning_lr.curves import FINDER
 from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
 from lightning_lr.memory import parted
@@ -442,7 +443,7 @@ class LRFinder(LRCallback):
 
     def _say(self, words: str, *, loud: bool = False) -> None:
         line = f"{self.name}: {words}"
-        self.journal.say(line)
+        self.journal.say(line, self.name)
         (rank_zero_warn if loud else rank_zero_info)(line)
 
     def _announce(self, trainer: Any, finding: Finding, unpaired: str | None) -> None:
@@ -455,14 +456,16 @@ class LRFinder(LRCallback):
                 self._apply(trainer, finding)
         if unpaired is not None:
             line += f"; rates were compared on different batches: {unpaired}"
-        self.journal.say(line)
+        found = {"callback": self.name, "tag": self.run.names_at((self._index, 0)).tag, "why": self._why}
+        record = {"kind": "finding", **found, "applied": self.apply, "finding": finding.to_dict()}
+        self.journal.say(line, record=record)
         rank_zero_info(line)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 # not every logger has an `experiment`
                 experiment: Any = getattr(logger, "experiment", None)
                 if hasattr(experiment, "add_figure"):
-                    experiment.add_figure(CURVE, finding.plot(), self.journal.step)
+                    experiment.add_figure(FINDER.rstrip("/"), finding.plot(), self.journal.step)
 
     def _apply(self, trainer: Any, finding: Finding) -> None:
         assert finding.suggestion is not None

@@ -10,6 +10,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_lr.buffers import Buffers
+from lightning_lr.callbacks.facts import facts
 from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.incidents import Incidents
 from lightning_lr.callbacks.judge import Ground, Judge, finish, finite, judges_of
@@ -161,7 +162,9 @@ class Guarded:
                 judge = self.judges[self.tryout.owner]
                 judge.state = self.policy.broken_off(judge.state)
                 name = self.run.names_at((judge.index, 0)).optimizer
-                self.run.journal.tell(f"{self.name}: trial broken off: {name}, which it is of, makes no updates")
+                line = f"{self.name}: trial broken off: {name}, which it is of, makes no updates"
+                record = {**facts(self.run, self.name, judge.index), "what": "broken off", "told": True}
+                self.run.journal.tell(line, record=record)
             if self.tryout.over or self.tryout.idle:
                 self.close()
 

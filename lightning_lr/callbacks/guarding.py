@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lr.callbacks.facts import incident
 from lightning_lr.callbacks.finder import LRFinder
 from lightning_lr.callbacks.guarded import Guarded
-from lightning_lr.callbacks.incidents import few
+from lightning_lr.callbacks.incidents import Back, few
 from lightning_lr.callbacks.judge import Job, Judge, finish, finite
 from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.console import count
@@ -142,10 +144,10 @@ class Guarding(Guarded):
         self.keeper.prove(verdict)
         clock = self.record.counts["judged"]
         self.record.saw(judge.state.update, signals, verdict)
-        back = ""
+        back = None
         if verdict.kind in ("rewind", "give_up"):
             self._drop(judge)
-            back = self._rewind(judge, verdict, clock) if len(self.keeper.generations) else ""
+            back = self._rewind(judge, verdict, clock) if len(self.keeper.generations) else None
         elif not late:
             self._apply(judge, verdict)
         elif not finite(signals):
@@ -160,7 +162,8 @@ class Guarding(Guarded):
         ratio = partial(self.ground.ratio, job.shift)
         self.record.tell(self.run, judge.index, judge.state.update, measured, signals, verdict, ratio, back)
         if verdict.kind == "give_up":
-            self._give_up(judge, verdict)
+            known = self.run, self.name, judge.index, judge.state.update, measured, signals, verdict
+            self._give_up(judge, verdict, {**incident(*known), "what": "gave up", "told": True})
 
     def _apply(self, judge: Judge, verdict: Verdict) -> None:
         """Makes the update at hand what the verdict says: limited, dropped, or made as it is."""
@@ -178,7 +181,7 @@ class Guarding(Guarded):
         if self.tryout is not None:
             self.tryout.plan(verdict)
 
-    def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> str:
+    def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> Back:
         """Gives a copy back; says where it was taken and what is lost."""
         if self.tryout is not None:
             self.tryout.leave()
@@ -207,9 +210,9 @@ class Guarding(Guarded):
                 peer.forget()
             elif isinstance(peer, LRFinder) and judge.state.rewinds == ASK_FINDER:
                 peer.request(f"{ASK_FINDER} rewinds without lasting progress")
-        return f"to step {target.step} ({count(lost, 'update')} lost)"
+        return Back(target.step, lost)
 
-    def _give_up(self, judge: Judge, verdict: Verdict) -> None:
+    def _give_up(self, judge: Judge, verdict: Verdict, record: dict[str, Any]) -> None:
         self.given_up = True
         in_a_row, rewinds = judge.state.rewinds, self.record.counts["rewinds"]
         some = "" if in_a_row == rewinds else f", {in_a_row} of them"
@@ -218,9 +221,9 @@ class Guarding(Guarded):
         journal = self.run.journal
         journal.sum_up()
         if self.guard.on_give_up == "raise":
-            journal.say(line)
+            journal.say(line, record=record)
             raise DivergenceError(line)
-        journal.tell(line, warn=True)
+        journal.tell(line, warn=True, record=record)
         self.run.trainer.should_stop = True
 
     def _weights_left(self) -> str:

@@ -7,10 +7,11 @@ import re
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_lr.callbacks.facts import SIDES, incident
 from lightning_lr.callbacks.judge import finite
 from lightning_lr.callbacks.run import Run
 from lightning_lr.console import count
@@ -20,18 +21,31 @@ from lightning_lr.policies.divergence_state import Signals, Verdict
 from lightning_lr.signals import Measured
 
 SIGNALS_KEPT = 64
+FEW = 3
 
-USUAL = "about 1e-3"
+USUAL = "1e-3"
 """The change of the weights by an update, in parts of their size, at a rate that suits: a rough rule.
 Source: CS231n's notes, Neural Networks Part 3, "Ratio of weights:updates"."""
 
-TOLD = {"passed": "trial passed", "data": "trial: the data is to blame"}
+TOLD = {"passed": "trial passed", "data": "trial"}
 """By outcome; of the others the rewind tells."""
 
 COUNTS = (
     *("judged", "limited", "dropped", "held", "rewinds", "lost"),
     *("trials_passed", "trials_data", "trials_weights"),
 )
+
+
+class Back(NamedTuple):
+    """To where a rewind went.
+
+    Args:
+        step: on the loggers' axis: the weights are those that it began with.
+        lost: updates that were made since, and those that had to be dropped for it.
+    """
+
+    step: int
+    lost: int
 
 
 class Incidents:
@@ -86,7 +100,7 @@ class Incidents:
         signals: Signals,
         verdict: Verdict,
         ratio: Callable[[], float | None],
-        back: str = "",
+        back: Back | None = None,
     ) -> None:
         """Tells what became of an update that was not simply accepted.
 
@@ -96,39 +110,59 @@ class Incidents:
             update: the number of the update.
             measured, signals, verdict: of the update.
             ratio: gives what the last update changed the weights by, in parts of their size; on every rank alike.
-            back: to where a rewind went.
+            back: to where a rewind went, if one did.
         """
         if verdict.kind == "accept" and verdict.scale == 1.0:
             return
+        record = incident(run, self.name, index, update, measured, signals, verdict)
         of = f" of {run.names_at((index, 0)).optimizer}" if len(run.ledger.optimizers) > 1 else ""
         numbers = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
-        names = [] if finite(signals) or back else nonfinite_gradients(run.trainer.lightning_module)
+        module: Any = run.trainer.lightning_module
+        names = [] if finite(signals) or back is not None else nonfinite_gradients(module)
         if verdict.kind == "accept" and verdict.scale < 1.0:
-            words = more = "limited"
-            words = f"limited this update's gradient{of}"
+            words, more = f"limited this update's gradient{of}", f"limited{of}"
             bound = verdict.scale * signals.grad_norm
             numbers, scalars[f"{INCIDENT}threshold"] = f"{numbers}, limit {bound:.4g}", bound
+            record |= {"what": "limited", "threshold": bound}
         elif verdict.kind == "drop":
-            words, more = f"dropped this update{of}", "dropped"
-        elif back:
-            words, more = f"rewound {back}", "rewound for"
+            words, more = f"dropped this update{of}", f"dropped{of}"
+            record["what"] = "dropped"
+        elif back is not None:
+            words, more = f"rewound{of} to step {back.step} ({count(back.lost, 'update')} lost)", f"rewound{of}"
+            record |= {"what": "rewound", "back": back._asdict()}
             if verdict.factor != 1.0:
                 words += f", factor {verdict.factor:.4g}"
         elif verdict.outcome in TOLD:
-            words = more = TOLD[verdict.outcome]
+            words = more = f"{TOLD[verdict.outcome]}{of}"
+            record["what"] = f"trial {verdict.outcome}"
+        elif verdict.kind == "hold":
+            words = f"{self.name}: held this update{of} for a trial, at {SIDES[signals.side]} ({numbers})"
+            run.journal.record(**record | {"what": "held"}, words=words)
+            return
         else:
             return
-        evidence, moved = numbers, ratio()
+        # those of a trial's last batch say nothing that its cause doesn't
+        evidence, moved = [] if verdict.outcome else [numbers], ratio()
         if moved is not None:
-            evidence += f", the last update changed the weights by {moved:.2g} of their size: {USUAL} is usual"
-            scalars[f"{INCIDENT}update_ratio"] = moved
-        line = f"{self.name}: {words}: {verdict.cause} ({evidence})"
+            evidence.append(f"the update before was {moved:.2g} of the weights' size, usual {USUAL}")
+            scalars[f"{INCIDENT}update_ratio"] = record["update_ratio"] = moved
+        line = f"{self.name}: {words}: {verdict.cause}" + (f" ({', '.join(evidence)})" if evidence else "")
         if names:
-            line += f"; not finite: {few(names)}"
+            gradients = sum(p.grad is not None for p in module.parameters())
+            line += f"; not finite: {few(names, gradients)}"
+            record["parameters"] = names[:FEW]
         kind = (self.name, index, verdict.kind, re.sub(r"[\d.]+(e[-+]?\d+)?", "", verdict.cause))
-        run.journal.incident(kind, line, f"{self.name}: {more}", numbers, warn=bool(back), **scalars)
-        if more != "limited":
+        run.journal.incident(
+            kind,
+            line,
+            f"{self.name}: {more}",
+            verdict.cause if verdict.outcome else numbers,
+            record=record,
+            warn=back is not None,
+            **scalars,
+        )
+        if verdict.kind != "accept":
             self._write(run, index, update, measured, signals, verdict, names, moved)
 
     def last_words(self, run: Run, size: int) -> None:
@@ -146,7 +180,10 @@ class Incidents:
         line = (
             f"{self.name}: {count(n['judged'], 'update')} judged: {', '.join(said)}; copies took {size / 2**20:.3g} MiB"
         )
-        (run.journal.tell if len(said) > 1 or n["lost"] or n["limited"] else rank_zero_info)(line)
+        if len(said) > 1 or n["lost"] or n["limited"]:
+            run.journal.tell(line, self.name)
+        else:
+            rank_zero_info(line)
 
     def _trials(self) -> str:
         words = {"passed": "passed", "data": "blamed the data", "weights": "the weights"}
@@ -194,6 +231,8 @@ class Incidents:
             )
 
 
-def few(names: list[str]) -> str:
-    """The first three, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def few(names: list[str], of: int = 0) -> str:
+    """The first three, and the number of the others; or that they are all, where there are `of` in all."""
+    if FEW < len(names) == of:
+        return f"all {of} gradients"
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

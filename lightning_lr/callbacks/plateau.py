@@ -242,10 +242,10 @@ class PlateauDecay(LRCallback):
         if not math.isfinite(value):
             self._not_finite += 1
             if self._not_finite == 1:
-                self.journal.say(f"{self.name}: {self.monitor} is {value}: not counted as a check")
+                self.journal.say(f"{self.name}: {self.monitor} is {value}: not counted as a check", self.name)
             return
         if self._not_finite > 1:
-            self.journal.say(f"{self.name}: {self.monitor} is finite again after {self._not_finite} values")
+            self.journal.say(f"{self.name}: {self.monitor} is finite again after {self._not_finite} values", self.name)
         self._not_finite = 0
         resting = any(peer.settling or peer.found_nothing for peer in self.run.peers)
         best = self.state.best
@@ -259,7 +259,7 @@ class PlateauDecay(LRCallback):
         if self.max_decays is not None and self.state.decays > self.max_decays:
             if self.state.decays == self.max_decays + 1:
                 line = f"{self.name} asks the trainer to stop after {self.max_decays} decays: {reason}"
-                self.journal.say(line)
+                self.journal.say(line, self.name)
                 rank_zero_info(line)
             trainer.should_stop = True
             return

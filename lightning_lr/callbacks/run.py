@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import internals
+from lightning_lr.callbacks.length import updates_in_run
 from lightning_lr.change import SCHEDULER, Listener, Part
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from lightning_lr.callbacks.base import LRCallback
 
 REFUSED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy", "XLAFSDPStrategy")
+
+INTERRUPTS = ("KeyboardInterrupt", "SIGTERMException", "_TunerExitException")
+"""Exceptions, by name, with which somebody ends a run in which nothing is wrong."""
 
 
 class Run(Listener):
@@ -72,7 +77,7 @@ class Run(Listener):
             )
         self._saved: dict[str, Any] | None = None
         self.names: list[list[GroupName]] = []
-        self._attached = self._warned = self._compiles = False
+        self._attached = self._warned = self._compiles = self._began = False
         self.failed = False
         self._updated = False
         self._batches = 0
@@ -111,6 +116,39 @@ class Run(Listener):
             self._saved = None
         self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
         self.ledger.attach()
+        if self._began:
+            self._describe(resumed=False)
+
+    def begin(self) -> None:
+        """Once all callbacks have started: the record of the run."""
+        self._began = True
+        self._describe(resumed=self.journal.step > 0)
+
+    def _describe(self, *, resumed: bool) -> None:
+        from lightning_lr import __version__
+
+        left, made = updates_in_run(self.trainer, None), self._made()
+        groups = [
+            {"tag": name.tag, "optimizer": name.optimizer, "group": name.group}
+            for names in self.names
+            for name in names
+        ]
+        self.journal.record(
+            "run",
+            package=__version__,
+            groups=groups,
+            factors=[peer.name for peer in self.peers if peer.has_factor],
+            callbacks=[{"name": peer.name, "written": repr(peer)} for peer in self.peers],
+            resumed=resumed,
+            updates=None if left is None else round(made + left),
+            made=made,
+            processes=self.trainer.world_size,
+            time=time.time(),
+        )
+
+    def _made(self) -> int:
+        """The real updates so far, of the optimizer that made the most."""
+        return max((self.ledger.updates(index) for index in range(len(self.ledger.optimizers))), default=0)
 
     def load(self, saved: dict[str, Any]) -> None:
         """Keeps a saved ledger until `attach`; every peer has saved the same one, so that any of them can go.
@@ -152,9 +190,19 @@ class Run(Listener):
                 f"was changed: if it hands its steps to an optimizer inside it, call its own step() instead"
             )
 
-    def close(self) -> None:
-        """At the end of training: the last words."""
-        self.journal.close(self.ledger, self.rates().items())
+    def close(self, error: BaseException | None = None) -> None:
+        """At the end of training: the last words.
+
+        Args:
+            error: what ended it, if anything did.
+        """
+        status = "stopped" if self.trainer.should_stop else "finished"
+        if error is not None:
+            status = "interrupted" if type(error).__name__ in INTERRUPTS else "failed"
+        counts = {name: number for peer in self.peers for name, number in peer.counts.items()}
+        told = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+        facts = {"status": status, "error": told, "updates": self._made(), "counts": counts}
+        self.journal.close(self.ledger, self.rates(), facts)
 
     def rates(self) -> dict[str, float]:
         """The effective rate of the last update, absolute, by tag."""
@@ -173,6 +221,7 @@ class Run(Listener):
         if len(self.names[optimizer]) != self.ledger.groups(optimizer):
             optimizers: Sequence[Optimizer] = self.ledger.optimizers
             self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
+            self._describe(resumed=False)
         for peer in self.peers:
             peer.before_update(optimizer)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_lr.callbacks.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
 from lightning_lr.callbacks.length import accumulation
 from lightning_lr.callbacks.rerun import Rerun
+from lightning_lr.curves import FINDER
 from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
 from lightning_lr.journal import Journal
@@ -19,9 +20,6 @@ from lightning_lr.ledger import Ledger
 from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
 from lightning_lr.signals import LossMeter, measure
 from lightning_lr.trial import Trial
-
-CURVE = "lr-finder"
-"""The first part of the curve's tags: `lr-finder/rate`, `lr-finder/loss`, and the figure `lr-finder`."""
 
 SKIPS = 10
 """So many updates in a row that a gradient scaler skips, its scale halved each time, or that have no loss, are the
@@ -334,7 +332,7 @@ class Sweep:
     def _take(self, loss: float) -> None:
         self.skipped = 0
         rate = self.state.rates[-1]
-        self.journal.scalars({f"{CURVE}/rate": rate, f"{CURVE}/loss": loss})
+        self.journal.scalars({f"{FINDER}rate": rate, f"{FINDER}loss": loss})
         self.state, self.now = self.policy.step(self.state, loss)
         if self.bar is not None:
             self.bar.show(len(self.state.losses), f"rate {rate:.2g}, loss {loss:.4g}")

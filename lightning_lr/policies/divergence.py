@@ -292,9 +292,8 @@ class DivergencePolicy:
         here = centre(trying.here) if trying.here else math.inf
         there = centre(trying.there) if trying.there else None
         what = "loss or gradient" if here == math.inf and trying.why == "nonfinite" else "loss"
-        words = f"{what} {here:.3g} here" + (
-            "" if there is None else f", {there:.3g} at the weights of update {mark.update}"
-        )
+        # not when that was: whoever reads it counts steps, and policies count updates
+        words = f"{what} {here:.3g} here" + ("" if there is None else f", {there:.3g} at the copy's weights")
         words += (
             f" ({len(trying.here)} and {len(trying.there)} batches)"
             if trying.there
@@ -321,7 +320,7 @@ class DivergencePolicy:
         # while nothing is finite the trial's own updates count too
         count = seen.nonfinite + trying.batches if trying.why == "nonfinite" and outcome == "data" else 0
         state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + trying.batches)
-        blame = "it was a batch" if outcome == "passed" else "the data is to blame, not the weights"
+        blame = "it was a batch" if outcome == "passed" else "the data is to blame"
         return self._answer(state, signals, "hold", f"{words}: {blame}", **numbers)
 
     def _rewind(

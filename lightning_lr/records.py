@@ -1,0 +1,128 @@
+"""Records: what happened to the rates, as data, in the logger's own event file.
+
+Neither torch nor Lightning is imported here: TensorBoard reads records too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+PLUGIN = "lightning_lr"
+"""The name of the plugin whose summaries they are."""
+
+TAG = "lightning_lr/records"
+
+VERSION = 1
+"""Of a record's fields; it stands in each summary's metadata."""
+
+KEPT = 10_000
+"""So many, the latest, stay in memory."""
+
+MOST = 20_000
+"""Of a run so many are written; after them only what nobody should miss, and of that no more than as many again."""
+
+LASTING = frozenset(("run", "finding", "end"))
+RARE = frozenset(("rewound", "gave up", "broken off"))
+
+
+class Records:
+    """Those of one run: the latest in memory, and those that wait to be written.
+
+    Example:
+        >>> records = Records()
+        >>> records.add({"kind": "note", "step": 3, "words": "hello", "value": float("nan")})
+        >>> records.take()
+        [{'kind': 'note', 'step': 3, 'words': 'hello', 'value': 'nan'}]
+        >>> records.take(), len(records.kept)
+        ([], 1)
+    """
+
+    def __init__(self) -> None:
+        self.kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.waiting: list[dict[str, Any]] = []
+        self.left_out = 0
+        """Records that were not written, since there had been too many."""
+        self._written = 0
+
+    def add(self, record: Mapping[str, Any], *, rare: bool = False) -> None:
+        """Takes one up.
+
+        Args:
+            record: has `kind`, `step` and `words`.
+            rare: whether it is written after the first `MOST` too.
+        """
+        plain = as_json(record)
+        self.kept.append(plain)
+        bound = math.inf if plain["kind"] in LASTING else 2 * MOST if rare or plain.get("what") in RARE else MOST
+        if self._written >= bound:
+            self.left_out += 1
+            return
+        self._written += 1
+        self.waiting.append(plain)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Those that wait to be written, oldest first; they wait no longer."""
+        taken, self.waiting = self.waiting, []
+        return taken
+
+
+def as_json(value: Any) -> Any:
+    """The value with nothing in it that JSON doesn't have.
+
+    Example:
+        >>> as_json({"loss": float("-inf"), "rates": (1, 0.5)})
+        {'loss': '-inf', 'rates': [1, 0.5]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def number(value: Any) -> float:
+    """A record's number, which may be written as a string.
+
+    Example:
+        >>> number("inf"), number(0.5)
+        (inf, 0.5)
+    """
+    return float(value)
+
+
+def summary(records: Iterable[Mapping[str, Any]]) -> Any:
+    """A `Summary` with all records of one step.
+
+    Args:
+        records: as `Records.take` gives them.
+    """
+    from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+
+    # their names are made at run time, where no type checker sees them
+    made: Any = summary_pb2
+    tensors: Any = tensor_pb2
+    shapes: Any = tensor_shape_pb2
+    types: Any = types_pb2
+    texts = [json.dumps(record, allow_nan=False).encode() for record in records]
+    plugin = made.SummaryMetadata.PluginData(plugin_name=PLUGIN, content=json.dumps({"version": VERSION}).encode())
+    metadata = made.SummaryMetadata(plugin_data=plugin, data_class=made.DATA_CLASS_TENSOR)
+    shape = shapes.TensorShapeProto(dim=[shapes.TensorShapeProto.Dim(size=len(texts))])
+    tensor = tensors.TensorProto(dtype=types.DT_STRING, tensor_shape=shape, string_val=texts)
+    return made.Summary(value=[made.Summary.Value(tag=TAG, metadata=metadata, tensor=tensor)])
+
+
+def records_in(tensor: Any) -> list[dict[str, Any]]:
+    """The records in the tensor of a summary's value.
+
+    Args:
+        tensor: a `TensorProto`, as `summary` makes it.
+    """
+    return [json.loads(text) for text in tensor.string_val]

@@ -1,0 +1,79 @@
+"""Frames: the records of an event file, as bytes.
+
+An event file is a row of frames: the length (8 bytes), the length's checksum (4), the data, the data's checksum (4).
+Source: TensorFlow's `core/lib/io/record_writer.h` (the format "TFRecord").
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from lightning_lr.story.checksum import checksums
+
+HEAD, FOOT = 12, 4
+AROUND = HEAD + FOOT
+"""The bytes of a frame beside its data."""
+
+Spans = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Where the data of frames begin, and how long they are; shape (n,) each."""
+
+_length = struct.Struct("<Q").unpack_from
+
+
+def walk(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], int, str]:
+    """Finds the whole frames.
+
+    Args:
+        data: begins with a frame; may end within one.
+
+    Returns:
+        Where each frame's data begins, how long it is, where the last whole frame ends, and in words what is broken
+        there: empty where nothing is, and the rest is only not there yet.
+    """
+    starts, lengths = _all_at_once(data)
+    at = int(starts[-1] + lengths[-1]) + FOOT if len(starts) else 0
+    # what is no chain, or too large for it
+    more, broken = [], ""
+    while at + HEAD <= len(data):
+        length: int = _length(data, at)[0]
+        head = np.frombuffer(data, np.uint8, HEAD, at)
+        if checksums(head[None, :8])[0] != head[8:].view("<u4")[0]:
+            broken = "a length's checksum is wrong"
+            break
+        if at + AROUND + length > len(data):
+            break
+        more.append((at + HEAD, length))
+        at += AROUND + length
+    if more:
+        added = np.array(more, np.int64)
+        starts, lengths = np.concatenate([starts, added[:, 0]]), np.concatenate([lengths, added[:, 1]])
+    return starts, lengths, at, broken
+
+
+def _all_at_once(data: bytes) -> Spans:
+    """The frames that form a chain from the beginning on.
+
+    Instead of going from one to the next, it looks for all that can be a length with its checksum: of 8 bytes the
+    higher 5 are 0, for no frame is larger than 16 MiB. That they follow each other without a gap proves them.
+    """
+    none = np.zeros(0, np.int64)
+    if len(data) < AROUND:
+        return none, none
+    buffer = np.frombuffer(data, np.uint8)
+    zero = buffer[: len(data) - FOOT] == 0
+    zeros = zero[:-1] & zero[1:]
+    zeros = zeros[:-2] & zeros[2:]
+    at = np.flatnonzero(zeros[:-1] & zero[4:]) - 3
+    at = at[np.searchsorted(at, 0) :]
+    heads = sliding_window_view(buffer, HEAD)[at]
+    right = checksums(heads[:, :8]) == np.ascontiguousarray(heads[:, 8:]).view("<u4")[:, 0]
+    at, lengths = at[right], heads[right, :8].view("<i8")[:, 0]
+    ends = at + AROUND + lengths
+    chain = at == np.concatenate([none, [0], ends[:-1]])
+    chain &= ends <= len(data)
+    whole = len(chain) if chain.all() else int(chain.argmin())
+    return at[:whole] + HEAD, lengths[:whole]

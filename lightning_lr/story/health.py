@@ -1,0 +1,174 @@
+"""Health: how a run does, in one sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_lr.story.record import Record
+from lightning_lr.story.shares import Rate, rates_now
+from lightning_lr.story.story import Story
+
+LATELY = 200
+"""Steps: what happened longer ago is over. The journal too takes what comes later for new (`repeats.QUIET`)."""
+
+SHARE, SHORTEST = 0.1, 20
+"""Of a run shorter than 2,000 steps, this share is of late, and so many steps at least."""
+
+MANY = 3
+"""So many dropped updates lately are trouble, and fewer are to be watched."""
+
+MANY_LIMITED = 0.05
+"""So many of the latest updates limited are to be watched: the guard's limit is meant for the rare ones."""
+
+POINTS, TENTH, FALLEN = 20, 0.1, 0.02
+"""A loss of fewer points says nothing; its first and last tenth are compared; less than this share is no fall."""
+
+LOST = ("dropped", "held", "rewound", "gave up")
+STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished")
+
+
+@dataclass(frozen=True)
+class Now:
+    """How a run does.
+
+    Args:
+        state: `none` (nothing of ours in it), `healthy`, `watch`, `trouble`, `ended` (as planned or stopped), `failed`,
+            or `unfinished` (no longer written, and without an end).
+        sentence: in words.
+        since: the step since which it is so; None where that isn't known.
+        rates: effective rates by tag, absolute.
+        factors: of the first group, by the callback's name.
+        troubles: what is wrong, in words; empty where nothing is.
+    """
+
+    state: str
+    sentence: str
+    since: int | None
+    rates: dict[str, float]
+    factors: dict[str, float]
+    troubles: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**self.__dict__, "troubles": list(self.troubles)}
+
+
+def now(story: Story) -> Now:
+    """How the run does at its last step."""
+    rates = rates_now(story)
+    by_tag = {rate.tag: rate.value for rate in rates}
+    factors = {share.source: share.factor for share in rates[0].shares} if rates else {}
+    last = story.last_step
+    if not story.has_data or last is None:
+        return Now("none", "Nothing of lightning_lr in this run.", None, by_tag, factors)
+    incidents = [record for record in story.valid if record["kind"] == "incident"]
+    state, troubles, since = _state(story, incidents, last)
+    head = {"healthy": "Healthy", "watch": "Watch", "trouble": "Trouble"}[state]
+    state, head = _ended(story, state, head, last)
+    said = [f"{head}: {'; '.join(troubles)}" if troubles else head]
+    if rates:
+        said.append(_rates(rates))
+    guard = _guard(incidents, last, ended=not story.writing)
+    sentence = (": " if not troubles else ". ").join(part for part in said if part)
+    return Now(state, f"{sentence}; {guard}." if guard else f"{sentence}.", since, by_tag, factors, tuple(troubles))
+
+
+def _state(story: Story, incidents: list[Record], last: int) -> tuple[str, list[str], int | None]:
+    lately = min(LATELY, max(SHORTEST, int(SHARE * last)))
+    late = [record for record in incidents if record["step"] > last - lately]
+    counts = _counts(late)
+    troubles, trouble = [], False
+    for tag in story.tags.losses[:1]:
+        words, bad = _loss(story, tag)
+        troubles += [words] if words else []
+        trouble |= bad
+    if counts["gave up"]:
+        troubles.append("the guard gave up")
+        trouble = True
+    if counts["rewound"]:
+        troubles.append(f"{_times('rewound', counts['rewound'])} in the last {lately} steps")
+        trouble = True
+    if counts["dropped"]:
+        troubles.append(f"{_updates(counts['dropped'])} dropped in the last {lately} steps")
+        trouble |= counts["dropped"] >= MANY
+    if counts["limited"] >= MANY_LIMITED * min(lately, last + 1) and counts["limited"] >= MANY:
+        troubles.append(f"{_updates(counts['limited'])} limited in the last {lately} steps")
+    grave = [record["step"] for record in late if record["what"] in LOST]
+    quiet = [record["step"] for record in incidents if record["what"] in LOST]
+    since = min(grave) if grave else (max(quiet) + 1 if quiet else story.first_step)
+    return ("trouble" if trouble else "watch" if troubles else "healthy"), troubles, since
+
+
+def _loss(story: Story, tag: str) -> tuple[str, bool]:
+    """What is wrong with a loss, and whether it is grave."""
+    steps, values = story.series(tag)
+    finite = np.isfinite(values)
+    if len(values) and not finite[-1]:
+        good = np.flatnonzero(finite)
+        first = int(steps[good[-1] + 1]) if len(good) else int(steps[0])
+        return f"{tag} is {values[-1]:g} since step {first:,}", True
+    values = values[finite]
+    if len(values) < POINTS:
+        return "", False
+    few = max(3, int(TENTH * len(values)))
+    begin, end = float(np.median(values[:few])), float(np.median(values[-few:]))
+    if begin - end < FALLEN * abs(begin):
+        return f"{tag} has not fallen: {begin:.3g} at first, {end:.3g} of late", False
+    return "", False
+
+
+def _ended(story: Story, state: str, head: str, last: int) -> tuple[str, str]:
+    end = story.end
+    if end is None:
+        if story.writing:
+            return state, head
+        if not story.structured:
+            return "ended", f"{'Fine' if state == 'healthy' else head} until its last step, {last:,}"
+        return "unfinished", f"No longer written since step {last:,}, and without an end. {head} until then"
+    status, at = str(end.get("status", "finished")), int(end["step"])
+    if status == "failed":
+        error = f": {end['error']}" if end.get("error") else ""
+        return "failed", f"Failed at step {at:,}{error}. {head} until then"
+    words = {"finished": "Finished", "stopped": "Stopped", "interrupted": "Interrupted"}.get(status, status)
+    if state == "trouble":
+        return "failed", f"{words} at step {at:,} in trouble"
+    return "ended", f"{words} at step {at:,}, {'healthy' if state == 'healthy' else 'to be looked at'}"
+
+
+def _rates(rates: list[Rate]) -> str:
+    first, *others = rates
+    if not others:
+        return first.words
+    if len(others) > 2:
+        values = [rate.value for rate in others]
+        return f"{first.words}; {len(others)} more groups at {min(values):.3g} to {max(values):.3g}"
+    return "; ".join([first.words, *(f"{rate.tag} at {rate.value:.3g}" for rate in others)])
+
+
+def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
+    if not incidents:
+        return "no incidents"
+    counts = _counts(incidents)
+    told = [f"{n:,} {what}" for what, n in counts.items()]
+    ago = last - incidents[-1]["step"]
+    where = f"{ago:,} steps before the end" if ended else f"{ago:,} steps ago"
+    return f"{', '.join(told)}, the last {where if ago else 'at the last step'}"
+
+
+def _counts(incidents: list[Record]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for record in incidents:
+        counts[str(record.get("what", "?"))] += int(record.get("count") or 1)
+    return counts
+
+
+def _times(what: str, number: int) -> str:
+    return what if number == 1 else f"{what} {number} times"
+
+
+def _updates(number: int) -> str:
+    return f"{number} update{'' if number == 1 else 's'}"

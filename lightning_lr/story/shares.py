@@ -1,0 +1,121 @@
+"""Shares: what a rate is made of now: the scheduler's, times what each callback makes of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_lr.story.record import Record, number
+from lightning_lr.story.story import FACTOR, Story
+
+SCHEDULER = "scheduler"
+
+MOVING, AMONG = 3, 64
+"""A factor that has changed so often in the last so many steps is under way."""
+
+LONGEST_REASON = 90
+"""Characters."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One callback's.
+
+    Args:
+        source: the callback's name.
+        factor: a ratio.
+        since: the step at which it took this value; None where that isn't known.
+        reason: in words; may be empty.
+        moving: whether it is on its way.
+    """
+
+    source: str
+    factor: float
+    since: int | None
+    reason: str
+    moving: bool
+
+    @property
+    def words(self) -> str:
+        """Such as `0.5 (DivergenceGuard, since step 4,120: rewound after a loss that is not finite)`."""
+        if self.moving:
+            return f"{self.factor:.3g} ({self.source}, still changing)"
+        since = "" if self.since is None or not self.reason else f", since step {self.since:,}: {short(self.reason)}"
+        return f"{self.factor:.3g} ({self.source}{since})"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One param group's.
+
+    Args:
+        tag: of its scalar.
+        value: the effective rate, absolute.
+        base: the scheduler's; None where a factor of 0 hides it.
+        scheduled: whether the base has ever changed.
+        shares: of the callbacks whose factor isn't 1.
+    """
+
+    tag: str
+    value: float
+    base: float | None
+    scheduled: bool
+    shares: tuple[Share, ...]
+
+    @property
+    def words(self) -> str:
+        """Such as `lr-AdamW at 0.0012 = 0.003 (scheduler) x 0.4 (LRFinder)`."""
+        whose = "scheduler" if self.scheduled else "the optimizer's own"
+        if not self.shares:
+            return f"{self.tag} at {self.value:.3g} ({whose})"
+        base = [] if self.base is None else [f"{self.base:.3g} ({whose})"]
+        return f"{self.tag} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+
+
+def rates_now(story: Story) -> list[Rate]:
+    """The rates of all param groups, in their order."""
+    return [rate for i, tag in enumerate(story.tags.rates) if (rate := _rate(story, tag, first=i == 0)) is not None]
+
+
+def short(words: str, longest: int = LONGEST_REASON) -> str:
+    """Words that fit, cut between two of them."""
+    if len(words) <= longest:
+        return words
+    return words[:longest].rsplit(" ", 1)[0].rstrip(",;:(") + " ..."
+
+
+def _rate(story: Story, tag: str, *, first: bool) -> Rate | None:
+    _, values = story.series(tag)
+    if not len(values):
+        return None
+    shares = [_share(story, source, tag) for source in story.factors]
+    told = tuple(share for share in shares if share is not None and abs(share.factor - 1.0) > 1e-6)
+    product = math.prod(share.factor for share in told)
+    base = float(values[-1]) / product if product else None
+    own = [part for record in story.valid if record.get("tag") == tag for part in _parts(record)]
+    scheduled = any(part.get("source") == SCHEDULER for part in own)
+    return Rate(tag, float(values[-1]), base, scheduled, told)
+
+
+def _share(story: Story, source: str, tag: str) -> Share | None:
+    own = f"{FACTOR}{source}/{tag}"
+    steps, values = story.series(own if own in story.tags.factors else f"{FACTOR}{source}")
+    if not len(steps):
+        return None
+    last = float(values[-1])
+    changed = (values[1:] != values[:-1]).nonzero()[0] + 1
+    lately = steps[changed] > steps[-1] - AMONG
+    moving = int(lately.sum()) >= MOVING
+    since = int(steps[changed[-1]]) if len(changed) else int(steps[0])
+    reason = ""
+    for record in story.valid:
+        for part in _parts(record) if record.get("tag") in (tag, None) else ():
+            if part.get("source") == source and abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
+                reason = str(part.get("reason") or "")
+    return Share(source, last, since, reason, moving)
+
+
+def _parts(record: Record) -> list[Record]:
+    if record["kind"] == "drift":
+        return [{"source": record["source"], "old": record["first"], "new": record["last"], "reason": ""}]
+    return record.get("parts", []) if record["kind"] == "change" else []

@@ -1,0 +1,263 @@
+"""Story: what happened to the learning rates of one run, as its event files tell it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lr.story.events import EventFile
+from lightning_lr.story.old import old_records
+from lightning_lr.story.parts import Piece, pieces, series, two_writers
+from lightning_lr.story.record import Record, begins_run, is_record, records
+from lightning_lr.story.runs import event_files
+
+LATELY = 300.0
+"""Seconds: TensorBoard's writer empties its buffer every 120 s, so a file that rests for longer is at its end, or an
+epoch is long."""
+
+FACTOR, INCIDENT, FINDER, UPDATE = "lr-factor/", "lr-incident/", "lr-finder/", "lr-update/"
+_BESIDE = re.compile(r"-(momentum|weight_decay)$")
+_LOSS = re.compile("loss", re.IGNORECASE)
+
+
+@dataclass
+class Tags:
+    """The tags of a run's scalars, by what they are of.
+
+    Args:
+        rates: effective rates.
+        factors: of the callbacks.
+        losses: what has "loss" in its name, that of the training first.
+        incidents: of the guard.
+        finder: of sweeps.
+        updates: sizes of updates by those of the weights.
+        other: all else.
+    """
+
+    rates: list[str] = field(default_factory=list)
+    factors: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+    incidents: list[str] = field(default_factory=list)
+    finder: list[str] = field(default_factory=list)
+    updates: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+
+class Story:
+    """Reads one run's folder, and reads on where it is asked again.
+
+    Args:
+        folder: with the event files; any place that TensorBoard can read.
+        name: the run's.
+
+    Example:
+        >>> import tempfile
+        >>> story = Story(tempfile.mkdtemp(), "run")
+        >>> story.refresh(), story.has_data, story.records
+        (False, False, [])
+    """
+
+    def __init__(self, folder: str, name: str = ".") -> None:
+        self.folder, self.name = folder, name
+        self._files: dict[str, EventFile] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pieces: list[Piece] | None = None
+        self._records: list[Record] | None = None
+        self._tags: Tags | None = None
+
+    def refresh(self) -> bool:
+        """Reads what was added since the last time; says whether there was anything."""
+        new = False
+        for path in event_files(self.folder):
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = EventFile(path, _keeps, begins_run)
+            new |= file.read()
+        if new:
+            self._forget()
+        return new
+
+    # what there is ---------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, in the order in which they were written; those of a part that a resumed run has made anew have
+        `superseded: True`. Of files from before there were records: as far as their words give them."""
+        if self._records is None:
+            self._records = self._all_records()
+        return self._records
+
+    @property
+    def valid(self) -> list[Record]:
+        """The records that are not superseded, by their steps."""
+        return sorted((r for r in self.records if not r.get("superseded")), key=lambda r: r["step"])
+
+    @property
+    def structured(self) -> bool:
+        """Are there records, and not words only?"""
+        return any(is_record(text) for piece in self._parts for text in piece.part.texts)
+
+    @property
+    def has_data(self) -> bool:
+        """Is there anything of ours?"""
+        return bool(self.records or self.tags.factors or self.tags.rates)
+
+    @property
+    def tags(self) -> Tags:
+        """The tags of all scalars."""
+        if self._tags is None:
+            self._tags = self._sorted_tags()
+        return self._tags
+
+    def series(self, tag: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The points of a scalar, by their steps, without those that a resumed run has made anew.
+
+        Returns:
+            Steps, int64, and values, float64, shape (n,) each; empty for a tag that isn't there.
+        """
+        steps, values = series(self._parts, tag)
+        return steps, values.astype(np.float64)
+
+    @property
+    def groups(self) -> list[dict[str, str]]:
+        """`tag`, `optimizer` and `group` of every param group."""
+        found: dict[str, dict[str, str]] = {}
+        for record in self.valid:
+            for group in record.get("groups", ()) if record["kind"] == "run" else ():
+                found[group["tag"]] = {key: str(group.get(key, "")) for key in ("tag", "optimizer", "group")}
+        for record in self.valid if not found else ():
+            if record["kind"] in ("first", "change", "drift"):
+                found.setdefault(record["tag"], {key: record[key] for key in ("tag", "optimizer", "group")})
+        for tag in self._own_rates() if not found else ():
+            optimizer, _, group = tag.removeprefix("lr-").partition("/")
+            found[tag] = {"tag": tag, "optimizer": optimizer, "group": group}
+        return list(found.values())
+
+    @property
+    def factors(self) -> list[str]:
+        """The names of the callbacks that have a factor, in their order."""
+        runs = [name for record in self.valid if record["kind"] == "run" for name in record.get("factors", ())]
+        return list(dict.fromkeys([*runs, *(tag.removeprefix(FACTOR).split("/")[0] for tag in self.tags.factors)]))
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What sweeps have found, oldest first: `Finding.to_dict()`, with the callback's name and the step."""
+        return [
+            {**r["finding"], "callback": r.get("callback", ""), "tag": r.get("tag", ""), "at": r["step"]}
+            for r in self.valid
+            if r["kind"] == "finding" and isinstance(r.get("finding"), dict)
+        ]
+
+    # where it stands -------------------------------------------------------------------------------------------
+
+    @property
+    def first_step(self) -> int | None:
+        """The first step of ours."""
+        return self._edge(min, 0)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step of ours, or of a loss."""
+        return self._edge(max, -1)
+
+    @property
+    def begin(self) -> float | None:
+        """When the first file was begun, in seconds since 1970."""
+        return min((file.begin for file in self._files.values() if file.begin is not None), default=None)
+
+    @property
+    def time(self) -> float | None:
+        """When the latest event was written, in seconds since 1970."""
+        return max((file.time for file in self._files.values() if file.time is not None), default=None)
+
+    @property
+    def end(self) -> Record | None:
+        """The record of the last fit's end; None where there is none, or a later fit has begun."""
+        last = [record for record in self.records if record["kind"] in ("run", "end")]
+        return last[-1] if last and last[-1]["kind"] == "end" else None
+
+    @property
+    def writing(self) -> bool:
+        """Does it look as if the run goes on: no end, and a file that has changed in the last five minutes?"""
+        if self.end is not None:
+            return False
+        times = [os.path.getmtime(path) for path in self._files if os.path.exists(path)]
+        times += [] if self.time is None else [self.time]
+        return bool(times) and time.time() - max(times) < LATELY
+
+    @property
+    def damage(self) -> str:
+        """What couldn't be read, in words; empty where all could."""
+        broken = [(path, file.damage) for path, file in self._files.items() if file.damage]
+        return "; ".join(f"{os.path.basename(path)}: {damage}" for path, damage in broken)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What should be known about the files, in words."""
+        found = [self.damage] if self.damage else []
+        if two_writers(list(self._files.values())):
+            found.append("two writers wrote into this folder at the same time: their points are shown together")
+        if any(file.half for file in self._files.values()) and not self.writing:
+            found.append("the file ends in the middle of a record: its writer was killed, or the disk is full")
+        if any(record.get("superseded") for record in self.records):
+            found.append("the run was resumed at a lower step: what it has made anew replaces what was there")
+        return found
+
+    # how -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> list[Piece]:
+        if self._pieces is None:
+            self._pieces = pieces(list(self._files.values()))
+        return self._pieces
+
+    def _all_records(self) -> list[Record]:
+        told = {piece.file.path for piece in self._parts for text in piece.part.texts if is_record(text)}
+        tags = {tag for piece in self._parts for tag in piece.part.scalars}
+        found = []
+        for piece in self._parts:
+            texts = piece.part.texts
+            own = records(texts) if piece.file.path in told else old_records(texts, tags)
+            found += [record | {"superseded": True} if record["step"] >= piece.limit else record for record in own]
+        return found
+
+    def _own_rates(self) -> list[str]:
+        found = {tag for piece in self._parts for tag in piece.part.scalars if tag.startswith("lr-")}
+        special = (FACTOR, INCIDENT, FINDER, UPDATE)
+        return sorted(tag for tag in found if not tag.startswith(special) and not _BESIDE.search(tag))
+
+    def _sorted_tags(self) -> Tags:
+        tags = Tags()
+        there = sorted({tag for piece in self._parts for tag in piece.part.scalars})
+        rates = {group["tag"]: None for group in self.groups} | dict.fromkeys(self._own_rates())
+        tags.rates = [tag for tag in rates if tag in there]
+        kinds = {FACTOR: tags.factors, INCIDENT: tags.incidents, FINDER: tags.finder, UPDATE: tags.updates}
+        for tag in there:
+            kind = next((kind for kind in kinds if tag.startswith(kind)), None)
+            if kind is not None:
+                kinds[kind].append(tag)
+            elif tag not in rates:
+                (tags.losses if _LOSS.search(tag) and not tag.startswith("lr-") else tags.other).append(tag)
+        tags.losses.sort(key=lambda tag: ("train" not in tag, "val" in tag or "test" in tag, "epoch" in tag, tag))
+        return tags
+
+    def _edge(self, which: Any, at: int) -> int | None:
+        tags = self.tags
+        ends = [record["step"] for record in self.valid]
+        for tag in [*tags.rates, *tags.factors, *tags.losses]:
+            steps, _ = series(self._parts, tag)
+            if len(steps):
+                ends.append(int(steps[at]))
+        return which(ends, default=None)
+
+
+def _keeps(tag: str, plugin: str) -> bool:
+    return plugin == "lightning_lr" or (plugin == "text" and tag.startswith("lr-events"))
