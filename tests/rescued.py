@@ -6,7 +6,6 @@ cool-down, with two param groups, on one or two processes.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
