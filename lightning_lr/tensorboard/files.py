@@ -27,7 +27,8 @@ def static(name: str) -> File | None:
     path = STATIC / name
     if path.parent != STATIC or path.suffix not in KINDS or not path.is_file():
         return None
-    return File(KINDS[path.suffix], gzip.compress(path.read_bytes(), mtime=0))
+    text = path.read_text(encoding="utf-8").replace("PLOTLY_VERSION", metadata.version("plotly"))
+    return File(KINDS[path.suffix], gzip.compress(text.encode(), mtime=0))
 
 
 @cache
@@ -43,11 +44,6 @@ def plotly() -> File:
 def plotly_text() -> str:
     """plotly.js as text."""
     return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-
-
-def plotly_version() -> str:
-    """The version of the Python package, for an address that changes with it."""
-    return metadata.version("plotly")
 
 
 MODULES = (

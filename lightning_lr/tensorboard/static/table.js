@@ -27,10 +27,10 @@ export function markTable(place, { state, open }) {
       .chosenRuns()
       .flatMap((run) => shownMarks(state, run.name).map((mark) => ({ run: run.name, mark })))
       .filter(({ mark }) => mark.step_end >= low && mark.step <= high)
-      .sort((a, b) => a.mark.step_end - b.mark.step_end);
-    summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)})`;
+      .sort((a, b) => b.mark.step_end - a.mark.step_end);
+    summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)}), latest first`;
     const several = state.chosen.size > 1;
-    const shown = rows.slice(-MOST);
+    const shown = rows.slice(0, MOST);
     const now = JSON.stringify([several, shown]);
     if (now === drawn) return;
     drawn = now;
