@@ -1,0 +1,78 @@
+// Choices: which param groups are shown, and which causes; their signs are the legend.
+
+import { make } from "./text.js";
+import { DASHES, symbolOf } from "./palette.js";
+
+export function causeName({ kind, cause, what }) {
+  if (kind === "incident") return `${cause}: ${what}`;
+  if (kind === "finding") return `${cause}: finding`;
+  if (kind === "note") return cause ? `${cause}: notes` : "notes";
+  if (kind === "first") return "first updates";
+  return cause || "change";
+}
+
+export function shownMarks(state, name) {
+  const marks = state.data.get(name)?.marks ?? [];
+  return marks.filter((mark) => !state.hiddenCauses.has(causeName(mark)) && !state.hiddenTags.has(mark.tag));
+}
+
+export function rateTags(state) {
+  return [...new Set(state.chosenRuns().flatMap((run) => run.rate_tags))];
+}
+
+export function dashOf(state, tag) {
+  return DASHES[Math.max(rateTags(state).indexOf(tag), 0) % DASHES.length];
+}
+
+export function choices(place, { state, change }) {
+  const groups = make("div", { class: "chips", role: "group", "aria-label": "Param groups" });
+  const causes = make("div", { class: "chips", role: "group", "aria-label": "Causes" });
+  place.append(groups, causes);
+
+  // of `hidden` one is turned on or off; with alt or shift only this one stays
+  function flip(field, all, name, alone) {
+    const hidden = new Set(alone ? all.filter((other) => other !== name) : state[field]);
+    if (!alone && !hidden.delete(name)) hidden.add(name);
+    change({ [field]: hidden });
+  }
+
+  function chip(field, all, name, words, sign) {
+    return make(
+      "button",
+      {
+        type: "button",
+        class: "chip",
+        "aria-pressed": String(!state[field].has(name)),
+        title: "show or hide; with the Alt key: only this one",
+        "data-name": name,
+        onclick: (event) => flip(field, all, name, event.altKey),
+      },
+      [sign, make("span", { text: words })],
+    );
+  }
+
+  function draw() {
+    const tags = rateTags(state);
+    const focused = document.activeElement?.dataset?.name;
+    groups.hidden = tags.length < 2;
+    groups.replaceChildren(...tags.map((tag) => chip("hiddenTags", tags, tag, tag, make("span", { class: `dash ${dashOf(state, tag)}`, "aria-hidden": "true" }))));
+    const counts = new Map();
+    for (const { marks } of state.data.values()) {
+      for (const mark of marks) {
+        const name = causeName(mark);
+        const [count, sample] = counts.get(name) ?? [0, mark];
+        counts.set(name, [count + mark.count, sample]);
+      }
+    }
+    const names = [...counts.keys()].sort();
+    causes.replaceChildren(
+      ...names.map((name) => {
+        const [count, sample] = counts.get(name);
+        return chip("hiddenCauses", names, name, `${name} (${count})`, make("span", { class: "sign", text: symbolOf(sample)[1], "aria-hidden": "true" }));
+      }),
+    );
+    if (focused) [...place.querySelectorAll("button")].find((button) => button.dataset.name === focused)?.focus();
+  }
+
+  return { draw };
+}
