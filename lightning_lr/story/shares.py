@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from lightning_lr.story.record import Record, number
@@ -90,7 +91,9 @@ def rates_now(story: Story) -> list[Rate]:
 
 
 def short(words: str, longest: int = LONGEST_REASON) -> str:
-    """Words that fit, cut between two of them."""
+    """Words that fit: without what is in brackets where they are long, and then cut between two of them."""
+    if len(words) > longest:
+        words = re.sub(r" \([^()]*\)", "", words)
     if len(words) <= longest:
         return words
     return words[:longest].rsplit(" ", 1)[0].rstrip(",;:(") + " ..."
