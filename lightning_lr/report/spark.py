@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-GONE, GONE_PLAIN = "×", "x"
+GONE, GONE_PLAIN = "\N{MULTIPLICATION SIGN}", "x"
 """Where a value is not finite."""
 
 

@@ -77,8 +77,7 @@ def _record(line: str, step: int, tags: set[str]) -> dict[str, Any]:
     if match := _INCIDENT.match(line):
         what = {"trial: the data is to blame": "trial data"}.get(match["what"], match["what"])
         cause = match["rest"].partition(": ")[2].partition(" (loss ")[0] or match["rest"].strip(" ,:")
-        loss, norm = (pattern.search(line) for pattern in (_GOES_ON = re.compile(r" \(([^()]*): goes on like this, the next line of it comes at its end\)$")
-_LOSS, _NORM))
+        loss, norm = (pattern.search(line) for pattern in (_LOSS, _NORM))
         return base | {
             "kind": "incident",
             "callback": match["callback"],
