@@ -31,6 +31,9 @@ SHOWN, DETAILED = 20, 3
 
 LOSSES = 2
 
+WIDE = 100
+"""Columns of a terminal that has room for more."""
+
 
 def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, console: Console | None = None) -> None:
     """Prints the report.
@@ -70,26 +73,29 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
 
 
 def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console) -> Table:
+    wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("run", "state", "step", "rate", "loss", "incidents", "loss so far"):
-        table.add_column(
-            name, justify="right" if name in ("step", "rate", "loss") else "left", no_wrap=name != "incidents"
-        )
+    for name in ("run", "state", "step", "rate", "loss", "incidents", *(["loss so far"] if wide else [])):
+        right = name in ("step", "rate", "loss")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "incidents")
     for story in stories:
         state = nows[story]
         loss = next(iter(story.tags.losses), None)
         _, losses = story.series(loss) if loss else (None, np.zeros(0))
         kinds = [f"{kind.count:,} {kind.what}" for kind in incidents(story)]
-        writing = ", being written" if story.writing else ""
+        rates = list(state.rates.values())
+        more = f" +{len(rates) - 1}" if len(rates) > 1 else ""
         table.add_row(
-            Text(plain(story.name, 40)),
-            Text(f"{state.state}{writing}", COLOURS.get(state.state, "")),
+            Text(plain(story.name, 40 if wide else 24)),
+            Text(state.state + ("*" if story.writing else ""), COLOURS.get(state.state, "")),
             f"{story.last_step or 0:,}",
-            Text(", ".join(f"{rate:.3g}" for rate in list(state.rates.values())[:2])),
+            f"{rates[0]:.3g}{more}" if rates else "",
             f"{losses[-1]:.4g}" if len(losses) else "",
-            Text(", ".join(kinds) or "none"),
-            Text(_line(story, loss, 16, console) if loss else ""),
+            Text(", ".join(kinds[:2] + [f"and {len(kinds) - 2} more"] * (len(kinds) > 2)) or "none"),
+            *([Text(_line(story, loss, 16, console) if loss else "")] if wide else []),
         )
+    if any(story.writing for story in stories):
+        table.caption, table.caption_justify = "* is still being written", "left"
     return table
 
 
