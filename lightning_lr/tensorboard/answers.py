@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_lr.story.thin import thin
 from lightning_lr.tensorboard.marks import key, marks, start
-from lightning_lr.tensorboard.parameters import NotFound, Parameters
+from lightning_lr.tensorboard.parameters import NotFoundError, Parameters
 
 TAGS = 64
 """Series in one answer."""
@@ -27,7 +27,7 @@ def series(story: Any, parameters: Parameters) -> dict[str, Any]:
     for tag in tags:
         steps, values = story.series(tag)
         if not len(steps):
-            raise NotFound(f"tag must be one of the run's, got {tag!r}: see runs")
+            raise NotFoundError(f"tag must be one of the run's, got {tag!r}: see runs")
         kept_steps, kept, fewer = thin(steps, values, points, first, last)
         thinned |= fewer
         found[tag] = {"steps": kept_steps.tolist(), "values": [number(value) for value in kept.tolist()]}

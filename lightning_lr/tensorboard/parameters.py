@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class BadRequest(ValueError):
+class BadRequestError(ValueError):
     """A request that can't be answered: the message has the bound, the value and the remedy."""
 
     status = 400
 
 
-class NotFound(BadRequest):
+class NotFoundError(BadRequestError):
     """A request for something that isn't there."""
 
     status = 404
@@ -29,12 +29,12 @@ class Parameters:
         >>> given = Parameters(MultiDict({"points": "7", "from": "x"}))
         >>> given.whole("points", 1000, 10, 5000)
         Traceback (most recent call last):
-        lightning_lr.tensorboard.parameters.BadRequest: points must be a whole number from 10 to 5000, got '7': leave \
-it out for 1000
+        lightning_lr.tensorboard.parameters.BadRequestError: points must be a whole number from 10 to 5000, got '7': \
+leave it out for 1000
         >>> given.step("from")
         Traceback (most recent call last):
-        lightning_lr.tensorboard.parameters.BadRequest: from must be a step, a whole number, got 'x': leave it out for \
-the whole run
+        lightning_lr.tensorboard.parameters.BadRequestError: from must be a step, a whole number, got 'x': \
+leave it out for the whole run
     """
 
     def __init__(self, args: Any) -> None:
@@ -45,14 +45,14 @@ the whole run
         """A text that must be there."""
         value = self._args.get(name)
         if value is None:
-            raise BadRequest(f"{name} must be given, got none: add {name}= to the address")
+            raise BadRequestError(f"{name} must be given, got none: add {name}= to the address")
         return value
 
     def words(self, name: str, most: int) -> list[str]:
         """A text that may be given several times, at most `most`."""
         values = self._list(name)
         if len(values) > most:
-            raise BadRequest(f"{name} may be given {most} times at most, got {len(values)}: ask in parts")
+            raise BadRequestError(f"{name} may be given {most} times at most, got {len(values)}: ask in parts")
         return values
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
@@ -60,7 +60,7 @@ the whole run
         value = self._args.get(name)
         number = default if value is None else _whole(value)
         if number is None or not low <= number <= high:
-            raise BadRequest(
+            raise BadRequestError(
                 f"{name} must be a whole number from {low} to {high}, got {value!r}: leave it out for {default}"
             )
         return number
@@ -72,14 +72,16 @@ the whole run
             return None
         number = _whole(value)
         if number is None:
-            raise BadRequest(f"{name} must be a step, a whole number, got {value!r}: leave it out for the whole run")
+            raise BadRequestError(
+                f"{name} must be a step, a whole number, got {value!r}: leave it out for the whole run"
+            )
         return number
 
     def span(self) -> tuple[int | None, int | None]:
         """The steps `from` and `to`, both included; None: open."""
         first, last = self.step("from"), self.step("to")
         if first is not None and last is not None and first > last:
-            raise BadRequest(f"from must be at most to, got {first} and {last}: swap them")
+            raise BadRequestError(f"from must be at most to, got {first} and {last}: swap them")
         return first, last
 
 

@@ -32,7 +32,7 @@ class LearningRates(base_plugin.TBLoader):
             help='whether to have the tab "Learning rates" of lightning_lr (default: true)',
         )
 
-    def load(self, context: base_plugin.TBContext) -> base_plugin.TBPlugin | None:
+    def load(self, context: base_plugin.TBContext) -> Any:
         if getattr(context.flags, "learning_rates", "true") == "false":
             return None
         return Tab(context)
@@ -60,9 +60,7 @@ class Tab(base_plugin.TBPlugin):
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         # the page asks by itself while a run is being written
-        return base_plugin.FrontendMetadata(
-            es_module_path="/index.js", tab_name="Learning rates", disable_reload=True
-        )
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Learning rates", disable_reload=True)
 
     def is_active(self) -> bool:
         """Whether some run has what this package wrote; TensorBoard asks often, so it is not looked up each time."""

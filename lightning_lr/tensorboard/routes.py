@@ -14,7 +14,7 @@ from werkzeug import wrappers
 
 from lightning_lr.tensorboard import files
 from lightning_lr.tensorboard.answers import finding, heat, records, series
-from lightning_lr.tensorboard.parameters import BadRequest, Parameters
+from lightning_lr.tensorboard.parameters import BadRequestError, Parameters
 from lightning_lr.tensorboard.shelf import Shelf
 
 DAY = 86_400
@@ -37,9 +37,9 @@ class Routes:
         """By route; `/static/*` is TensorBoard's way to say all that begin so."""
         of_a_run = {"series": series, "records": records, "finding": finding, "heat": heat}
         return {
-            "/index.js": self._file,
-            "/static/*": self._file,
-            "/plotly.js": self._plotly,
+            "/index.js": _file,
+            "/static/*": _file,
+            "/plotly.js": _plotly,
             "/runs": _json(self._runs),
             **{f"/{name}": _json(functools.partial(self._of_a_run, answer)) for name, answer in of_a_run.items()},
         }
@@ -52,17 +52,19 @@ class Routes:
         with self._shelf.story(name) as story:
             return {"run": name, **answer(story, parameters)}
 
-    @wrappers.Request.application
-    def _file(self, request: wrappers.Request) -> wrappers.Response:
-        file = files.static(request.path.rpartition("/")[2])
-        if file is None:
-            return http_util.Respond(request, "there is no such file", "text/plain", code=404)
-        return http_util.Respond(request, file.content, file.kind, content_encoding="gzip")
 
-    @wrappers.Request.application
-    def _plotly(self, request: wrappers.Request) -> wrappers.Response:
-        file = files.plotly()
-        return http_util.Respond(request, file.content, file.kind, content_encoding="gzip", expires=DAY)
+@wrappers.Request.application
+def _file(request: wrappers.Request) -> wrappers.Response:
+    file = files.static(request.path.rpartition("/")[2])
+    if file is None:
+        return http_util.Respond(request, "there is no such file", "text/plain", code=404)
+    return http_util.Respond(request, file.content, file.kind, content_encoding="gzip")
+
+
+@wrappers.Request.application
+def _plotly(request: wrappers.Request) -> wrappers.Response:
+    file = files.plotly()
+    return http_util.Respond(request, file.content, file.kind, content_encoding="gzip", expires=DAY)
 
 
 def _json(answer: Callable[[Parameters], dict[str, Any]]) -> Callable[..., Any]:
@@ -74,7 +76,7 @@ def _json(answer: Callable[[Parameters], dict[str, Any]]) -> Callable[..., Any]:
             return _error(request, 405, f"the method must be GET, got {request.method}: nothing can be changed here")
         try:
             found = answer(Parameters(request.args))
-        except BadRequest as error:
+        except BadRequestError as error:
             return _error(request, error.status, str(error))
         except Exception as error:
             # TensorBoard and its other tabs go on, and the page says what is wrong with this one

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning_lr.tensorboard.parameters import NotFound
+from lightning_lr.tensorboard.parameters import NotFoundError
 
 AGAIN = 1.0
 """Seconds from the end of one round over the runs to the next."""
@@ -70,17 +70,17 @@ class Shelf:
         """The story of a run, which nobody else reads or changes meanwhile.
 
         Raises:
-            NotFound: there is no run of that name with our data.
+            NotFoundError: there is no run of that name with our data.
         """
         self._list()
         self._awake()
         entry = self._entries.get(name)
         if entry is None:
-            raise NotFound(f"run must be one of this TensorBoard's with our data, got {name!r}: see runs")
+            raise NotFoundError(f"run must be one of this TensorBoard's with our data, got {name!r}: see runs")
         if entry.story is None:
             entry.read()
         if entry.story is None:
-            raise NotFound((entry.summary or {}).get("error", "can't be read"))
+            raise NotFoundError((entry.summary or {}).get("error", "can't be read"))
         with entry.lock:
             yield entry.story
 
@@ -107,7 +107,7 @@ class Shelf:
     def _read(self) -> None:
         while True:
             # those that nobody has seen yet come first
-            for entry in sorted(list(self._entries.values()), key=lambda entry: entry.summary is not None):
+            for entry in sorted(self._entries.values(), key=lambda entry: entry.summary is not None):
                 entry.read()
             time.sleep(AGAIN)
             with self._lock:
