@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 
+from lightning_lr.records import PLUGIN, TAG
 from lightning_lr.story import Story, now, runs, thin
 from lightning_lr.story.checksum import checksums
-from lightning_lr.story.record import PLUGIN, TAG
 
 LOSS_EVERY, CHANGE_EVERY, INCIDENT_EVERY = 50, 100, 2000
 POINTS = 1000

@@ -39,6 +39,12 @@ class Part(NamedTuple):
     new: float
     reason: str
 
+    @property
+    def words(self) -> str:
+        """Such as `Warmup 0.2 -> 0.4: linear, update 2 of 5`."""
+        share = f"{self.source} {self.old:.6g} -> {self.new:.6g}"
+        return f"{share}: {self.reason}" if self.reason else share
+
 
 class Listener:
     """What the ledger tells while an optimizer steps; the order is that of the methods."""

@@ -25,6 +25,16 @@ class GroupName:
     group: str
     tag: str
 
+    @property
+    def where(self) -> str:
+        """Both names, as lines have them."""
+        return f"{self.optimizer}/{self.group}" if self.group else self.optimizer
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All of them, as records have them."""
+        return {"tag": self.tag, "optimizer": self.optimizer, "group": self.group}
+
 
 def group_names(optimizers: Sequence[Optimizer], scheduler_configs: Sequence[Any]) -> list[list[GroupName]]:
     """Names every param group, by the rules of `LearningRateMonitor`.

@@ -11,6 +11,7 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.ratios import Ratios
 from lightning_lr.change import RateChange
 from lightning_lr.internals import logs_now, show_metrics
+from lightning_lr.pages import write_layout
 
 
 class LRMonitor(LRCallback):
@@ -114,7 +115,8 @@ class LRMonitor(LRCallback):
             )
         self._ratios = Ratios(self.run, pl_module) if self.update_ratio else None
         if self.layout:
-            self.journal.layout((name.tag for names in self.run.names for name in names), ratios=self.update_ratio)
+            tags = (name.tag for names in self.run.names for name in names)
+            write_layout(trainer.loggers if trainer.is_global_zero else (), tags, ratios=self.update_ratio)
         groups = [group for optimizer in self.ledger.optimizers for group in optimizer.param_groups]
         if self.momentum and any(_momentum(group) is None for group in groups):
             wanted = self.written(momentum=True)

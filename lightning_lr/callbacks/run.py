@@ -128,15 +128,10 @@ class Run(Listener):
         from lightning_lr import __version__
 
         left, made = updates_in_run(self.trainer, None), self._made()
-        groups = [
-            {"tag": name.tag, "optimizer": name.optimizer, "group": name.group}
-            for names in self.names
-            for name in names
-        ]
         self.journal.record(
             "run",
             package=__version__,
-            groups=groups,
+            groups=[name.facts for names in self.names for name in names],
             factors=[peer.name for peer in self.peers if peer.has_factor],
             callbacks=[{"name": peer.name, "written": repr(peer)} for peer in self.peers],
             resumed=resumed,

@@ -28,6 +28,9 @@ POINTS, TENTH, FALLEN = 20, 0.1, 0.02
 """A loss of fewer points says nothing; its first and last tenth are compared; less than this share is no fall."""
 
 LOST = ("dropped", "held", "rewound", "gave up")
+GRAVE = ("gave up", "rewound", "dropped", "trial data", "held", "limited")
+"""What the guard may have done, the gravest first."""
+
 STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished")
 
 
@@ -153,7 +156,8 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
     if not incidents:
         return "no incidents"
     counts = _counts(incidents)
-    told = [f"{n:,} {what}" for what, n in counts.items()]
+    grave = {what: i for i, what in enumerate(GRAVE)}
+    told = [f"{counts[what]:,} {what}" for what in sorted(counts, key=lambda what: grave.get(what, len(grave)))]
     ago = last - incidents[-1]["step"]
     where = f"{ago:,} steps before the end" if ended else f"{ago:,} steps ago"
     return f"{', '.join(told)}, the last {where if ago else 'at the last step'}"

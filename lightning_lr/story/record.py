@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_lr.records import PLUGIN, TAG
 from lightning_lr.story.events import Text
-
-TAG, PLUGIN = "lightning_lr/records", "lightning_lr"
 
 Record = dict[str, Any]
 

@@ -71,6 +71,7 @@ class Story:
     def _forget(self) -> None:
         self._pieces: list[Piece] | None = None
         self._records: list[Record] | None = None
+        self._valid: list[Record] | None = None
         self._tags: Tags | None = None
 
     def refresh(self) -> bool:
@@ -98,7 +99,9 @@ class Story:
     @property
     def valid(self) -> list[Record]:
         """The records that are not superseded, by their steps."""
-        return sorted((r for r in self.records if not r.get("superseded")), key=lambda r: r["step"])
+        if self._valid is None:
+            self._valid = sorted((r for r in self.records if not r.get("superseded")), key=lambda r: r["step"])
+        return self._valid
 
     @property
     def structured(self) -> bool:
