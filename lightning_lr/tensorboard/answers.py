@@ -79,7 +79,9 @@ def heat(story: Any, parameters: Parameters) -> dict[str, Any]:
     if 2 * len(every) < len(edges) - 1:
         # and is no wider than usual where the next one is far
         usual = max(1, int(np.median(np.diff(every)))) if len(every) > 1 else 1
-        edges = np.union1d(every, every + usual)
+        ends = every + usual
+        far = np.append(ends[:-1] < every[1:], True)
+        edges = np.union1d(every, ends[far])
     table = []
     for _, steps, values in rows:
         place = np.searchsorted(edges, steps, "right") - 1

@@ -14,7 +14,7 @@ const GAP = 40;
 const TOP = 30;
 const BOTTOM = 44;
 const NARROW = 700;
-const FEW = 6;
+const MOST_LABELS = 6;
 const LOUD = new Set(["rewound", "gave up"]);
 
 function linesOf(state, tagsOf) {
@@ -182,7 +182,7 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
     title(lossTitle(losses, several, colours), places.loss),
   ];
   const loud = state.chosenRuns().flatMap((run) => shownMarks(state, run.name).filter((mark) => LOUD.has(mark.what))).slice(-100);
-  for (const mark of loud.length <= FEW ? loud : []) {
+  for (const mark of loud.length <= MOST_LABELS ? loud : []) {
     annotations.push({ text: mark.what, x: mark.step_end, y: places.rate[1], yref: "paper", xanchor: "left", yanchor: "top", showarrow: false, bgcolor: colours.paper, font: { size: 12, color: colours.ink } });
   }
   if (lanes.length) annotations.push(title(narrow ? "its factors: blue lowers, orange raises" : `its factors: blue lowers the rate, orange raises it; beside each name where it stands at the end${still.length ? `; always 1: ${escapeText(shorten(still.join(", "), 60))}` : ""}`, places.bands));

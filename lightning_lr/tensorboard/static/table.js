@@ -4,7 +4,7 @@ import { make, writeNumber, writeSteps } from "./text.js";
 import { symbolOf } from "./palette.js";
 import { causeName, shownMarks } from "./choices.js";
 
-const MOST = 200;
+const MOST_ROWS = 200;
 
 function words(mark) {
   if (mark.count === 1 || !mark.last_words) return mark.words;
@@ -30,11 +30,11 @@ export function markTable(place, { state, open }) {
       .sort((a, b) => b.mark.step_end - a.mark.step_end);
     summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)}), latest first`;
     const several = state.chosen.size > 1;
-    const shown = rows.slice(0, MOST);
+    const shown = rows.slice(0, MOST_ROWS);
     const now = JSON.stringify([several, shown]);
     if (now === drawn) return;
     drawn = now;
-    left.textContent = rows.length > shown.length ? `The latest ${MOST} rows; ${rows.length - shown.length} before them: zoom in to see these.` : "";
+    left.textContent = rows.length > shown.length ? `The latest ${MOST_ROWS} rows; ${rows.length - shown.length} before them: zoom in to see these.` : "";
     heads[1].hidden = !several;
     body.replaceChildren(
       ...shown.map(({ run, mark }) => {
