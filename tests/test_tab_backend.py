@@ -311,17 +311,3 @@ def test_runs_are_found_by_tensorboards_names(tmp_path: Path) -> None:
 def test_tensorboard_need_not_wait_for_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'pytorch_lightning')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_page_can_be_made_one_script() -> None:
-    text = files.bundle()
-    assert "function createPage" in text
-    assert not [line for line in text.splitlines() if line.startswith(("import ", "export "))]
-    assert {path.stem for path in files.STATIC.glob("*.js")} == {*files.MODULES, "index"}
-    names = [
-        line.split("(")[0].split()[-1]
-        for line in text.splitlines()
-        if line.startswith(("function ", "async function "))
-    ]
-    names += [line.split()[1] for line in text.splitlines() if line.startswith("const ")]
-    assert len(names) == len(set(names)), "two modules have a name in common"

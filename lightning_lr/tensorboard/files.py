@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -44,22 +43,3 @@ def plotly() -> File:
 def plotly_text() -> str:
     """plotly.js as text."""
     return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-
-
-MODULES = (
-    *("text", "palette", "range", "source", "axes", "choices", "now", "lanes", "figure"),
-    *("timeline", "detail", "table", "finder", "heat", "page"),
-)
-"""The page's modules, each after those that it imports from."""
-
-_IMPORT = re.compile(r'^import \{[^}]*\} from "[^"]*";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=function |async |const )", re.MULTILINE)
-
-
-def bundle() -> str:
-    """The page as one script, for a file that stands alone; it defines `createPage`.
-
-    Their imports name nothing anew, and no two modules have the same name at their top, so that all fit in one scope.
-    """
-    texts = [(STATIC / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
-    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
