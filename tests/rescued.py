@@ -14,6 +14,7 @@ import lightning_lr as llr
 from tests.small import Loader, Model, held_out, pl, trainer
 
 EPOCHS, BATCHES = 20, 24
+HEALTHY_EPOCHS = 8
 NAN_AT = (150, 151, 152, 190)
 BROKEN_AT = 240
 GROUP = "head <b onclick=alert(1)>&amp;"
@@ -54,7 +55,7 @@ def train(root: str, name: str, devices: int = 1) -> dict[str, Any]:
         root,
         callbacks=ours,
         logger=pl.loggers.TensorBoardLogger(root, name="", version=name),
-        max_epochs=EPOCHS,
+        max_epochs=HEALTHY_EPOCHS if healthy else EPOCHS,
         log_every_n_steps=4,
         **more,
     )

@@ -76,8 +76,12 @@ def heat(story: Any, parameters: Parameters) -> dict[str, Any]:
     edges = np.unique(np.linspace(low, high + 1, columns + 1).astype(np.int64))
     # where fewer were logged than there are columns, each has its own
     every = np.unique(np.concatenate([steps for _, steps, _ in rows]))
-    if len(every) < len(edges) - 1:
-        edges = np.append(every, every[-1] + max(1, every[-1] - every[-2] if len(every) > 1 else 1))
+    if 2 * len(every) < len(edges) - 1:
+        # and is no wider than usual where the next one is far
+        usual = max(1, int(np.median(np.diff(every)))) if len(every) > 1 else 1
+        ends = every + usual
+        far = np.append(ends[:-1] < every[1:], True)
+        edges = np.union1d(every, ends[far])
     table = []
     for _, steps, values in rows:
         place = np.searchsorted(edges, steps, "right") - 1

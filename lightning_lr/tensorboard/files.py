@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -27,7 +26,8 @@ def static(name: str) -> File | None:
     path = STATIC / name
     if path.parent != STATIC or path.suffix not in KINDS or not path.is_file():
         return None
-    return File(KINDS[path.suffix], gzip.compress(path.read_bytes(), mtime=0))
+    text = path.read_text(encoding="utf-8").replace("PLOTLY_VERSION", metadata.version("plotly"))
+    return File(KINDS[path.suffix], gzip.compress(text.encode(), mtime=0))
 
 
 @cache
@@ -43,27 +43,3 @@ def plotly() -> File:
 def plotly_text() -> str:
     """plotly.js as text."""
     return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-
-
-def plotly_version() -> str:
-    """The version of the Python package, for an address that changes with it."""
-    return metadata.version("plotly")
-
-
-MODULES = (
-    *("text", "palette", "range", "source", "axes", "choices", "now", "lanes", "figure"),
-    *("timeline", "detail", "table", "finder", "heat", "page"),
-)
-"""The page's modules, each after those that it imports from."""
-
-_IMPORT = re.compile(r'^import \{[^}]*\} from "[^"]*";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=function |async |const )", re.MULTILINE)
-
-
-def bundle() -> str:
-    """The page as one script, for a file that stands alone; it defines `createPage`.
-
-    Their imports name nothing anew, and no two modules have the same name at their top, so that all fit in one scope.
-    """
-    texts = [(STATIC / f"{name}.js").read_text(encoding="utf-8") for name in MODULES]
-    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)

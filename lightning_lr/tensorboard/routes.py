@@ -45,7 +45,7 @@ class Routes:
         }
 
     def _runs(self, parameters: Parameters) -> dict[str, Any]:
-        return {"version": VERSION, "plotly": files.plotly_version(), "runs": self._shelf.runs()}
+        return {"version": VERSION, "runs": self._shelf.runs()}
 
     def _of_a_run(self, answer: Callable[[Any, Parameters], dict[str, Any]], parameters: Parameters) -> dict[str, Any]:
         name = parameters.text("run")

@@ -1,7 +1,7 @@
 // Choices: which param groups are shown, and which causes; their signs are the legend.
 
 import { make } from "./text.js";
-import { DASHES, symbolOf } from "./palette.js";
+import { DASHES, symbolOf, themeColours } from "./palette.js";
 
 export function causeName({ kind, cause, what }) {
   if (kind === "incident") return `${cause}: ${what}`;
@@ -22,6 +22,12 @@ export function rateTags(state) {
 
 export function dashOf(state, tag) {
   return DASHES[Math.max(rateTags(state).indexOf(tag), 0) % DASHES.length];
+}
+
+// of one run each group has a colour of its own; of several each run has, and the groups are told apart by their dashes
+export function groupColour(state, tag) {
+  const colours = themeColours(state.theme);
+  return state.chosenRuns().length > 1 ? colours.ink : colours.lines[Math.max(rateTags(state).indexOf(tag), 0) % colours.lines.length];
 }
 
 export function choices(place, { state, change }) {
@@ -51,11 +57,17 @@ export function choices(place, { state, change }) {
     );
   }
 
+  function groupSign(tag) {
+    const sign = make("span", { class: `dash ${dashOf(state, tag)}`, "aria-hidden": "true" });
+    sign.style.color = groupColour(state, tag);
+    return sign;
+  }
+
   function draw() {
     const tags = rateTags(state);
     const focused = document.activeElement?.dataset?.name;
     groups.hidden = tags.length < 2;
-    groups.replaceChildren(...tags.map((tag) => chip("hiddenTags", tags, tag, tag, make("span", { class: `dash ${dashOf(state, tag)}`, "aria-hidden": "true" }))));
+    groups.replaceChildren(...tags.map((tag) => chip("hiddenTags", tags, tag, tag, groupSign(tag))));
     const counts = new Map();
     for (const { marks } of state.data.values()) {
       for (const mark of marks) {

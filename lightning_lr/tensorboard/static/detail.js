@@ -3,7 +3,7 @@
 import { make, writeNumber, writeStep, writeSteps } from "./text.js";
 import { causeName } from "./choices.js";
 
-const FEW = 50;
+const MOST_RECORDS = 50;
 const NAMES = {
   tag: "group", update: "update", epoch: "epoch", batch: "batch", rank: "fault on rank", optimizer: "optimizer", loss: "loss",
   grad_norm: "gradient norm", threshold: "limit on the norm", update_ratio: "last update by weights", factor: "factor", back: "back to",
@@ -63,7 +63,7 @@ export function detailPanel(place, source, giveFocusBack) {
     window.dispatchEvent(new Event("resize"));
     if (from) title.focus();
     try {
-      const asked = { from: mark.step_end === mark.step || mark.count === 1 ? mark.step_end : mark.step, to: mark.step_end, limit: FEW, bins: 10 };
+      const asked = { from: mark.step_end === mark.step || mark.count === 1 ? mark.step_end : mark.step, to: mark.step_end, limit: MOST_RECORDS, bins: 10 };
       const found = await source.records(run, { ...asked, kind: kindsOf(mark), ...filled(mark) });
       const left = found.left_out ? [make("p", { class: "hint", text: `The latest ${found.records.length}; ${found.left_out} before them.` })] : [];
       body.replaceChildren(...left, ...found.records.map(oneRecord));

@@ -5,7 +5,7 @@ import { DASHES, factorScale, symbolOf, themeColours } from "./palette.js";
 import { beyond, clip, edges, isNumber, lossAxis, rateAxis, valueAt } from "./axes.js";
 import { lanesOf } from "./lanes.js";
 import { runColour } from "./now.js";
-import { causeName, dashOf, rateTags, shownMarks } from "./choices.js";
+import { causeName, dashOf, groupColour, rateTags, shownMarks } from "./choices.js";
 
 const RATE = 240;
 const LOSS = 190;
@@ -14,6 +14,7 @@ const GAP = 40;
 const TOP = 30;
 const BOTTOM = 44;
 const NARROW = 700;
+const MOST_LABELS = 6;
 const LOUD = new Set(["rewound", "gave up"]);
 
 function linesOf(state, tagsOf) {
@@ -40,22 +41,23 @@ export function figureOf(state, width, range) {
   const { lanes, still, columns } = lanesOf(state, range);
   const [rateRange, lossRange] = [rateAxis(rates, range), lossAxis(losses, range)];
   const places = stack(lanes.length);
-  const colourOf = (line, index) => (alone ? colours.lines[index % colours.lines.length] : runColour(state, line.run.name));
-  const tags = rateTags(state);
+  const groups = rateTags(state).length;
+  // losses have other colours than the groups above them
+  for (const line of losses) line.colour = alone ? colours.lines[(groups + line.index) % colours.lines.length] : runColour(state, line.run.name);
 
   const data = rates.map((line) => {
     const [x, y] = held(line, rateRange);
-    const look = { color: colourOf(line, tags.indexOf(line.tag)), dash: dashOf(state, line.tag), width: 2, shape: "hv" };
+    const look = { color: alone ? groupColour(state, line.tag) : runColour(state, line.run.name), dash: dashOf(state, line.tag), width: 2, shape: "hv" };
     return { type: "scatter", mode: "lines", x, y, line: look, hoverinfo: "skip", yaxis: "y" };
   });
   for (const line of losses) {
-    const look = { color: colourOf(line, line.index), width: 1.2, dash: DASHES[line.index % DASHES.length] };
+    const look = { color: line.colour, width: 1.2, dash: DASHES[line.index % DASHES.length] };
     const y = line.values.map((value) => (isNumber(value) && (!lossRange.log || value > 0) ? value : null));
     data.push({ type: "scatter", mode: line.steps.length < 80 ? "lines+markers" : "lines", x: line.steps, y, line: look, marker: { size: 4 }, hoverinfo: "skip", yaxis: "y3" });
   }
   if (lanes.length) data.push(bandTrace(lanes, columns, range, state.theme));
   const targets = [];
-  for (const line of losses) data.push(...edgeTraces(line, lossRange, range, colourOf(line, line.index), targets));
+  for (const line of losses) data.push(...edgeTraces(line, lossRange, range, line.colour, targets));
   data.push(...markTraces(state, colours, { rateRange, lossRange, rates, alone }, targets));
   return { data, layout: layOutFigure(state, { colours, width, range, lanes, still, places, rateRange, lossRange, losses, rates }), targets, rates, losses, lanes };
 }
@@ -132,9 +134,9 @@ function markTraces(state, colours, { rateRange, lossRange, rates, alone }, targ
           y: [],
           text: [],
           customdata: [],
-          textposition: "top center",
+          textposition: "middle right",
           textfont: { size: 10, color: colours.ink },
-          marker: { symbol, size: [], color: colour, line: { width: 1, color: symbol.endsWith("-open") ? colour : colours.paper } },
+          marker: { symbol, size: [], opacity: 1, color: colour, line: { width: 1, color: symbol.endsWith("-open") ? colour : colours.paper } },
           cliponaxis: false,
           hoverinfo: "none",
           yaxis: onLoss ? "y3" : "y",
@@ -145,7 +147,7 @@ function markTraces(state, colours, { rateRange, lossRange, rates, alone }, targ
       trace.x.push(mark.step_end);
       trace.y.push(heightOf(mark, onLoss, line, rateRange, lossRange));
       trace.text.push(mark.count > 1 ? String(mark.count) : "");
-      trace.marker.size.push(LOUD.has(mark.what) ? 14 : mark.kind === "note" ? 7 : 10 + Math.min(4, Math.log2(mark.count)));
+      trace.marker.size.push(LOUD.has(mark.what) ? 16 : mark.kind === "note" ? 7 : 11 + Math.min(4, Math.log2(mark.count)));
       targets.push({ run: run.name, mark });
       trace.customdata.push(targets.length - 1);
     }
@@ -177,9 +179,13 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
   const title = (text, place) => ({ text, x: 0, y: place[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13, color: colours.ink } });
   const annotations = [
     title(rates.length ? "effective rate (logarithmic)" : "effective rate: nothing is shown", places.rate),
-    title(`loss${losses.length ? `: ${[...new Set(losses.map((line) => line.tag))].map((tag) => escapeText(shorten(tag, 24))).join(", ")}` : ": none was logged"}`, places.loss),
+    title(lossTitle(losses, several, colours), places.loss),
   ];
-  if (lanes.length) annotations.push(title(narrow ? "factors: blue lowers, orange raises" : `what multiplies it: blue lowers, orange raises, at the left where it stands${still.length ? `; always 1: ${escapeText(shorten(still.join(", "), 60))}` : ""}`, places.bands));
+  const loud = state.chosenRuns().flatMap((run) => shownMarks(state, run.name).filter((mark) => LOUD.has(mark.what))).slice(-100);
+  for (const mark of loud.length <= MOST_LABELS ? loud : []) {
+    annotations.push({ text: mark.what, x: mark.step_end, y: places.rate[1], yref: "paper", xanchor: "left", yanchor: "top", showarrow: false, bgcolor: colours.paper, font: { size: 12, color: colours.ink } });
+  }
+  if (lanes.length) annotations.push(title(narrow ? "its factors: blue lowers, orange raises" : `its factors: blue lowers the rate, orange raises it; beside each name where it stands at the end${still.length ? `; always 1: ${escapeText(shorten(still.join(", "), 60))}` : ""}`, places.bands));
   return {
     width,
     height: places.height,
@@ -193,17 +199,34 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
     dragmode: "zoom",
     uirevision: "keep",
     annotations,
-    shapes: loudLines(state, colours),
+    shapes: loud.map((mark) => ({ type: "line", x0: mark.step_end, x1: mark.step_end, y0: 0, y1: 1, yref: "paper", layer: "below", line: { width: 1, dash: "dot", color: colours.faint } })),
     xaxis: { range, anchor: "y3", gridcolor: colours.grid, zeroline: false, title: { text: "step", standoff: 6 }, tickformat: ",d", nticks: narrow ? 5 : 10, tickfont: { color: colours.ink } },
-    yaxis: axis(places.rate, { type: "log", range: rateRange.range, exponentformat: "power", dtick: rateRange.range[1] - rateRange.range[0] > 1.6 ? 1 : undefined, nticks: 6 }),
+    yaxis: axis(places.rate, { type: "log", range: rateRange.range, ...logTicks(rateRange) }),
     yaxis2: axis(places.bands, { range: [lanes.length - 0.5, -0.5], tickvals: lanes.map((_, i) => i), ticktext: labels.map(escapeText), showgrid: false, visible: lanes.length > 0 }),
-    yaxis3: axis(places.loss, { type: lossRange.log ? "log" : "linear", range: lossRange.range, nticks: 6, exponentformat: "power" }),
+    yaxis3: axis(places.loss, { type: lossRange.log ? "log" : "linear", range: lossRange.range, ...(lossRange.log ? logTicks(lossRange) : { nticks: 6 }) }),
   };
 }
 
-function loudLines(state, colours) {
-  const marks = state.chosenRuns().flatMap((run) => shownMarks(state, run.name).filter((mark) => LOUD.has(mark.what)));
-  return marks.slice(-100).map((mark) => ({ type: "line", x0: mark.step_end, x1: mark.step_end, y0: 0, y1: 1, yref: "paper", layer: "below", line: { width: 1, dash: "dot", color: colours.faint } }));
+// whole decades where there are several, and else some figures between, all as plain numbers
+function logTicks({ range: [low, high] }) {
+  const figures = high - low > 1.6 ? [1] : high - low > 0.9 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9];
+  const every = Math.max(1, Math.ceil((high - low) / 7));
+  const decades = [];
+  for (let decade = Math.floor(low); decade <= high; decade += 1) if (decade % every === 0) decades.push(decade);
+  const values = decades.flatMap((decade) => figures.map((figure) => figure * 10 ** decade));
+  return { tickvals: values, ticktext: values.map((value) => writeNumber(value)) };
+}
+
+// plotly knows a few tags, of which this uses two; names are escaped
+function lossTitle(losses, several, colours) {
+  if (!losses.length) return "loss: none was logged";
+  const signs = { solid: "───", dash: "─ ─", dot: "···", dashdot: "─·─" };
+  const shown = [...new Map(losses.map((line) => [line.tag, line])).values()];
+  const parts = shown.map((line) => {
+    const sign = signs[DASHES[line.index % DASHES.length]] ?? "";
+    return `<span style="color:${several ? colours.ink : line.colour}"><b>${sign}</b></span> ${escapeText(shorten(line.tag, 24))}`;
+  });
+  return `loss: ${parts.join("   ")}`;
 }
 
 // what the figure shows at one step, in words

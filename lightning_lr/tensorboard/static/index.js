@@ -32,14 +32,20 @@ function watchTheme(changed) {
 }
 
 export async function render() {
+  // by far the largest file: asked for first; the backend puts its version here
+  const charts = script("plotly.js?v=PLOTLY_VERSION").then(() => window.Plotly);
   document.documentElement.lang = "en";
   document.title = "Learning rates";
   document.head.append(make("meta", { name: "viewport", content: "width=device-width" }));
-  document.head.append(make("link", { rel: "stylesheet", href: "static/style.css" }));
+  // opened by itself the page has no icon, and asks for none
+  document.head.append(make("link", { rel: "icon", href: "data:," }));
+  const style = make("link", { rel: "stylesheet", href: "static/style.css" });
+  const styled = new Promise((resolve) => style.addEventListener("load", resolve));
+  document.head.append(style);
   const root = make("div", { id: "page" });
   document.body.append(root);
   const source = backendSource("./");
-  const first = source.runs().catch(() => ({ plotly: "" }));
-  const charts = first.then(({ plotly }) => script(`plotly.js?v=${plotly}`)).then(() => window.Plotly);
+  // a chart takes its size from the page's style
+  await styled;
   await createPage(root, source, { charts, live: true, themeNow, watchTheme });
 }

@@ -14,7 +14,7 @@ const STATES = {
   none: ["–", "no data"],
   reading: ["…", "reading"],
 };
-const FEW = 8;
+const MOST_UNFILTERED = 8;
 
 export function runColour(state, name) {
   const colours = themeColours(state.theme).lines;
@@ -56,7 +56,7 @@ export function runList(place, { state, change }) {
 
   function draw() {
     const wanted = filter.value.toLowerCase();
-    filter.hidden = state.runs.length <= FEW;
+    filter.hidden = state.runs.length <= MOST_UNFILTERED;
     const shown = state.runs.filter((run) => run.name.toLowerCase().includes(wanted));
     const items = shown.map((run) => {
       const row = rowOf(run.name);

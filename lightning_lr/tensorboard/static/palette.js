@@ -12,27 +12,28 @@ export const MOST_RUNS = 8;
 // nothing of plotly's own that leads to another host, or that the page's own buttons do
 export const CHART_CONFIG = { displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: false, responsive: false, showTips: false, showLink: false, plotlyServerURL: "" };
 
-// by cause of a change, and by what an incident was: plotly's symbol, the same as a character, and a place in the palette
+// by cause of a change, and by what an incident was: plotly's symbol, a character of its shape that every font has, and a
+// place in the palette
 const SYMBOLS = {
   "change scheduler": ["circle-open", "○", 6],
   "change Warmup": ["triangle-up", "▲", 4],
   "change Cooldown": ["triangle-down", "▼", 5],
   "change PlateauDecay": ["square", "■", 3],
   "change LRFinder": ["diamond", "◆", 2],
-  "change DivergenceGuard": ["pentagon", "⬟", 1],
+  "change DivergenceGuard": ["triangle-left", "◀", 1],
   "incident limited": ["circle", "●", 4],
   "incident dropped": ["x", "✖", 1],
-  "incident held": ["hourglass", "⧗", 3],
+  "incident held": ["square-open", "□", 3],
   "incident rewound": ["star", "★", 1],
   "incident trial passed": ["triangle-right", "▶", 2],
-  "incident trial data": ["triangle-left", "◀", 3],
-  "incident gave up": ["octagon", "⯃", 1],
-  "incident broken off": ["bowtie", "⧓", 6],
-  finding: ["diamond-tall", "⬧", 2],
+  "incident trial data": ["triangle-right-open", "▷", 3],
+  "incident gave up": ["star-open", "☆", 1],
+  "incident broken off": ["triangle-down-open", "▽", 6],
+  finding: ["diamond-open", "◇", 2],
   first: ["cross", "✚", 6],
-  note: ["circle-dot", "⊙", 6],
+  note: ["circle-dot", "◉", 6],
 };
-const OTHER = { change: ["hexagon", "⬢", 0], incident: ["hexagram", "✶", 0] };
+const OTHER = { change: ["triangle-up-open", "△", 0], incident: ["circle-open-dot", "◎", 0] };
 
 export function themeColours(name) {
   return THEMES[name] ?? THEMES.light;

@@ -4,7 +4,7 @@ import { make, writeNumber, writeSteps } from "./text.js";
 import { symbolOf } from "./palette.js";
 import { causeName, shownMarks } from "./choices.js";
 
-const MOST = 200;
+const MOST_ROWS = 200;
 
 function words(mark) {
   if (mark.count === 1 || !mark.last_words) return mark.words;
@@ -27,14 +27,14 @@ export function markTable(place, { state, open }) {
       .chosenRuns()
       .flatMap((run) => shownMarks(state, run.name).map((mark) => ({ run: run.name, mark })))
       .filter(({ mark }) => mark.step_end >= low && mark.step <= high)
-      .sort((a, b) => a.mark.step_end - b.mark.step_end);
-    summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)})`;
+      .sort((a, b) => b.mark.step_end - a.mark.step_end);
+    summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)}), latest first`;
     const several = state.chosen.size > 1;
-    const shown = rows.slice(-MOST);
+    const shown = rows.slice(0, MOST_ROWS);
     const now = JSON.stringify([several, shown]);
     if (now === drawn) return;
     drawn = now;
-    left.textContent = rows.length > shown.length ? `The latest ${MOST} rows; ${rows.length - shown.length} before them: zoom in to see these.` : "";
+    left.textContent = rows.length > shown.length ? `The latest ${MOST_ROWS} rows; ${rows.length - shown.length} before them: zoom in to see these.` : "";
     heads[1].hidden = !several;
     body.replaceChildren(
       ...shown.map(({ run, mark }) => {
