@@ -136,7 +136,8 @@ class Journal(Log):
             self._factors(ledger)
         left_out = self.records.left_out
         if left_out:
-            self.record("note", f"{left_out} records were left out, since there had been {MOST}", source="")
+            words = f"{left_out} records were left out, since there had been {MOST}"
+            self.record("note", words, source="", what="left out")
         self.record("end", **end, rates=rates, left_out=left_out)
         self._write()
         if self._last_step is not None:
