@@ -134,11 +134,11 @@ class Journal(Log):
         self._end_drifts(ledger, all_of_them=True)
         if self._moved:
             self._factors(ledger)
-        if self.records.left_out:
-            self.record(
-                "note", f"{self.records.left_out} records were left out, since there had been {MOST}", source=""
-            )
-        self.record("end", **end, rates=rates)
+        left_out = self.records.left_out
+        if left_out:
+            words = f"{left_out} records were left out, since there had been {MOST}"
+            self.record("note", words, source="", what="left out")
+        self.record("end", **end, rates=rates, left_out=left_out)
         self._write()
         if self._last_step is not None:
             self.curves.close(self._last_step, rates if self.monitoring and self._show_rates else {})

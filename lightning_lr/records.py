@@ -26,7 +26,7 @@ MOST = 20_000
 """Of a run so many are written; after them only what nobody should miss, and of that no more than as many again."""
 
 LASTING = frozenset(("run", "finding", "end"))
-RARE = frozenset(("rewound", "gave up", "broken off"))
+RARE = frozenset(("rewound", "gave up", "broken off", "left out"))
 
 
 class Records:

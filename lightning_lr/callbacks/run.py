@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_lr import internals
 from lightning_lr.callbacks.length import updates_in_run
 from lightning_lr.change import SCHEDULER, Listener, Part
+from lightning_lr.console import count
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName, group_names
@@ -27,6 +28,8 @@ REFUSED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAS
 
 INTERRUPTS = ("KeyboardInterrupt", "SIGTERMException", "_TunerExitException")
 """Exceptions, by name, with which somebody ends a run in which nothing is wrong."""
+
+VERBS = {"finished": "finished", "stopped": "was stopped", "interrupted": "was interrupted", "failed": "failed"}
 
 
 class Run(Listener):
@@ -135,7 +138,7 @@ class Run(Listener):
             factors=[peer.name for peer in self.peers if peer.has_factor],
             callbacks=[{"name": peer.name, "written": repr(peer)} for peer in self.peers],
             resumed=resumed,
-            updates=None if left is None else round(made + left),
+            updates=None if left is None else round(self.journal.step + left),
             made=made,
             processes=self.trainer.world_size,
             time=time.time(),
@@ -196,7 +199,8 @@ class Run(Listener):
             status = "interrupted" if type(error).__name__ in INTERRUPTS else "failed"
         counts = {name: number for peer in self.peers for name, number in peer.counts.items()}
         told = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-        facts = {"status": status, "error": told, "updates": self._made(), "counts": counts}
+        words = f"the run {VERBS[status]} after {count(self._made(), 'update')}" + ("" if told is None else f": {told}")
+        facts = {"status": status, "error": told, "updates": self._made(), "counts": counts, "words": words}
         self.journal.close(self.ledger, self.rates(), facts)
 
     def rates(self) -> dict[str, float]:

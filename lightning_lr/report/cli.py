@@ -7,6 +7,7 @@ import fnmatch
 import sys
 from collections.abc import Sequence
 
+from lightning_lr.report.tables import plain
 from lightning_lr.story import NothingToRead, Story, runs
 
 FINE, NOTHING, USAGE = 0, 1, 2
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [story.name for story in stories]
         lost = [name for name in args.run if not fnmatch.filter(names, name)]
         if lost:
-            some = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            some = ", ".join(plain(name) for name in names[:10]) + (
+                f" and {len(names) - 10} more" if len(names) > 10 else ""
+            )
             report.error(f"--run: no run has the name {lost[0]!r}. There are: {some}")
         stories = [s for s in stories if any(fnmatch.fnmatchcase(s.name, name) for name in args.run)]
     readable = []
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             story.refresh()
         except OSError as error:
-            print(f"lightning-lr: {story.name}: {error}", file=sys.stderr)
+            print(f"lightning-lr: {plain(story.name)}: {error}", file=sys.stderr)
         else:
             readable.append(story)
     return _write(args, readable)

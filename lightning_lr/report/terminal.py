@@ -54,14 +54,15 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
         if len(ours) > len(shown):
             console.print(Text(f"and {len(ours) - len(shown)} more runs: --all shows them", "dim"))
     in_detail = ours if whole or len(ours) <= DETAILED else []
-    for story in in_detail:
-        console.print()
+    for i, story in enumerate(in_detail):
+        if i or len(ours) > 1:
+            console.print()
         _run(story, nows[story], console, None if every else MOST, titled=len(stories) > 1)
     if ours and not in_detail:
         console.print(Text("--run NAME shows the changes of one, --all those of all", "dim"))
     for story in others:
         for remark in story.remarks:
-            console.print(Text(f"{plain(story.name)}: {remark}", "yellow"))
+            console.print(Text(f"{plain(story.name)}: {plain(remark, 400)}", "yellow"))
     if others:
         names = ", ".join(plain(story.name) for story in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
@@ -82,7 +83,7 @@ def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console
         state = nows[story]
         loss = next(iter(story.tags.losses), None)
         _, losses = story.series(loss) if loss else (None, np.zeros(0))
-        kinds = [f"{kind.count:,} {kind.what}" for kind in incidents(story)]
+        kinds = [f"{kind.count:,} {plain(kind.what, 20)}" for kind in incidents(story)]
         rates = list(state.rates.values())
         more = f" +{len(rates) - 1}" if len(rates) > 1 else ""
         table.add_row(
@@ -107,7 +108,7 @@ def _run(story: Story, state: Now, console: Console, most: int | None, *, titled
     if story.writing:
         console.print(Text("It is still being written: what comes later isn't here yet.", "cyan"))
     for remark in story.remarks:
-        console.print(Text(f"Note: {remark}.", "yellow"))
+        console.print(Text(f"Note: {plain(remark, 400)}.", "yellow"))
     lines = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     width = max(20, min(60, console.width - 50))
     for tag in [*story.tags.rates[:3], *story.tags.losses[:LOSSES]]:
@@ -134,7 +135,7 @@ def _run(story: Story, state: Now, console: Console, most: int | None, *, titled
     kinds = incidents(story)
     if kinds:
         parts += ["", _incidents(kinds)]
-    console.print(Padding(Group(*parts), (1, 0, 0, 2)))  # pyright: ignore[reportArgumentType]
+    console.print(Padding(Group(*parts), (1, 0, 0, 2), expand=False))  # pyright: ignore[reportArgumentType]
 
 
 def _incidents(kinds: Sequence[Kind]) -> Table:

@@ -31,7 +31,7 @@ def checksums(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
     Example:
         >>> hex(checksums(np.frombuffer(b"123456789", np.uint8)[None, :])[0])
-        '0xc78b6d38'
+        '0xc78ab0e5'
     """
     count, length = rows.shape
     if count <= FEW or length > PIECE:

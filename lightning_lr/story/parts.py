@@ -35,7 +35,7 @@ class Piece:
     def limit_of(self, tag: str) -> float:
         """From which step on the points of a tag don't count."""
         begins = (int(points[0].min()) for part in self.later for points in part.scalars.get(tag, ()))
-        return min(begins, default=math.inf) if self.limit == math.inf else self.limit
+        return min([self.limit, *begins])
 
 
 def pieces(files: Sequence[EventFile]) -> list[Piece]:

@@ -189,12 +189,11 @@ class Story:
 
     @property
     def writing(self) -> bool:
-        """Does it look as if the run goes on: no end, and a file that has changed in the last five minutes?"""
-        if self.end is not None:
-            return False
-        times = [os.path.getmtime(path) for path in self._files if os.path.exists(path)]
-        times += [] if self.time is None else [self.time]
-        return bool(times) and time.time() - max(times) < LATELY
+        """Does it look as if the run goes on: no end, and an event of the last five minutes?
+
+        The files' own times say nothing: a copy of an old run has new ones.
+        """
+        return self.end is None and self.time is not None and time.time() - self.time < LATELY
 
     @property
     def damage(self) -> str:
