@@ -17,7 +17,7 @@ MOVING, AMONG = 3, 64
 WHOLE = 3
 """Of so many param groups the shares are worked out; of those after them only the rate."""
 
-LONGEST_REASON = 90
+LONGEST_NAME, LONGEST_REASON = 60, 90
 """Characters."""
 
 
@@ -47,9 +47,9 @@ class Share:
     def words(self) -> str:
         """Such as `0.5 (DivergenceGuard, since step 4,120: rewound after a loss that is not finite)`."""
         if self.moving:
-            return f"{self.factor:.3g} ({self.source}, still changing)"
+            return f"{self.factor:.3g} ({middle(self.source)}, still changing)"
         since = "" if self.since is None or not self.reason else f", since step {self.since:,}: {short(self.reason)}"
-        return f"{self.factor:.3g} ({self.source}{since})"
+        return f"{self.factor:.3g} ({middle(self.source)}{since})"
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,11 @@ class Rate:
         """Such as `lr-AdamW at 0.0012 = 0.003 (scheduler) x 0.4 (LRFinder)`."""
         whose = "scheduler" if self.scheduled else "the optimizer's own"
         if not self.shares:
-            return f"{self.tag} at {self.value:.3g} ({whose})"
+            return f"{middle(self.tag)} at {self.value:.3g} ({whose})"
         base = [] if self.base is None else [f"{self.base:.3g} ({whose})"]
-        return f"{self.tag} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+        return (
+            f"{middle(self.tag)} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+        )
 
 
 def rates_now(story: Story) -> list[Rate]:
@@ -88,6 +90,19 @@ def rates_now(story: Story) -> list[Rate]:
             reasons.setdefault((record["tag"], part["source"]), []).append(part)
     tags = story.tags.rates
     return [rate for i, tag in enumerate(tags) if (rate := _rate(story, tag, reasons, whole=i < WHOLE)) is not None]
+
+
+def middle(text: str, longest: int = LONGEST_NAME) -> str:
+    """A name that fits: cut in its middle, for its end says as much as its beginning.
+
+    Example:
+        >>> middle("a" * 100, 11)
+        'aaaaa…aaaaa'
+    """
+    if len(text) <= longest:
+        return text
+    half = (longest - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def short(words: str, longest: int = LONGEST_REASON) -> str:
@@ -118,7 +133,7 @@ def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | Non
     last = float(values[-1])
     changed = (values[1:] != values[:-1]).nonzero()[0] + 1
     lately = steps[changed] > steps[-1] - AMONG
-    moving = int(lately.sum()) >= MOVING
+    moving = story.writing and int(lately.sum()) >= MOVING
     since = int(steps[changed[-1]]) if len(changed) else int(steps[0])
     reason = ""
     for part in reasons.get((tag, source), ()):
