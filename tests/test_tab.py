@@ -149,7 +149,7 @@ def test_under_the_mouse_a_mark_says_its_cause_and_a_click_all_else(page: Browse
     assert "PlateauDecay" in tip
     assert "is no better than" in tip
     assert "0.144 → 0.072" in tip
-    dropped = next(mark for mark in marks if mark["symbol"] == "x")
+    dropped = [mark for mark in marks if mark["symbol"] == "x"][-1]
     move(page, dropped).click().perform()
     page.wait("document.querySelector('.detail dl')")
     facts = page.js(
@@ -158,7 +158,7 @@ def test_under_the_mouse_a_mark_says_its_cause_and_a_click_all_else(page: Browse
     )
     assert facts["loss"] == "nan"
     assert facts["fault on rank"] == "1"
-    assert {"update", "epoch", "batch", "gradient norm", "not finite"} <= set(facts)
+    assert {"update", "epoch", "batch", "gradient norm", "cause", "not finite"} <= set(facts)
 
 
 def test_between_marks_it_says_what_holds_there(page: Browser) -> None:

@@ -279,13 +279,27 @@ class Context:
         ({"lightning_lr": {"run": {"lightning_lr/records": None}}}, True),
     ],
 )
-def test_the_tab_is_there_where_a_run_has_our_data(listed: dict[str, Any], active: bool) -> None:
+def test_the_tab_is_there_where_tensorboard_knows_a_run_with_our_data(
+    listed: dict[str, Any], active: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
     provider = Provider(listed)
-    tab = Tab(Context(provider))  # type: ignore[arg-type]
+    tab = Tab(Context(provider, str(tmp_path)))  # type: ignore[arg-type]
     assert [tab.is_active() for _ in range(50)] == [active] * 50
     # TensorBoard asks each time the page is loaded
     assert provider.asked <= 2
-    assert not Tab(Context(None)).is_active()  # type: ignore[arg-type]
+
+
+def test_the_tab_is_there_before_tensorboard_has_read_the_run(tmp_path: Path) -> None:
+    writer = EventFileWriter(str(tmp_path / "other"))
+    one = Summary(value=[Summary.Value(tag="loss", simple_value=1.0)])
+    writer.add_event(Event(step=0, wall_time=1.0, summary=one))
+    writer.close()
+    assert not Tab(Context(Provider({}), str(tmp_path))).is_active()  # type: ignore[arg-type]
+    write(tmp_path / "deep" / "down")
+    tab = Tab(Context(Provider({}), str(tmp_path)))  # type: ignore[arg-type]
+    assert tab.is_active()
+    assert {run["name"] for run in Routes(Shelf(tab._runs.folders))._shelf.runs()} == {"deep/down"}
 
 
 def test_one_flag_takes_it_away() -> None:
@@ -300,7 +314,7 @@ def test_runs_are_found_by_tensorboards_names(tmp_path: Path) -> None:
     for name in (".", "a", "a/b"):
         (tmp_path / name).mkdir(exist_ok=True)
     listed = {name: {"lightning_lr/records": None} for name in (".", "a", "a/b", "gone")}
-    found = Tab(Context(Provider({"lightning_lr": listed}), str(tmp_path))).folders()  # type: ignore[arg-type]
+    found = Tab(Context(Provider({"lightning_lr": listed}), str(tmp_path)))._runs.folders()  # type: ignore[arg-type]
     assert found == {".": str(tmp_path), "a": str(tmp_path / "a"), "a/b": str(tmp_path / "a/b")}
     assert Roots(None, f"x:{tmp_path}/a").folder("x/b") == str(tmp_path / "a/b")
 

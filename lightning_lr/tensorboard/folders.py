@@ -1,8 +1,23 @@
-"""Folders: where the event files of a run lie, by the name that TensorBoard gives it."""
+"""Folders: where the event files of the runs with our data lie, by the names that TensorBoard gives them."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+HEAD = 256 * 2**10
+"""Bytes at the beginning of an event file, in which a run says that it has our data: nearly always in its first few."""
+
+SIGNS = (b"lightning_lr", b"lr-events")
+"""One of them is there: the plugin's name, or the text tag of runs from before there were records."""
+
+AGAIN = 5.0
+"""Seconds until it is looked again, as TensorBoard does."""
+
+AT_ONCE = 0.5
+"""Seconds for which the first answer waits; a folder with very many files takes longer, and comes next time."""
 
 
 class Roots:
@@ -30,6 +45,17 @@ class Roots:
             named = bool(colon) and not part.startswith("/") and not folder.startswith("//")
             self._roots.append((name, os.path.expanduser(folder)) if named else ("", os.path.expanduser(part)))
 
+    def walk(self) -> Iterator[tuple[str, str]]:
+        """Name and folder of all that has event files, on this machine's own disks."""
+        from tensorboard.backend.event_processing.io_wrapper import GetLogdirSubdirectories
+
+        for name, root in self._roots:
+            if "://" in root or not os.path.isdir(root):
+                continue
+            for folder in GetLogdirSubdirectories(root):
+                run = os.path.relpath(folder, root)
+                yield (os.path.join(name, run) if name else run), folder
+
     def candidates(self, run: str) -> list[str]:
         """The folders that may be the run's, the likeliest first."""
         found = []
@@ -44,3 +70,66 @@ class Roots:
         from tensorboard.compat import tf
 
         return next((folder for folder in self.candidates(run) if tf.io.gfile.isdir(folder)), None)
+
+
+class Runs:
+    """The runs with our data, looked for in the background.
+
+    TensorBoard's own list has a run only when it has read much of it, which can take minutes. So the folders are looked
+    through as well.
+
+    Args:
+        roots: where to look.
+        listed: gives the names of those that TensorBoard knows to have our data.
+    """
+
+    def __init__(self, roots: Roots, listed: Callable[[], list[str]]) -> None:
+        self._roots, self._listed = roots, listed
+        self._found: dict[str, str] = {}
+        self._ours: set[str] = set()
+        self._seen: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._looking: threading.Thread | None = None
+        self._looked = float("-inf")
+
+    def folders(self) -> dict[str, str]:
+        """The folder of each by its name, as far as they have been found."""
+        with self._lock:
+            if self._looking is None and time.monotonic() - self._looked >= AGAIN:
+                self._looking = threading.Thread(target=self._look, name="lightning_lr runs", daemon=True)
+                self._looking.start()
+            looking = self._looking
+        if looking is not None and not self._found:
+            looking.join(AT_ONCE)
+        return self._found
+
+    def _look(self) -> None:
+        try:
+            found = {name: folder for name, folder in self._roots.walk() if self._has_signs(folder)}
+            for name in self._listed():
+                folder = found.get(name) or self._roots.folder(name)
+                if folder is not None:
+                    found[name] = folder
+            self._found = found
+        finally:
+            with self._lock:
+                self._looked = time.monotonic()
+                self._looking = None
+
+    def _has_signs(self, folder: str) -> bool:
+        if folder in self._ours:
+            return True
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+        for entry in entries:
+            size = entry.stat().st_size if "tfevents" in entry.name else 0
+            seen = self._seen.get(entry.path, 0)
+            if seen >= min(size, HEAD):
+                continue
+            with open(entry.path, "rb") as file:
+                head = file.read(HEAD)
+            self._seen[entry.path] = len(head)
+            if any(sign in head for sign in SIGNS):
+                self._ours.add(folder)
+                return True
+        return False

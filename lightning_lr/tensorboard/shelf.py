@@ -13,9 +13,6 @@ from lightning_lr.tensorboard.parameters import NotFoundError
 AGAIN = 1.0
 """Seconds from the end of one round over the runs to the next."""
 
-LISTED = 5.0
-"""Seconds for which TensorBoard's list of runs is taken as it was."""
-
 IDLE = 30.0
 """Seconds without a request after which nothing is read any more, until the next."""
 
@@ -57,7 +54,7 @@ class Shelf:
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
         self._reader: threading.Thread | None = None
-        self._asked = self._listed = float("-inf")
+        self._asked = float("-inf")
 
     def runs(self) -> list[dict[str, Any]]:
         """The summary of each run, by name; of one that hasn't been read yet only that it is being read."""
@@ -85,17 +82,14 @@ class Shelf:
             yield entry.story
 
     def _list(self) -> None:
+        found = self._folders()
         with self._lock:
-            if time.monotonic() - self._listed < LISTED:
-                return
-            found = self._folders()
             kept = self._entries
-            self._entries = {
-                name: kept[name] if name in kept and kept[name].folder == folder else Entry(name, folder)
-                for name, folder in found.items()
-            }
-            # runs that TensorBoard has only begun to list come in a moment
-            self._listed = time.monotonic() if found else float("-inf")
+            if found != {name: entry.folder for name, entry in kept.items()}:
+                self._entries = {
+                    name: kept[name] if name in kept and kept[name].folder == folder else Entry(name, folder)
+                    for name, folder in found.items()
+                }
 
     def _awake(self) -> None:
         with self._lock:

@@ -42,19 +42,26 @@ export function choices(place, { state, change }) {
     change({ [field]: hidden });
   }
 
+  // chips that are there already stay: the mouse may be on one, and the keyboard's place
+  const chips = new Map();
+
   function chip(field, all, name, words, sign) {
-    return make(
-      "button",
-      {
-        type: "button",
-        class: "chip",
-        "aria-pressed": String(!state[field].has(name)),
-        title: "show or hide; with the Alt key: only this one",
-        "data-name": name,
-        onclick: (event) => flip(field, all, name, event.altKey),
-      },
-      [sign, make("span", { text: words })],
-    );
+    const key = `${field} ${name}`;
+    if (!chips.has(key)) {
+      const parts = { sign: make("span", { class: "sign", "aria-hidden": "true" }), text: make("span", {}) };
+      parts.button = make("button", { type: "button", class: "chip", title: "show or hide; with the Alt key: only this one" }, [parts.sign, parts.text]);
+      chips.set(key, parts);
+    }
+    const { button, ...parts } = chips.get(key);
+    button.setAttribute("aria-pressed", String(!state[field].has(name)));
+    button.onclick = (event) => flip(field, all, name, event.altKey);
+    parts.text.textContent = words;
+    parts.sign.replaceChildren(sign);
+    return button;
+  }
+
+  function fill(element, buttons) {
+    if (buttons.length !== element.children.length || buttons.some((button, i) => element.children[i] !== button)) element.replaceChildren(...buttons);
   }
 
   function groupSign(tag) {
@@ -65,9 +72,8 @@ export function choices(place, { state, change }) {
 
   function draw() {
     const tags = rateTags(state);
-    const focused = document.activeElement?.dataset?.name;
     groups.hidden = tags.length < 2;
-    groups.replaceChildren(...tags.map((tag) => chip("hiddenTags", tags, tag, tag, groupSign(tag))));
+    fill(groups, tags.map((tag) => chip("hiddenTags", tags, tag, tag, groupSign(tag))));
     const counts = new Map();
     for (const { marks } of state.data.values()) {
       for (const mark of marks) {
@@ -77,13 +83,11 @@ export function choices(place, { state, change }) {
       }
     }
     const names = [...counts.keys()].sort();
-    causes.replaceChildren(
-      ...names.map((name) => {
-        const [count, sample] = counts.get(name);
-        return chip("hiddenCauses", names, name, `${name} (${count})`, make("span", { class: "sign", text: symbolOf(sample)[1], "aria-hidden": "true" }));
-      }),
-    );
-    if (focused) [...place.querySelectorAll("button")].find((button) => button.dataset.name === focused)?.focus();
+    const buttons = names.map((name) => {
+      const [count, sample] = counts.get(name);
+      return chip("hiddenCauses", names, name, `${name} (${count})`, symbolOf(sample)[1]);
+    });
+    fill(causes, buttons);
   }
 
   return { draw };
