@@ -84,6 +84,18 @@ def test_the_first_changes_of_a_drift_stand_in_its_own_row(tmp_path: Path) -> No
     assert left == 0
 
 
+def test_what_happens_to_all_groups_at_once_is_one_row(tmp_path: Path) -> None:
+    other = {"tag": "lr-SGD/pg2", "optimizer": "SGD", "group": "pg2"}
+    writer = run(tmp_path).record(0, **{**RUN, "groups": [GROUP, other]})
+    for group, old in ((GROUP, 0.1), (other, 0.01)):
+        part = {"source": "PlateauDecay", "old": 1.0, "new": 0.5, "reason": "why"}
+        writer.record(9, kind="change", **group, old=old, new=old / 2, parts=[part], cause="c")
+    writer.record(20, kind="change", **other, old=0.01, new=0.001, parts=[{**part, "new": 0.1}], cause="c")
+    story = Story(str(tmp_path))
+    story.refresh()
+    assert [(row.steps, row.group) for row in changes(story)[0]] == [("9", "all"), ("20", "lr-SGD/pg2")]
+
+
 def test_several_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         run(tmp_path / name).record(100, **END)

@@ -377,6 +377,12 @@ def test_the_sentence_has_what_makes_the_rate(tmp_path: Path) -> None:
     assert found.factors == {"DivergenceGuard": pytest.approx(0.5)}
 
 
+def test_a_schedule_is_seen_without_a_monitor_too(tmp_path: Path) -> None:
+    writer = Writer(tmp_path).record(0, **RUN).scalars("lr-SGD", [(0, 0.1), (10, 0.05), (20, 0.01)])
+    writer.scalars("lr-factor/DivergenceGuard", [(0, 1.0), (10, 0.5)])
+    assert "lr-SGD at 0.01 = 0.02 (scheduler) x 0.5 (DivergenceGuard)" in now(read(tmp_path)).sentence
+
+
 def test_neither_torch_nor_lightning_is_imported() -> None:
     names = "story, report.cli, report.terminal, report.html, report.data, records"
     code = (

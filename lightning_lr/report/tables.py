@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_lr.story import Story
 from lightning_lr.story.health import GRAVE
 from lightning_lr.story.record import Record, number
-from lightning_lr.story.shares import short
+from lightning_lr.story.shares import middle, short
 
 MOST = 20
 """So many changes are shown, unless all are asked for."""
@@ -31,7 +31,7 @@ class Change:
     Args:
         start: its step, or the first of a drift.
         steps: the step, or the first and last.
-        group: the param group's tag.
+        group: the param group's tag, or "all", or the first of several and how many more: the rates are the first's.
         old: what was before, in words.
         new: what is since.
         cause: in words.
@@ -64,7 +64,7 @@ def changes(story: Story, most: int | None = MOST) -> tuple[list[Change], int]:
             span = record["start"], record.get("end", record["step"])
             drifts.setdefault((record["tag"], record["source"]), []).append(span)
     rows = [row for record in story.valid if (row := _row(record, drifts)) is not None]
-    rows.sort(key=lambda row: row.start)
+    rows = _together(sorted(rows, key=lambda row: row.start), len(story.groups))
     if most is None or len(rows) <= most:
         return rows, 0
     best = sorted(range(len(rows)), key=lambda i: (-rows[i].weight, i))[:most]
@@ -112,11 +112,22 @@ def plain(text: str, longest: int = 60) -> str:
         >>> plain("a" * 100, 11), plain("red \\x1b[31m")
         ('aaaaa…aaaaa', 'red \\\\x1b[31m')
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if len(shown) <= longest:
-        return shown
-    half = (longest - 1) // 2
-    return f"{shown[:half]}…{shown[-half:]}"
+    return middle("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), longest)
+
+
+def _together(rows: list[Change], groups: int) -> list[Change]:
+    """What happened to several groups at once and for the same cause is one row, with the first one's rates."""
+    alike: dict[tuple[str, str], list[Change]] = {}
+    for row in rows:
+        alike.setdefault((row.steps, row.cause), []).append(row)
+    found = []
+    for own in alike.values():
+        names = {row.group for row in own}
+        more = "all" if len(names) == groups else f"{own[0].group} +{len(names) - 1}"
+        found.append(replace(own[0], group=more) if len(names) > 1 else own[0])
+        # of one group several are rare, and told apart
+        found += own[1:] if len(names) == 1 else []
+    return found
 
 
 def _row(record: Record, drifts: Drifts) -> Change | None:

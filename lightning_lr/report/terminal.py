@@ -110,8 +110,10 @@ def _run(story: Story, state: Now, console: Console, most: int | None, *, titled
     for remark in story.remarks:
         console.print(Text(f"Note: {plain(remark, 400)}.", "yellow"))
     lines = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    width = max(20, min(60, console.width - 50))
-    for tag in [*story.tags.rates[:3], *story.tags.losses[:LOSSES]]:
+    tags = [*story.tags.rates[:3], *story.tags.losses[:LOSSES]]
+    # beside the name, the words at the end, and what lies between
+    width = max(10, min(60, console.width - max((len(plain(tag, 24)) for tag in tags), default=0) - 44))
+    for tag in tags:
         rate = tag in story.tags.rates
         _, values = story.series(tag)
         known = values[np.isfinite(values)]

@@ -18,7 +18,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from lightning_lr.story.columns import columns
 from lightning_lr.story.frames import HEAD, walk
 
-BLOCK = 8 * 2**20
+BLOCK = 4 * 2**20
 """So many bytes are read at a time, and more only for a frame that is larger."""
 
 Points = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
@@ -49,10 +49,12 @@ class Part:
     Args:
         scalars: points by tag, in the order in which they were written.
         texts: in that order, too.
+        records: what the texts were parsed to, where they were.
     """
 
     scalars: dict[str, list[Points]] = field(default_factory=dict)
     texts: list[Text] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 class EventFile:

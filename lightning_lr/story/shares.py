@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from lightning_lr.story.record import Record, number
-from lightning_lr.story.story import FACTOR, Story
+from lightning_lr.story.story import FACTOR, Series, Story
 
 SCHEDULER = "scheduler"
 
@@ -17,7 +17,7 @@ MOVING, AMONG = 3, 64
 WHOLE = 3
 """Of so many param groups the shares are worked out; of those after them only the rate."""
 
-LONGEST_REASON = 90
+LONGEST_NAME, LONGEST_REASON = 60, 90
 """Characters."""
 
 
@@ -47,9 +47,9 @@ class Share:
     def words(self) -> str:
         """Such as `0.5 (DivergenceGuard, since step 4,120: rewound after a loss that is not finite)`."""
         if self.moving:
-            return f"{self.factor:.3g} ({self.source}, still changing)"
+            return f"{self.factor:.3g} ({middle(self.source)}, still changing)"
         since = "" if self.since is None or not self.reason else f", since step {self.since:,}: {short(self.reason)}"
-        return f"{self.factor:.3g} ({self.source}{since})"
+        return f"{self.factor:.3g} ({middle(self.source)}{since})"
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,11 @@ class Rate:
         """Such as `lr-AdamW at 0.0012 = 0.003 (scheduler) x 0.4 (LRFinder)`."""
         whose = "scheduler" if self.scheduled else "the optimizer's own"
         if not self.shares:
-            return f"{self.tag} at {self.value:.3g} ({whose})"
+            return f"{middle(self.tag)} at {self.value:.3g} ({whose})"
         base = [] if self.base is None else [f"{self.base:.3g} ({whose})"]
-        return f"{self.tag} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+        return (
+            f"{middle(self.tag)} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+        )
 
 
 def rates_now(story: Story) -> list[Rate]:
@@ -88,6 +90,19 @@ def rates_now(story: Story) -> list[Rate]:
             reasons.setdefault((record["tag"], part["source"]), []).append(part)
     tags = story.tags.rates
     return [rate for i, tag in enumerate(tags) if (rate := _rate(story, tag, reasons, whole=i < WHOLE)) is not None]
+
+
+def middle(text: str, longest: int = LONGEST_NAME) -> str:
+    """A name that fits: cut in its middle, for its end says as much as its beginning.
+
+    Example:
+        >>> middle("a" * 100, 11)
+        'aaaaa…aaaaa'
+    """
+    if len(text) <= longest:
+        return text
+    half = (longest - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def short(words: str, longest: int = LONGEST_REASON) -> str:
@@ -107,18 +122,22 @@ def _rate(story: Story, tag: str, reasons: Reasons, *, whole: bool) -> Rate | No
     told = tuple(share for share in shares if share is not None and abs(share.factor - 1.0) > 1e-6)
     product = math.prod(share.factor for share in told)
     base = float(values[-1]) / product if product else None
-    return Rate(tag, float(values[-1]), base, (tag, SCHEDULER) in reasons, told)
+    scheduled = (tag, SCHEDULER) in reasons
+    if whole and not scheduled and base is not None:
+        # without a monitor, the schedule's own changes are not told
+        begun = math.prod(float(own[0]) for source in story.factors if len(own := _factor(story, source, tag)[1]))
+        scheduled = begun > 0 and not math.isclose(float(values[0]) / begun, base, rel_tol=1e-3)
+    return Rate(tag, float(values[-1]), base, scheduled, told)
 
 
 def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | None:
-    own = f"{FACTOR}{source}/{tag}"
-    steps, values = story.series(own if own in story.tags.factors else f"{FACTOR}{source}")
+    steps, values = _factor(story, source, tag)
     if not len(steps):
         return None
     last = float(values[-1])
     changed = (values[1:] != values[:-1]).nonzero()[0] + 1
     lately = steps[changed] > steps[-1] - AMONG
-    moving = int(lately.sum()) >= MOVING
+    moving = story.writing and int(lately.sum()) >= MOVING
     since = int(steps[changed[-1]]) if len(changed) else int(steps[0])
     reason = ""
     for part in reasons.get((tag, source), ()):
@@ -126,6 +145,11 @@ def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | Non
         if abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
             reason = str(part.get("reason") or "")
     return Share(source, last, since, reason, moving)
+
+
+def _factor(story: Story, source: str, tag: str) -> Series:
+    own = f"{FACTOR}{source}/{tag}"
+    return story.series(own if own in story.tags.factors else f"{FACTOR}{source}")
 
 
 def _parts(record: Record) -> list[Record]:

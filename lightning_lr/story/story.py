@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from lightning_lr.story.events import EventFile
 from lightning_lr.story.old import old_records
 from lightning_lr.story.parts import Piece, pieces, series, two_writers
-from lightning_lr.story.record import Record, begins_run, is_record, records
+from lightning_lr.story.record import Record, begins_run, take_in
 from lightning_lr.story.runs import event_files
+
+Series = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Steps and values, shape (n,) each."""
 
 LATELY = 300.0
 """Seconds: TensorBoard's writer empties its buffer every 120 s, so a file that rests for longer is at its end, or an
@@ -81,7 +84,9 @@ class Story:
             file = self._files.get(path)
             if file is None:
                 file = self._files[path] = EventFile(path, _keeps, begins_run)
-            new |= file.read()
+            if file.read():
+                take_in(file.parts)
+                new = True
         if new:
             self._forget()
         return new
@@ -106,7 +111,7 @@ class Story:
     @property
     def structured(self) -> bool:
         """Are there records, and not words only?"""
-        return any(is_record(text) for piece in self._parts for text in piece.part.texts)
+        return any(piece.part.records for piece in self._parts)
 
     @property
     def has_data(self) -> bool:
@@ -120,7 +125,7 @@ class Story:
             self._tags = self._sorted_tags()
         return self._tags
 
-    def series(self, tag: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def series(self, tag: str) -> Series:
         """The points of a scalar, by their steps, without those that a resumed run has made anew.
 
         Returns:
@@ -222,12 +227,10 @@ class Story:
         return self._pieces
 
     def _all_records(self) -> list[Record]:
-        told = {piece.file.path for piece in self._parts for text in piece.part.texts if is_record(text)}
         tags = {tag for piece in self._parts for tag in piece.part.scalars}
         found = []
         for piece in self._parts:
-            texts = piece.part.texts
-            own = records(texts) if piece.file.path in told else old_records(texts, tags)
+            own = piece.part.records or old_records(piece.part.texts, tags)
             found += [record | {"superseded": True} if record["step"] >= piece.limit else record for record in own]
         return found
 
