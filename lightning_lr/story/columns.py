@@ -59,7 +59,8 @@ def columns(
     for length, frames in zip(kinds.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):
         rows = sliding_window_view(buffer, length + FOOT)[starts[frames]]
         told = np.ascontiguousarray(rows[:, length:]).view("<u4")[:, 0]
-        right = checksums(rows[:, :length]) == told
+        differ = (rows != rows[0]).any(axis=0)
+        right = checksums(rows[:, :length], np.flatnonzero(differ[:length])) == told
         if not right.all():
             wrong.append(int(frames[right.argmin()]))
         if length > LONGEST or length < 20:
@@ -71,7 +72,15 @@ def columns(
         others.append(frames[~plain])
         for size in np.unique(bytes_of_step[plain]).tolist():
             take = plain & (bytes_of_step == size)
-            own, left = _alike(rows[take], frames[take], length, size)
+            # all rows are often of one kind, and then no copy is made
+            whole = take.all()
+            own, left = _alike(
+                rows if whole else rows[take],
+                frames if whole else frames[take],
+                length,
+                size,
+                one=not differ[9 + (size and 1 + size) : length - 4].any(),
+            )
             found += own
             others.append(left)
     rest = np.sort(np.concatenate([np.zeros(0, np.int64), *others]))
@@ -93,7 +102,7 @@ def _bytes_of_step(rows: NDArray[np.uint8], length: int) -> NDArray[np.int64]:
 
 
 def _alike(
-    rows: NDArray[np.uint8], frames: NDArray[np.int64], length: int, size: int
+    rows: NDArray[np.uint8], frames: NDArray[np.int64], length: int, size: int, *, one: bool
 ) -> tuple[list[Column], NDArray[np.int64]]:
     """Scalars whose step takes as many bytes; and the numbers of those frames that are none."""
     begin = 9 + (size and 1 + size)
@@ -102,16 +111,16 @@ def _alike(
         steps |= (rows[:, 10 + i].astype(np.int64) & 0x7F) << (7 * i)
     values = np.ascontiguousarray(rows[:, length - 4 : length]).view("<f4")[:, 0]
     fixed = rows[:, begin : length - 4]
-    kinds, which = _kinds(fixed)
+    kinds, which = _kinds(fixed[:1] if one else fixed)
     tags = [_tag(rows[kind, :length].tobytes(), begin) for kind in kinds.tolist()]
     # what a hash says is looked at once more
-    same = (fixed == fixed[kinds][which]).all(axis=1) if len(kinds) > 1 else np.ones(len(rows), np.bool_)
+    same = np.ones(len(rows), np.bool_) if one else (fixed == fixed[kinds][which]).all(axis=1)
     own = []
     for kind, tag in enumerate(tags):
-        take = same & (which == kind) if len(tags) > 1 else slice(None)
         if tag is None:
             same &= which != kind
         else:
+            take = slice(None) if one else same & (which == kind)
             own.append(Column(tag, frames[take], steps[take], values[take]))
     return own, frames[~same]
 

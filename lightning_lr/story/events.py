@@ -49,10 +49,12 @@ class Part:
     Args:
         scalars: points by tag, in the order in which they were written.
         texts: in that order, too.
+        records: what the texts were parsed to, where they were.
     """
 
     scalars: dict[str, list[Points]] = field(default_factory=dict)
     texts: list[Text] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 class EventFile:

@@ -1,7 +1,7 @@
 """Frames: the records of an event file, as bytes.
 
 An event file is a row of frames: the length (8 bytes), the length's checksum (4), the data, the data's checksum (4).
-Source: TensorFlow's `core/lib/io/record_writer.h` (the format "TFRecord"); the checksum is a masked CRC-32C.
+Source: TensorFlow's `core/lib/io/record_writer.h` (the format "TFRecord").
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import struct
 from functools import cache
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lightning_lr.story.checksum import checksums
@@ -18,8 +19,11 @@ HEAD, FOOT = 12, 4
 AROUND = HEAD + FOOT
 """The bytes of a frame beside its data."""
 
-FEW, MOST = 32, 8192
-"""So many frames at a time are guessed to be as long as the one before."""
+SHORT = 4096
+"""Of lengths below this the checksums are kept."""
+
+Spans = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Where the data of frames begin, and how long they are; shape (n,) each."""
 
 _length = struct.Struct("<Q").unpack_from
 
@@ -34,53 +38,59 @@ def walk(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], int, str]:
         Where each frame's data begins, how long it is, where the last whole frame ends, and in words what is broken
         there: empty where nothing is, and the rest is only not there yet.
     """
-    starts: list[NDArray[np.int64]] = []
-    lengths: list[NDArray[np.int64]] = []
-    at, end, row, last = 0, len(data), FEW, -1
-    broken = ""
-    lone_at: list[int] = []
-    lone_length: list[int] = []
-
-    def settle() -> None:
-        if lone_at:
-            starts.append(np.array(lone_at, np.int64))
-            lengths.append(np.array(lone_length, np.int64))
-            lone_at.clear()
-            lone_length.clear()
-
-    while at + HEAD <= end:
+    starts, lengths = _all_at_once(data)
+    at = int(starts[-1] + lengths[-1]) + FOOT if len(starts) else 0
+    # what is no chain, or too large for it
+    more, broken = [], ""
+    while at + HEAD <= len(data):
         length: int = _length(data, at)[0]
-        if data[at + 8 : at + HEAD] != _header(length)[0]:
+        head = np.frombuffer(data, np.uint8, HEAD, at)
+        if checksums(head[None, :8])[0] != head[8:].view("<u4")[0]:
             broken = "a length's checksum is wrong"
             break
-        step = length + AROUND
-        if at + step > end:
+        if at + AROUND + length > len(data):
             break
-        if length == last:
-            # often many of a length follow each other, and numpy sees that at once
-            many = min(row, (end - at) // step)
-            # the checksum of an equal length is equal
-            same = np.ndarray(many, "<u8", data, at, (step,)) == length
-            same &= np.ndarray(many, "<u4", data, at + 8, (step,)) == _header(length)[1]
-            run = many if same.all() else int(same.argmin())
-            if run > 2:
-                settle()
-                starts.append(at + HEAD + step * np.arange(run, dtype=np.int64))
-                lengths.append(np.full(run, length, np.int64))
-                at += run * step
-                row = min(2 * row, MOST) if run == many else max(FEW, run // 2)
-                continue
-        last = length
-        lone_at.append(at + HEAD)
-        lone_length.append(length)
-        at += step
-    settle()
-    none = np.zeros(0, np.int64)
-    return np.concatenate([none, *starts]), np.concatenate([none, *lengths]), at, broken
+        more.append((at + HEAD, length))
+        at += AROUND + length
+    if more:
+        added = np.array(more, np.int64)
+        starts, lengths = np.concatenate([starts, added[:, 0]]), np.concatenate([lengths, added[:, 1]])
+    return starts, lengths, at, broken
 
 
 @cache
-def _header(length: int) -> tuple[bytes, int]:
-    """The checksum of a length, as bytes and as a number."""
-    checksum = int(checksums(np.frombuffer(struct.pack("<Q", length), np.uint8)[None, :])[0])
-    return struct.pack("<I", checksum), checksum
+def _short() -> NDArray[np.uint32]:
+    """The checksums of all lengths below `SHORT`."""
+    return checksums(np.arange(SHORT, dtype="<u8").view(np.uint8).reshape(-1, 8))
+
+
+def _all_at_once(data: bytes) -> Spans:
+    """The frames that form a chain from the beginning on.
+
+    Instead of going from one to the next, it looks for all that can be a length with its checksum: of 8 bytes the
+    higher 5 are 0, for no frame is larger than 16 MiB. That they follow each other without a gap proves them.
+    """
+    none = np.zeros(0, np.int64)
+    if len(data) < AROUND:
+        return none, none
+    buffer = np.frombuffer(data, np.uint8)
+    zero = buffer[: len(data) - FOOT] == 0
+    zeros = zero[:-1] & zero[1:]
+    zeros = zeros[:-2] & zeros[2:]
+    at = np.flatnonzero(zeros[:-1] & zero[4:]) - 3
+    at = at[np.searchsorted(at, 0) :]
+    heads = sliding_window_view(buffer, HEAD)[at]
+    lengths = heads[:, :8].copy().view("<i8")[:, 0]
+    told = heads[:, 8:].copy().view("<u4")[:, 0]
+    right = _short()[np.minimum(lengths, SHORT - 1)] == told
+    right &= lengths < SHORT
+    # the two places before a length look like one, too, but for the checksum, which takes long
+    near = np.concatenate([right, [False, False]])
+    open_ = np.flatnonzero((lengths >= SHORT) & ~near[1:-1] & ~near[2:])
+    right[open_] = checksums(heads[open_, :8]) == told[open_]
+    at, lengths = at[right], lengths[right]
+    ends = at + AROUND + lengths
+    chain = at == np.concatenate([none, [0], ends[:-1]])
+    chain &= ends <= len(data)
+    whole = len(chain) if chain.all() else int(chain.argmin())
+    return at[:whole] + HEAD, lengths[:whole]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_lr.story.record import Record
-from lightning_lr.story.shares import Rate, rates_now
+from lightning_lr.story.shares import Rate, middle, rates_now
 from lightning_lr.story.story import Story
 
 LATELY = 200
@@ -28,6 +28,9 @@ POINTS, TENTH, FALLEN = 20, 0.1, 0.02
 """A loss of fewer points says nothing; its first and last tenth are compared; less than this share is no fall."""
 
 LOST = ("dropped", "held", "rewound", "gave up")
+GRAVE = ("gave up", "rewound", "dropped", "trial data", "held", "limited")
+"""What the guard may have done, the gravest first."""
+
 STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished")
 
 
@@ -110,14 +113,14 @@ def _loss(story: Story, tag: str) -> tuple[str, bool]:
     if len(values) and not finite[-1]:
         good = np.flatnonzero(finite)
         first = int(steps[good[-1] + 1]) if len(good) else int(steps[0])
-        return f"{tag} is {values[-1]:g} since step {first:,}", True
+        return f"{middle(tag)} is {values[-1]:g} since step {first:,}", True
     values = values[finite]
     if len(values) < POINTS:
         return "", False
     few = max(3, int(TENTH * len(values)))
     begin, end = float(np.median(values[:few])), float(np.median(values[-few:]))
     if begin - end < FALLEN * abs(begin):
-        return f"{tag} has not fallen: {begin:.3g} at first, {end:.3g} of late", False
+        return f"{middle(tag)} has not fallen: {begin:.3g} at first, {end:.3g} of late", False
     return "", False
 
 
@@ -146,14 +149,15 @@ def _rates(rates: list[Rate]) -> str:
     if len(others) > 2:
         values = [rate.value for rate in others]
         return f"{first.words}; {len(others)} more groups at {min(values):.3g} to {max(values):.3g}"
-    return "; ".join([first.words, *(f"{rate.tag} at {rate.value:.3g}" for rate in others)])
+    return "; ".join([first.words, *(f"{middle(rate.tag)} at {rate.value:.3g}" for rate in others)])
 
 
 def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
     if not incidents:
         return "no incidents"
     counts = _counts(incidents)
-    told = [f"{n:,} {what}" for what, n in counts.items()]
+    grave = {what: i for i, what in enumerate(GRAVE)}
+    told = [f"{counts[what]:,} {what}" for what in sorted(counts, key=lambda what: grave.get(what, len(grave)))]
     ago = last - incidents[-1]["step"]
     where = f"{ago:,} steps before the end" if ended else f"{ago:,} steps ago"
     return f"{', '.join(told)}, the last {where if ago else 'at the last step'}"
@@ -162,7 +166,7 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
 def _counts(incidents: list[Record]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for record in incidents:
-        counts[str(record.get("what", "?"))] += int(record.get("count") or 1)
+        counts[middle(str(record.get("what", "?")))] += int(record.get("count") or 1)
     return counts
 
 

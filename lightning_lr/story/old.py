@@ -25,6 +25,7 @@ _INCIDENT = re.compile(
     r"\b(?: for)?(?: (?P<more>\d+) more like this)?(?P<rest>.*)"
 )
 _GAVE_UP = re.compile(r"(?P<callback>\S+) gives up.*?: (?P<cause>.*)")
+_GOES_ON = re.compile(r" \(([^()]*): goes on like this, the next line of it comes at its end\)$")
 _LOSS, _NORM = re.compile(rf"\bloss ({_NUMBER})"), re.compile(rf"\bgradient norm ({_NUMBER})")
 
 
@@ -90,13 +91,15 @@ def _record(line: str, step: int, tags: set[str]) -> dict[str, Any]:
     if match := _GAVE_UP.match(line):
         who = {"callback": match["callback"], "source": match["callback"]}
         return base | who | {"kind": "incident", "what": "gave up", "cause": match["cause"], "count": 1}
+    line, goes_on = _GOES_ON.sub("", line), _GOES_ON.search(line)
     if match := _CHANGE.fullmatch(line):
         parts = [
             {"source": p["source"], "old": float(p["old"]), "new": float(p["new"]), "reason": p["reason"] or ""}
             for p in _PART.finditer(match["cause"])
         ]
         own = {"kind": "change", "old": float(match["old"]), "new": float(match["new"]), "cause": match["cause"]}
-        return base | _names(match["where"], tags) | own | {"parts": parts}
+        own |= {"parts": parts, "running": goes_on[1].split(" and ") if goes_on else []}
+        return base | _names(match["where"], tags) | own
     return base | {"source": name[0] if (name := re.match(r"\w+(?=: )", line)) else ""}
 
 

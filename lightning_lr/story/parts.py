@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lr.story.events import EventFile, Part
-from lightning_lr.story.record import is_record, load
 
 OURS = "lr-"
 """What the tags of our scalars begin with, but for the rates of a scheduler with a name of its own."""
@@ -35,7 +34,7 @@ class Piece:
     def limit_of(self, tag: str) -> float:
         """From which step on the points of a tag don't count."""
         begins = (int(points[0].min()) for part in self.later for points in part.scalars.get(tag, ()))
-        return min(begins, default=math.inf) if self.limit == math.inf else self.limit
+        return min([self.limit, *begins])
 
 
 def pieces(files: Sequence[EventFile]) -> list[Piece]:
@@ -45,7 +44,7 @@ def pieces(files: Sequence[EventFile]) -> list[Piece]:
     the one before it. Files that were written at the same time are two writers: none of them supersedes the other.
     """
     order = sorted(files, key=lambda file: math.inf if file.begin is None else file.begin)
-    found = [Piece(part, file) for file in order for part in file.parts if part.scalars or part.texts]
+    found = [Piece(part, file) for file in order for part in file.parts if part.scalars or part.texts or part.records]
     first = [_first(piece.part) for piece in found]
     for i, piece in enumerate(found):
         for later, begins in zip(found[i + 1 :], first[i + 1 :], strict=True):
@@ -93,11 +92,9 @@ def series(found: Sequence[Piece], tag: str) -> tuple[NDArray[np.int64], NDArray
 
 def _first(part: Part) -> int | None:
     """Where a part begins; None where nothing of ours says so."""
-    for text in part.texts:
-        for one in text.texts if is_record(text) else ():
-            record = load(one)
-            if record.get("kind") == "run":
-                return int(record.get("step", text.step))
+    for record in part.records:
+        if record["kind"] == "run":
+            return record["step"]
     begins = [int(points[0][0].min()) for tag, points in part.scalars.items() if tag.startswith(OURS)]
     return min(begins, default=None)
 
@@ -105,7 +102,8 @@ def _first(part: Part) -> int | None:
 def _last(part: Part) -> float:
     """The last step of ours."""
     ends = [int(points[-1][0].max()) for tag, points in part.scalars.items() if tag.startswith(OURS)]
-    return max([*ends, *(text.step for text in part.texts)], default=-math.inf)
+    told = [*(text.step for text in part.texts), *(record["step"] for record in part.records)]
+    return max([*ends, *told], default=-math.inf)
 
 
 def _together(a: EventFile, b: EventFile) -> bool:

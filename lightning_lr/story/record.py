@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_lr.story.events import Text
-
-TAG, PLUGIN = "lightning_lr/records", "lightning_lr"
+from lightning_lr.records import PLUGIN, TAG
+from lightning_lr.story.events import Part, Text
 
 Record = dict[str, Any]
 
@@ -42,6 +41,17 @@ def records(texts: Iterable[Text]) -> list[Record]:
         for record, (_, step) in zip(found, lines, strict=True)
         if isinstance(record, dict) and isinstance(record.get("kind"), str)
     ]
+
+
+def take_in(parts: Iterable[Part]) -> None:
+    """Turns a file's texts into records, and drops them: they are large. The words beside records say the same."""
+    parts = list(parts)
+    for part in parts:
+        part.records += records(part.texts)
+        part.texts = [text for text in part.texts if not is_record(text)]
+    if any(part.records for part in parts):
+        for part in parts:
+            part.texts.clear()
 
 
 def load(line: str) -> Record:

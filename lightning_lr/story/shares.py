@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from lightning_lr.story.record import Record, number
@@ -13,8 +14,15 @@ SCHEDULER = "scheduler"
 MOVING, AMONG = 3, 64
 """A factor that has changed so often in the last so many steps is under way."""
 
-LONGEST_REASON = 90
+WHOLE = 3
+"""Of so many param groups the shares are worked out; of those after them only the rate."""
+
+LONGEST_NAME, LONGEST_REASON = 60, 90
 """Characters."""
+
+
+Reasons = dict[tuple[str, str], list[Record]]
+"""What is known of the changes, by the rate's tag and the source."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,9 @@ class Share:
     def words(self) -> str:
         """Such as `0.5 (DivergenceGuard, since step 4,120: rewound after a loss that is not finite)`."""
         if self.moving:
-            return f"{self.factor:.3g} ({self.source}, still changing)"
+            return f"{self.factor:.3g} ({middle(self.source)}, still changing)"
         since = "" if self.since is None or not self.reason else f", since step {self.since:,}: {short(self.reason)}"
-        return f"{self.factor:.3g} ({self.source}{since})"
+        return f"{self.factor:.3g} ({middle(self.source)}{since})"
 
 
 @dataclass(frozen=True)
@@ -67,37 +75,57 @@ class Rate:
         """Such as `lr-AdamW at 0.0012 = 0.003 (scheduler) x 0.4 (LRFinder)`."""
         whose = "scheduler" if self.scheduled else "the optimizer's own"
         if not self.shares:
-            return f"{self.tag} at {self.value:.3g} ({whose})"
+            return f"{middle(self.tag)} at {self.value:.3g} ({whose})"
         base = [] if self.base is None else [f"{self.base:.3g} ({whose})"]
-        return f"{self.tag} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+        return (
+            f"{middle(self.tag)} at {self.value:.3g} = {' x '.join([*base, *(share.words for share in self.shares)])}"
+        )
 
 
 def rates_now(story: Story) -> list[Rate]:
     """The rates of all param groups, in their order."""
-    return [rate for i, tag in enumerate(story.tags.rates) if (rate := _rate(story, tag, first=i == 0)) is not None]
+    reasons: Reasons = {}
+    for record in story.valid:
+        for part in _parts(record):
+            reasons.setdefault((record["tag"], part["source"]), []).append(part)
+    tags = story.tags.rates
+    return [rate for i, tag in enumerate(tags) if (rate := _rate(story, tag, reasons, whole=i < WHOLE)) is not None]
+
+
+def middle(text: str, longest: int = LONGEST_NAME) -> str:
+    """A name that fits: cut in its middle, for its end says as much as its beginning.
+
+    Example:
+        >>> middle("a" * 100, 11)
+        'aaaaa…aaaaa'
+    """
+    if len(text) <= longest:
+        return text
+    half = (longest - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def short(words: str, longest: int = LONGEST_REASON) -> str:
-    """Words that fit, cut between two of them."""
+    """Words that fit: without what is in brackets where they are long, and then cut between two of them."""
+    if len(words) > longest:
+        words = re.sub(r" \([^()]*\)", "", words)
     if len(words) <= longest:
         return words
     return words[:longest].rsplit(" ", 1)[0].rstrip(",;:(") + " ..."
 
 
-def _rate(story: Story, tag: str, *, first: bool) -> Rate | None:
+def _rate(story: Story, tag: str, reasons: Reasons, *, whole: bool) -> Rate | None:
     _, values = story.series(tag)
     if not len(values):
         return None
-    shares = [_share(story, source, tag) for source in story.factors]
+    shares = [_share(story, source, tag, reasons) for source in (story.factors if whole else ())]
     told = tuple(share for share in shares if share is not None and abs(share.factor - 1.0) > 1e-6)
     product = math.prod(share.factor for share in told)
     base = float(values[-1]) / product if product else None
-    own = [part for record in story.valid if record.get("tag") == tag for part in _parts(record)]
-    scheduled = any(part.get("source") == SCHEDULER for part in own)
-    return Rate(tag, float(values[-1]), base, scheduled, told)
+    return Rate(tag, float(values[-1]), base, (tag, SCHEDULER) in reasons, told)
 
 
-def _share(story: Story, source: str, tag: str) -> Share | None:
+def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | None:
     own = f"{FACTOR}{source}/{tag}"
     steps, values = story.series(own if own in story.tags.factors else f"{FACTOR}{source}")
     if not len(steps):
@@ -105,17 +133,17 @@ def _share(story: Story, source: str, tag: str) -> Share | None:
     last = float(values[-1])
     changed = (values[1:] != values[:-1]).nonzero()[0] + 1
     lately = steps[changed] > steps[-1] - AMONG
-    moving = int(lately.sum()) >= MOVING
+    moving = story.writing and int(lately.sum()) >= MOVING
     since = int(steps[changed[-1]]) if len(changed) else int(steps[0])
     reason = ""
-    for record in story.valid:
-        for part in _parts(record) if record.get("tag") in (tag, None) else ():
-            if part.get("source") == source and abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
-                reason = str(part.get("reason") or "")
+    for part in reasons.get((tag, source), ()):
+        # a scalar has the precision of float32
+        if abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
+            reason = str(part.get("reason") or "")
     return Share(source, last, since, reason, moving)
 
 
 def _parts(record: Record) -> list[Record]:
     if record["kind"] == "drift":
         return [{"source": record["source"], "old": record["first"], "new": record["last"], "reason": ""}]
-    return record.get("parts", []) if record["kind"] == "change" else []
+    return record.get("parts", []) if record["kind"] in ("change", "first") else []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lightning_lr.story.events import EventFile
 from lightning_lr.story.old import old_records
 from lightning_lr.story.parts import Piece, pieces, series, two_writers
-from lightning_lr.story.record import Record, begins_run, is_record, records
+from lightning_lr.story.record import Record, begins_run, take_in
 from lightning_lr.story.runs import event_files
 
 LATELY = 300.0
@@ -71,6 +71,7 @@ class Story:
     def _forget(self) -> None:
         self._pieces: list[Piece] | None = None
         self._records: list[Record] | None = None
+        self._valid: list[Record] | None = None
         self._tags: Tags | None = None
 
     def refresh(self) -> bool:
@@ -80,7 +81,9 @@ class Story:
             file = self._files.get(path)
             if file is None:
                 file = self._files[path] = EventFile(path, _keeps, begins_run)
-            new |= file.read()
+            if file.read():
+                take_in(file.parts)
+                new = True
         if new:
             self._forget()
         return new
@@ -98,12 +101,14 @@ class Story:
     @property
     def valid(self) -> list[Record]:
         """The records that are not superseded, by their steps."""
-        return sorted((r for r in self.records if not r.get("superseded")), key=lambda r: r["step"])
+        if self._valid is None:
+            self._valid = sorted((r for r in self.records if not r.get("superseded")), key=lambda r: r["step"])
+        return self._valid
 
     @property
     def structured(self) -> bool:
         """Are there records, and not words only?"""
-        return any(is_record(text) for piece in self._parts for text in piece.part.texts)
+        return any(piece.part.records for piece in self._parts)
 
     @property
     def has_data(self) -> bool:
@@ -186,12 +191,11 @@ class Story:
 
     @property
     def writing(self) -> bool:
-        """Does it look as if the run goes on: no end, and a file that has changed in the last five minutes?"""
-        if self.end is not None:
-            return False
-        times = [os.path.getmtime(path) for path in self._files if os.path.exists(path)]
-        times += [] if self.time is None else [self.time]
-        return bool(times) and time.time() - max(times) < LATELY
+        """Does it look as if the run goes on: no end, and an event of the last five minutes?
+
+        The files' own times say nothing: a copy of an old run has new ones.
+        """
+        return self.end is None and self.time is not None and time.time() - self.time < LATELY
 
     @property
     def damage(self) -> str:
@@ -220,12 +224,10 @@ class Story:
         return self._pieces
 
     def _all_records(self) -> list[Record]:
-        told = {piece.file.path for piece in self._parts for text in piece.part.texts if is_record(text)}
         tags = {tag for piece in self._parts for tag in piece.part.scalars}
         found = []
         for piece in self._parts:
-            texts = piece.part.texts
-            own = records(texts) if piece.file.path in told else old_records(texts, tags)
+            own = piece.part.records or old_records(piece.part.texts, tags)
             found += [record | {"superseded": True} if record["step"] >= piece.limit else record for record in own]
         return found
 

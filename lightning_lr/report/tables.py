@@ -1,0 +1,191 @@
+"""Tables: what a report says of a run, as rows of plain words, before anybody draws them."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass, replace
+
+from lightning_lr.story import Story
+from lightning_lr.story.health import GRAVE
+from lightning_lr.story.record import Record, number
+from lightning_lr.story.shares import middle, short
+
+MOST = 20
+"""So many changes are shown, unless all are asked for."""
+
+Drifts = dict[tuple[str, str], list[tuple[int, int]]]
+"""The first and last steps of drifts, by the rate's tag and the source."""
+
+LONG = 160
+"""Characters of a reason."""
+
+SCHEDULED = 0.3
+"""What a change by the schedule weighs, by one of a callback: it was planned."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row.
+
+    Args:
+        start: its step, or the first of a drift.
+        steps: the step, or the first and last.
+        group: the param group's tag, or "all", or the first of several and how many more: the rates are the first's.
+        old: what was before, in words.
+        new: what is since.
+        cause: in words.
+        weight: how much it matters, >= 0.
+    """
+
+    start: int
+    steps: str
+    group: str
+    old: str
+    new: str
+    cause: str
+    weight: float
+
+
+def changes(story: Story, most: int | None = MOST) -> tuple[list[Change], int]:
+    """The changes of the rates, by their steps.
+
+    Args:
+        story: of the run.
+        most: so many, those that matter most; None: all.
+
+    Returns:
+        The rows, and how many more there are.
+    """
+    # the first changes of a drift are in its own row
+    drifts: Drifts = {}
+    for record in story.valid:
+        if record["kind"] == "drift":
+            span = record["start"], record.get("end", record["step"])
+            drifts.setdefault((record["tag"], record["source"]), []).append(span)
+    rows = [row for record in story.valid if (row := _row(record, drifts)) is not None]
+    rows = _together(sorted(rows, key=lambda row: row.start), len(story.groups))
+    if most is None or len(rows) <= most:
+        return rows, 0
+    best = sorted(range(len(rows)), key=lambda i: (-rows[i].weight, i))[:most]
+    return [rows[i] for i in sorted(best)], len(rows) - most
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Incidents of one kind.
+
+    Args:
+        callback: whose.
+        what: what it did.
+        count: how often.
+        first, last: the steps.
+        cause: of the last one that says one.
+    """
+
+    callback: str
+    what: str
+    count: int
+    first: int
+    last: int
+    cause: str
+
+
+def incidents(story: Story) -> list[Kind]:
+    """The incidents by kind, the gravest first."""
+    kinds: dict[tuple[str, str], list[Record]] = {}
+    for record in story.valid:
+        if record["kind"] == "incident":
+            kinds.setdefault((str(record.get("callback", "")), str(record.get("what", ""))), []).append(record)
+    found = []
+    for (callback, what), own in kinds.items():
+        count = sum(int(record.get("count") or 1) for record in own)
+        cause = next((str(record["cause"]) for record in reversed(own) if record.get("cause")), "")
+        found.append(Kind(callback, what, count, own[0]["step"], own[-1]["step"], cause))
+    return sorted(found, key=lambda kind: GRAVE.index(kind.what) if kind.what in GRAVE else len(GRAVE))
+
+
+def plain(text: str, longest: int = 60) -> str:
+    """A name as it can be printed: no control characters, and cut in the middle where it is long.
+
+    Example:
+        >>> plain("a" * 100, 11), plain("red \\x1b[31m")
+        ('aaaaa…aaaaa', 'red \\\\x1b[31m')
+    """
+    return middle("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), longest)
+
+
+def _together(rows: list[Change], groups: int) -> list[Change]:
+    """What happened to several groups at once and for the same cause is one row, with the first one's rates."""
+    alike: dict[tuple[str, str], list[Change]] = {}
+    for row in rows:
+        alike.setdefault((row.steps, row.cause), []).append(row)
+    found = []
+    for own in alike.values():
+        names = {row.group for row in own}
+        more = "all" if len(names) == groups else f"{own[0].group} +{len(names) - 1}"
+        found.append(replace(own[0], group=more) if len(names) > 1 else own[0])
+        # of one group several are rare, and told apart
+        found += own[1:] if len(names) == 1 else []
+    return found
+
+
+def _row(record: Record, drifts: Drifts) -> Change | None:
+    kind, step = record["kind"], record["step"]
+    if kind == "first":
+        shares = [f"x {number(part['new']):.4g} {part['source']}" for part in _parts(record)]
+        reasons = [short(str(part["reason"]), LONG) for part in _parts(record) if part.get("reason")]
+        cause = f"first update{''.join(f' {share}' for share in shares)}{': ' if reasons else ''}{'; '.join(reasons)}"
+        return Change(step, f"{step:,}", record["tag"], "", f"{number(record['new']):.4g}", cause, math.inf)
+    if kind == "drift":
+        first, last = number(record["first"]), number(record["last"])
+        planned = record["source"] == "scheduler"
+        sign = "" if planned else "x "
+        cause = f"{record['source']}, {record['changes']:,} changes" + (" of its rate" if planned else " of its factor")
+        steps = f"{record['start']:,} to {record.get('end', step):,}"
+        weight = 2 * _size(first, last) * (SCHEDULED if planned else 1)
+        return Change(record["start"], steps, record["tag"], f"{sign}{first:.4g}", f"{sign}{last:.4g}", cause, weight)
+    if kind != "change":
+        return None
+    old, new = number(record["old"]), number(record["new"])
+    causes = {str(part["source"]) for part in _parts(record)}
+    if causes and all(_within(step, drifts.get((record["tag"], source), [])) for source in causes):
+        return None
+    own = [_size(number(p["old"]), number(p["new"])) for p in _parts(record) if p["source"] != "scheduler"]
+    weight = max(own, default=SCHEDULED * _size(old, new)) + (0.1 if own else 0.0)
+    return Change(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record), weight)
+
+
+def _cause(record: Record) -> str:
+    parts = _parts(record)
+    # what the schedule did in passing is not why
+    loud = [part for part in parts if part["source"] != "scheduler"] or parts
+    if not loud:
+        return str(record.get("cause", ""))
+    words = []
+    for part in loud:
+        sign = "" if part["source"] == "scheduler" else "x "
+        share = f"{part['source']} {sign}{number(part['old']):.4g} -> {sign}{number(part['new']):.4g}"
+        words.append(f"{share}: {short(str(part['reason']), LONG)}" if part.get("reason") else share)
+    if record.get("running"):
+        words.append("and goes on like this")
+    return "; ".join(words)
+
+
+def _within(step: int, spans: list[tuple[int, int]]) -> bool:
+    """Is the step in one of the spans, which follow each other?"""
+    at = bisect.bisect(spans, step, key=lambda span: span[0]) - 1
+    return at >= 0 and step <= spans[at][1]
+
+
+def _parts(record: Record) -> list[Record]:
+    return [part for part in record.get("parts", ()) if isinstance(part, dict) and "source" in part]
+
+
+def _size(old: float, new: float) -> float:
+    """How far a rate went, as a logarithm; what is 0 or not finite is far."""
+    if old == new:
+        return 0.0
+    if not (math.isfinite(old) and math.isfinite(new)) or min(old, new) <= 0:
+        return 3.0
+    return abs(math.log10(new / old))

@@ -1,0 +1,108 @@
+"""Marks: what the timeline shows of the records; many alike are one mark with a count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+SCHEDULER = "scheduler"
+
+SHOWN = {"change", "drift", "incident", "finding", "note", "first"}
+"""Kinds that have a mark. `run` and `end` are what the sentence on top says."""
+
+MOST = 2000
+"""Marks in one answer: a browser still draws so many at once."""
+
+
+class Key(NamedTuple):
+    """What is alike: a filter shows or hides all of one kind and cause."""
+
+    kind: str
+    cause: str
+    what: str
+    tag: str
+
+
+def key(record: dict[str, Any]) -> Key:
+    """What a record is alike to.
+
+    Example:
+        >>> key({"kind": "change", "tag": "lr-SGD", "parts": [{"source": "scheduler"}, {"source": "Warmup"}]}).cause
+        'Warmup'
+        >>> key({"kind": "incident", "callback": "DivergenceGuard", "what": "dropped"})
+        Key(kind='incident', cause='DivergenceGuard', what='dropped', tag='')
+    """
+    kind = record["kind"]
+    if kind == "change":
+        sources = [part["source"] for part in record.get("parts", [])]
+        # a factor says more than the schedule that runs on under it
+        own = next((source for source in sources if source != SCHEDULER), None)
+        return Key("change", own or next(iter(sources), SCHEDULER), "", record.get("tag", ""))
+    if kind == "drift":
+        # a drift is a change too, one that took its time
+        return Key("change", record.get("source", ""), "", record.get("tag", ""))
+    if kind == "incident":
+        return Key(kind, record.get("callback", ""), record.get("what", ""), "")
+    if kind == "first":
+        return Key(kind, "", "", record.get("tag", ""))
+    return Key(kind, record.get("callback") or record.get("source") or "", "", "")
+
+
+def start(record: dict[str, Any]) -> int:
+    """The step at which what it tells began."""
+    return int(record.get("start", record["step"]))
+
+
+def marks(records: Iterable[dict[str, Any]], bins: int) -> list[dict[str, Any]]:
+    """Marks by step.
+
+    Args:
+        records: in the order of their steps.
+        bins: parts of the range of steps; those alike within one part are one mark.
+    """
+    shown = [record for record in records if record["kind"] in SHOWN and not record.get("superseded")]
+    if not shown:
+        return []
+    low, high = shown[0]["step"], shown[-1]["step"]
+    width = max(1, -(-(high - low + 1) // bins))
+    while True:
+        # bins at multiples of the width, so that marks stay where they are as a run goes on
+        found: dict[tuple[Key, int], dict[str, Any]] = {}
+        for record in shown:
+            alike = key(record)
+            _add(found, (alike, record["step"] // width), alike, record)
+        if len(found) <= MOST:
+            return list(found.values())
+        width *= 2
+
+
+def _add(found: dict[Any, dict[str, Any]], place: Any, alike: Key, record: dict[str, Any]) -> None:
+    mark = found.get(place)
+    if mark is None:
+        found[place] = {
+            **alike._asdict(),
+            "step": start(record),
+            "step_end": record["step"],
+            "count": 1,
+            "words": record.get("words", ""),
+            "last_words": "",
+            "drift": record["kind"] == "drift",
+            "old": record.get("old", record.get("first")),
+            "new": record.get("new", record.get("last")),
+            "loss": record.get("loss"),
+        }
+        return
+    mark["count"] += 1
+    mark["step"] = min(mark["step"], start(record))
+    mark["step_end"] = record["step"]
+    mark["last_words"] = record.get("words", "")
+    mark["new"] = record.get("new", record.get("last"))
+    mark["loss"] = _larger(mark["loss"], record.get("loss"))
+
+
+def _larger(one: Any, other: Any) -> Any:
+    """Of two losses, the one that should be seen: what isn't finite is a text here, and comes first."""
+    for value in (one, other):
+        if isinstance(value, str):
+            return value
+    return other if one is None else one if other is None else max(one, other)

@@ -1,0 +1,83 @@
+// Now: one sentence for each run, which is the switch for the runs too.
+
+import { make } from "./text.js";
+import { MOST_RUNS, themeColours } from "./palette.js";
+
+// by state: a sign of its own shape, and a word
+const STATES = {
+  healthy: ["●", "healthy"],
+  watch: ["▲", "watch"],
+  trouble: ["■", "trouble"],
+  failed: ["✖", "failed"],
+  ended: ["○", "ended"],
+  unfinished: ["◌", "unfinished"],
+  none: ["–", "no data"],
+  reading: ["…", "reading"],
+};
+const MOST_UNFILTERED = 8;
+
+export function runColour(state, name) {
+  const colours = themeColours(state.theme).lines;
+  const index = [...state.chosen].indexOf(name);
+  return colours[Math.max(index, 0) % colours.length];
+}
+
+export function runList(place, { state, change }) {
+  const filter = make("input", { type: "search", placeholder: "Find a run", "aria-label": "Find a run", oninput: draw });
+  const few = make("p", { class: "hint" });
+  const list = make("ul", { class: "runs", "aria-label": "Runs: choose those to be shown" });
+  const rows = new Map();
+  place.append(filter, list, few);
+
+  function rowOf(name) {
+    if (!rows.has(name)) {
+      const box = make("input", { type: "checkbox", onchange: () => choose(name, box.checked) });
+      const parts = {
+        box,
+        swatch: make("span", { class: "swatch", "aria-hidden": "true" }),
+        name: make("span", { class: "name", text: name, title: name }),
+        state: make("span", { class: "state" }),
+        sentence: make("span", { class: "sentence" }),
+        remarks: make("span", { class: "remarks" }),
+      };
+      const label = make("label", {}, [box, parts.swatch, parts.name, parts.state]);
+      const only = make("button", { type: "button", class: "only", text: "only", "aria-label": `show only ${name}`, onclick: () => choose(name, true, true) });
+      rows.set(name, { ...parts, only, item: make("li", {}, [label, parts.sentence, only, parts.remarks]) });
+    }
+    return rows.get(name);
+  }
+
+  function choose(name, on, alone = false) {
+    const chosen = new Set(alone ? [] : state.chosen);
+    if (on) chosen.add(name);
+    else chosen.delete(name);
+    change({ chosen });
+  }
+
+  function draw() {
+    const wanted = filter.value.toLowerCase();
+    filter.hidden = state.runs.length <= MOST_UNFILTERED;
+    const shown = state.runs.filter((run) => run.name.toLowerCase().includes(wanted));
+    const items = shown.map((run) => {
+      const row = rowOf(run.name);
+      const now = run.reading ? "reading" : run.now?.state ?? "none";
+      const [sign, word] = STATES[now] ?? STATES.none;
+      const on = state.chosen.has(run.name);
+      row.box.checked = on;
+      row.box.disabled = !run.has_data || (!on && state.chosen.size >= MOST_RUNS);
+      row.swatch.style.background = on ? runColour(state, run.name) : "transparent";
+      row.state.textContent = `${sign} ${word}`;
+      row.state.dataset.state = now;
+      row.sentence.textContent = run.reading ? "being read" : run.error ?? run.now?.sentence ?? "";
+      row.only.hidden = state.runs.length < 2 || !run.has_data;
+      row.remarks.textContent = (run.remarks ?? []).join("; ");
+      return row.item;
+    });
+    // rows that are there already stay, for the keyboard's place is in one
+    if (items.length !== list.children.length || items.some((item, i) => list.children[i] !== item)) list.replaceChildren(...items);
+    few.hidden = state.chosen.size < MOST_RUNS;
+    few.textContent = `At most ${MOST_RUNS} runs are shown at once: take one away to choose another.`;
+  }
+
+  return { draw };
+}
