@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_lr.drift import Drift
+from lightning_lr.series import Series
 
 EVENTS = "lr-events"
 FACTOR = "lr-factor/"
@@ -40,6 +41,8 @@ class Curves:
         self._tails: dict[str, int] = {}
         self._tailed: dict[str, int] = {}
         self._furthest = 0
+        self.series: dict[str, Series] = {}
+        """All points, in bounded memory, on every rank."""
 
     @property
     def writes(self) -> bool:
@@ -74,6 +77,7 @@ class Curves:
                     self._drifts[tag] = Drift.begin(before, value, at=step, step=step)
         self._new[tag] = value
         self._shown[tag] = (step, value)
+        self.series.setdefault(tag, Series()).add(step, value)
 
     def rest(self, step: int, *, dense: bool) -> None:
         """At the end of a step: with `dense` every lasting scalar gets a point."""

@@ -202,6 +202,11 @@ def show_metrics(trainer: Any, values: dict[str, Tensor]) -> None:
     trainer._logger_connector._callback_metrics.update(values)
 
 
+def callback_metrics(trainer: Any) -> dict[str, Any]:
+    """`trainer.callback_metrics` as they were computed last."""
+    return trainer._logger_connector._callback_metrics
+
+
 def results(trainer: Any) -> dict[str, Any] | None:
     """What the running loop's `self.log` has gathered, by key; None between loops."""
     return trainer._results

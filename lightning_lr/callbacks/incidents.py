@@ -123,7 +123,8 @@ class Incidents:
         if verdict.kind == "accept" and verdict.scale < 1.0:
             words, more = f"limited this update's gradient{of}", f"limited{of}"
             bound = verdict.scale * signals.grad_norm
-            numbers, scalars[f"{INCIDENT}threshold"] = f"{numbers}, limit {bound:.4g}", bound
+            # its cause has the norm
+            numbers, scalars[f"{INCIDENT}threshold"] = f"loss {signals.loss:.4g}, limit {bound:.4g}", bound
             record |= {"what": "limited", "threshold": bound}
         elif verdict.kind == "drop":
             words, more = f"dropped this update{of}", f"dropped{of}"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.callbacks.losses import Losses
 from lightning_lr.callbacks.ratios import Ratios
 from lightning_lr.change import RateChange
 from lightning_lr.internals import logs_now, show_metrics
 from lightning_lr.pages import write_layout
+from lightning_lr.picture import draw, sentence_and_table
+
+if TYPE_CHECKING:
+    from lightning_lr.remembered import Remembered
+
+LINES = 8
+"""The latest of the story, in a notebook."""
 
 
 class LRMonitor(LRCallback):
@@ -21,7 +29,7 @@ class LRMonitor(LRCallback):
     scheduler's or a param group's own `name`. Rates are written when they change, at the very update, and not at every
     `log_every_n_steps`; the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each
     callback, and the text `lr-events`: step, optimizer and group, old rate -> new rate, cause. Without a logger the
-    same record is in `rates`, `changes` and `story`.
+    same record is in `rates`, `changes` and `story`, and `plot()` draws it.
 
     Args:
         logging_interval: Lightning's argument, `step`, `epoch` or None: without effect, since rates are written when
@@ -83,6 +91,7 @@ class LRMonitor(LRCallback):
         self.logging_interval = logging_interval
         self.update_ratio = update_ratio
         self._ratios: Ratios | None = None
+        self._losses = Losses()
         self.momentum, self.weight_decay = momentum or log_momentum, weight_decay or log_weight_decay
         self.prog_bar, self.layout = prog_bar, layout
 
@@ -100,6 +109,45 @@ class LRMonitor(LRCallback):
     def story(self) -> list[str]:
         """The last `fit`'s lines of `lr-events`, oldest first (the latest thousand), on every rank."""
         return [] if self._run is None else list(self._run.journal.story)
+
+    def plot(self) -> Any:
+        """The last `fit` as a picture, from memory: with or without a logger, while it runs, and after it failed.
+
+        Effective rates by param group (a logarithmic axis; what changes in steps is drawn in steps), the factors of the
+        callbacks, and the losses that were logged, or else what `training_step` returned, at the trainer's logging
+        steps. Changes, incidents and sweeps are marked. Spikes of a loss don't flatten it: they are marked at the edge.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            RuntimeError: before any update was made.
+        """
+        story = self._remembered()
+        if story is None or not story.has_data:
+            raise RuntimeError(
+                f"{self.name} has nothing to show yet: no update was made in a trainer.fit with it among the callbacks"
+            )
+        return draw(story, story.sentence)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how the run does, the rates, and what happened last."""
+        story = self._remembered()
+        if story is None or not story.has_data:
+            return sentence_and_table(f"{self!r}: no update was made yet.", {}, ())
+        return sentence_and_table(story.sentence, self.rates, list(self.story)[-LINES:])
+
+    def _remembered(self) -> Remembered | None:
+        if self._run is None:
+            return None
+        # TensorBoard's classes take a while to import
+        from lightning_lr.remembered import Remembered
+
+        factors = [peer.name for peer in self._run.peers if peer.has_factor]
+        return Remembered(self._run.journal, list(self.rates), factors, self._losses.series)
+
+    def reset(self) -> None:
+        self._losses = Losses()
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.loggers:
@@ -144,10 +192,24 @@ class LRMonitor(LRCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if logs_now(trainer):
+            if not any(peer.trying for peer in self.run.peers):
+                self._losses.after_batch(trainer, self.journal.step, outputs)
             show_metrics(trainer, {tag: torch.tensor(rate) for tag, rate in self.rates.items()})
         if self.prog_bar:
             for tag, rate in self.rates.items():
                 pl_module.log(tag, rate, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._losses.after_epoch(trainer, self.journal.step)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._losses.after_epoch(trainer, self.journal.step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._losses.after_epoch(trainer, self.journal.step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._ratios = None
