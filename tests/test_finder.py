@@ -304,7 +304,7 @@ def two_groups(module: Any) -> torch.optim.Optimizer:
 
 
 def test_param_groups_keep_their_ratio_in_the_sweep_and_after_it(tmp_path: Path) -> None:
-    finder, model = llr.LRFinder(), Model(two_groups, 8)
+    finder, model = llr.LRFinder(steps=60), Model(two_groups, 8)
     run = fit(finder, model, tmp_path, max_epochs=10)
     assert all(row[0] == pytest.approx(row[1] / 10) for row in model.trace)
     count = taken(run, finder)
@@ -321,7 +321,7 @@ def test_with_apply_false_the_rate_stays(tmp_path: Path) -> None:
 
 
 def test_a_refusal_goes_on_with_the_users_rate_and_says_which_bound_to_move(tmp_path: Path) -> None:
-    finder, model = llr.LRFinder(min_lr=1e-8, max_lr=1e-6), Model(momentum, 8)
+    finder, model = llr.LRFinder(min_lr=1e-8, max_lr=1e-6, steps=60), Model(momentum, 8)
     run = fit(finder, model, tmp_path, max_epochs=10)
     assert finder.result.suggestion is None
     assert "raise max_lr" in finder.result.refusal
@@ -330,7 +330,7 @@ def test_a_refusal_goes_on_with_the_users_rate_and_says_which_bound_to_move(tmp_
 
 @pytest.mark.parametrize("rule", ["steepest", "minimum", "valley", "slide"])
 def test_the_known_rules_run_too(rule: str, tmp_path: Path) -> None:
-    finder = llr.LRFinder(suggest=rule, min_lr=1e-5)
+    finder = llr.LRFinder(suggest=rule, min_lr=1e-5, steps=60)
     fit(finder, Model(adamw, 16), tmp_path, Loader(16))
     assert finder.result.words
     assert not finder.result.trials
@@ -394,7 +394,7 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 def test_an_iterable_data_set_without_length_works(tmp_path: Path) -> None:
-    finder = llr.LRFinder()
+    finder = llr.LRFinder(steps=60)
     loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
     fit(finder, Model(momentum, 8), tmp_path, loader, max_epochs=-1, max_steps=80, limit_val_batches=0)
     assert finder.result.suggestion is not None
@@ -454,7 +454,7 @@ def test_of_two_optimizers_one_must_be_named(tmp_path: Path) -> None:
 
 
 def test_of_two_optimizers_the_named_one_is_swept_and_the_other_keeps_its_rate(tmp_path: Path) -> None:
-    finder = llr.LRFinder(optimizer=1)
+    finder = llr.LRFinder(optimizer=1, steps=60)
     model = Manual(two_optimizers, 1)
     witness = Witness(finder)
     fit(finder, model, tmp_path, others=[witness], max_epochs=11)
@@ -467,7 +467,7 @@ def test_of_two_optimizers_the_named_one_is_swept_and_the_other_keeps_its_rate(t
 
 
 def test_bf16_mixed_works(tmp_path: Path) -> None:
-    finder = llr.LRFinder()
+    finder = llr.LRFinder(steps=60)
     fit(finder, Model(momentum, 16), tmp_path, Loader(16), precision="bf16-mixed")
     assert finder.result.suggestion is not None
 
@@ -566,7 +566,7 @@ def test_the_curve_is_shown_as_figure_scalars_text_and_one_line(tmp_path: Path, 
     assert set(np.float32(finder.result.rates)) <= set(np.float32(rates))
     assert "lr-finder/loss" in events.Tags()["scalars"]
     texts = b" ".join(e.tensor_proto.string_val[0] for e in events.Tensors("lr-events/text_summary")).decode()
-    assert "LRFinder (asked for at=0): rate" in texts
+    assert "LRFinder (at the start): rate" in texts
     # of the run's own batches those that ran at the healthy weights are points of the training curve
     healthy = finder.result.look + 1
     assert len(events.Scalars("train_loss")) == 64 - len(finder.result.losses) + healthy
@@ -633,7 +633,7 @@ def test_an_optimizer_whose_rates_are_all_zero_is_refused(tmp_path: Path) -> Non
 
 
 def fit_on_a_rank(root: str) -> tuple[Any, Any, Any]:
-    finder, model = llr.LRFinder(), Stateful(momentum)
+    finder, model = llr.LRFinder(steps=60), Stateful(momentum)
     run = trainer(root, callbacks=[finder], max_epochs=10, devices=2, strategy="ddp")
     run.fit(model, Loader(8, offset=64 * run.global_rank))
     return finder.findings, [w.tolist() for w in model.weights()], model.trace
@@ -659,7 +659,7 @@ def fit_sharded(root: str) -> tuple[Any, bool, Any]:
 
     begun: list[Tensor] = []
     ended: list[bool] = []
-    finder, model = llr.LRFinder(), Sharded(adamw)
+    finder, model = llr.LRFinder(steps=60), Sharded(adamw)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     run = trainer(root, max_epochs=10, callbacks=[finder, Look()], devices=2, strategy=strategy)
     run.fit(model, Loader(8, 16, offset=16 * run.global_rank))
