@@ -614,14 +614,37 @@ def test_a_refusal_is_the_pictures_title(tmp_path: Path) -> None:
     [
         ({"at": -1}, "at must be whole numbers .* got -1"),
         ({"epochs": [1, 2.5]}, r"epochs must be whole numbers >= 0, got \[1, 2.5\]"),
-        ({"optimizer": -1}, "optimizer must be an index >= 0"),
+        ({"at": []}, r"at must have at least one number, got \[\]: for none write at=None"),
+        ({"epochs": ()}, r"epochs must have at least one number, got \(\): for none write epochs=None"),
+        ({"optimizer": -1}, "optimizer must be a whole number >= 0, got -1: it is an index, or None"),
         ({"steps": 5}, "steps must be a whole number >= 20, got 5"),
+        ({"steps": None}, "steps must be a whole number >= 20, got None: fewer show nothing, 'auto' goes by the run's"),
+        ({"min_lr": True}, r"min_lr must be in \(0, inf\), got True"),
+        ({"max_lr": float("inf")}, r"max_lr must be in \(0, inf\), got inf"),
+        ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr must be below max_lr, got 1.0 and 0.1"),
+        ({"progress_bar": 3}, "progress_bar must be True or False, got 3"),
         ({"suggest": "best"}, "suggest must be one of 'bracket', 'steepest'"),
+        ({"suggest": []}, "suggest must be one of 'bracket', 'steepest'"),
     ],
 )
 def test_a_wrong_argument_is_answered_with_bound_and_value(arguments: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         llr.LRFinder(**arguments)
+
+
+def test_whole_numbers_and_rates_may_be_numpys() -> None:
+    finder = llr.LRFinder(at=np.int64(3), steps=np.int64(30), min_lr=np.float32(1e-5), optimizer=np.int64(0))
+    assert (finder.agenda.updates, finder.policy.steps, finder.optimizer) == ((3,), 30, 0)
+    assert finder.policy.min_lr == pytest.approx(1e-5)
+
+
+def test_a_finder_that_nobody_has_told_when_says_so(tmp_path: Path) -> None:
+    finder = llr.LRFinder(at=None)
+    fit(finder, Model(momentum, 8), tmp_path, max_epochs=1)
+    assert finder.run.journal.story[0] == (
+        "step 0: LRFinder: no sweep of its own, with neither at= nor epochs=: only when it is asked, by "
+        "finder.request(...) or a DivergenceGuard. To find the rate at the start, write LRFinder(at=0)"
+    )
 
 
 def test_an_optimizer_whose_rates_are_all_zero_is_refused(tmp_path: Path) -> None:

@@ -9,20 +9,21 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_lr.arguments import whole_number
 from lightning_lr.callbacks.aside import references
 from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.held import Held
 from lightning_lr.callbacks.length import accumulation, updates_in_run
 from lightning_lr.callbacks.plan import AUTO, comes_back_at, horizon_of, steps_for
-from lightning_lr.callbacks.room import AUTO_REST, LEAST_REST, SHORTEST, fits, needed, no_room, outlook, shortened
+from lightning_lr.callbacks.room import AUTO_REST, LEAST_REST, fits, needed, no_room, outlook, shortened
 from lightning_lr.callbacks.space import REMEDY, space
 from lightning_lr.callbacks.sweep import CURVE, Sweep
 from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
 from lightning_lr.memory import parted
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
-from lightning_lr.policies.sweep import BRACKET, SECOND_STEPS, SweepPolicy
+from lightning_lr.policies.sweep import BRACKET, LEAST_STEPS, SECOND_STEPS, SweepPolicy
 from lightning_lr.shards import reshard
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
@@ -77,8 +78,8 @@ class LRFinder(LRCallback):
     `lr-finder/loss`, and the curve as a figure in TensorBoard.
 
     Args:
-        at: the real updates before which it sweeps, from 0; None: only at `epochs`; `"auto"`: at the start, with a
-            second opinion later. An update inside of a window of accumulation waits for its end.
+        at: the real updates before which it sweeps, from 0; None: only at `epochs`, or when asked; `"auto"`: at the
+            start, with a second opinion later. An update inside of a window of accumulation waits for its end.
         epochs: epochs, from 0, at whose start it sweeps too. Beside a `DivergenceGuard` it also sweeps when that asks
             it to, after three rewinds without lasting progress.
         min_lr: the lowest rate tried, absolute, > 0.
@@ -127,7 +128,9 @@ class LRFinder(LRCallback):
         for name, value in {"at": at, "steps": steps}.items():
             if isinstance(value, str) and value != AUTO:
                 raise ValueError(f"{name} must be a number or {AUTO!r}, got {value!r}")
-        for name, value in {"replay": replay, "apply": apply}.items():
+        if steps != AUTO:
+            steps = whole_number("steps", steps, LEAST_STEPS, f"fewer show nothing, {AUTO!r} goes by the run's length")
+        for name, value in {"replay": replay, "apply": apply, "progress_bar": progress_bar}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
         self.replay = replay and suggest == BRACKET
@@ -138,8 +141,8 @@ class LRFinder(LRCallback):
         self._least_rest = AUTO_REST if isinstance(steps, str) else LEAST_REST
         self.comes_back = isinstance(at, str) and suggest == BRACKET
         """Whether it looks at what it found again, later in the run."""
-        if optimizer is not None and (isinstance(optimizer, bool) or not isinstance(optimizer, int) or optimizer < 0):
-            raise ValueError(f"optimizer must be an index >= 0, or None where there is one only, got {optimizer!r}")
+        if optimizer is not None:
+            optimizer = whole_number("optimizer", optimizer, 0, "it is an index, or None where there is one only")
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
         self.findings: list[Finding] = []
         self._sweep: Sweep | None = None
@@ -369,7 +372,12 @@ class LRFinder(LRCallback):
         if trainer.fast_dev_run:
             self._say("no sweep in a fast_dev_run")
             return
-        made, shorter = self.ledger.updates(self._index), self.written(steps=SHORTEST)
+        if not self.agenda.words:
+            self._say(
+                f"no sweep of its own, with neither at= nor epochs=: only when it is asked, by finder.request(...) or "
+                f"a DivergenceGuard. To find the rate at the start, write {self.written(at=0)}"
+            )
+        made, shorter = self.ledger.updates(self._index), self.written(steps=LEAST_STEPS)
         length: dict[str, Any] = {"made": made, "steps": self.policy.steps, "least_rest": self._least_rest}
         seen = outlook(trainer, self.agenda, self._places, **length, replay=self.replay, shorter=shorter)
         self._roomless = seen.roomless

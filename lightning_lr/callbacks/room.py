@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 from lightning_lr.callbacks.length import accumulation, updates_in_run, updates_per_epoch
 from lightning_lr.callbacks.sweep import BETWEEN_PAUSES
 from lightning_lr.policies.agenda import Agenda, AgendaState, epoch_place, listed, update_place
-
-SHORTEST = 20
-"""The least `steps` that a `SweepPolicy` takes."""
+from lightning_lr.policies.sweep import LEAST_STEPS
 
 LEAST_REST = 0.1
 """A sweep leaves the run at least this share of its own length: what is a rate good for that makes no update?"""
@@ -64,7 +62,7 @@ def shortened(trainer: Any, steps: int, run: float | None, *, replay: bool) -> i
     """The most updates of a sweep whose length nobody chose, in a run of so many."""
     if run is None or fits(needed(trainer, steps, replay=replay), run, AUTO_REST):
         return steps
-    return SHORTEST
+    return LEAST_STEPS
 
 
 class Place(NamedTuple):
@@ -162,7 +160,7 @@ def outlook(
         made: the updates made so far.
         steps: the policy's most updates.
         replay: whether it plays batches again.
-        shorter: how the user writes a finder with `SHORTEST` steps.
+        shorter: how the user writes a finder with `LEAST_STEPS` steps.
         least_rest: see `fits`.
     """
     run = updates_in_run(trainer, None)
@@ -177,7 +175,7 @@ def outlook(
     if short:
         left = short[0].left
         refusals.append(f"no sweep {listed(place.words for place in short)}: {no_room(needs, left, least_rest)}")
-        if (steps > SHORTEST or least_rest > LEAST_REST) and fits(needed(trainer, SHORTEST, replay=replay), left):
+        if (steps > LEAST_STEPS or least_rest > LEAST_REST) and fits(needed(trainer, LEAST_STEPS, replay=replay), left):
             refusals[0] += f", or write {shorter}"
     late = [place for place in ahead if place.left <= 0]
     if late:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from lightning_lr.saved import fields
@@ -117,10 +118,12 @@ def places(name: str, given: int | Sequence[int] | None) -> tuple[int, ...]:
     """One place or several as a tuple.
 
     Raises:
-        ValueError: for what is no whole number >= 0.
+        ValueError: for none at all that is not None, and for what is no whole number >= 0.
     """
     found = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
+    if given is not None and not found:
+        raise ValueError(f"{name} must have at least one number, got {given!r}: for none write {name}=None")
     for place in found:
-        if isinstance(place, bool) or not isinstance(place, int) or place < 0:
+        if isinstance(place, bool) or not isinstance(place, Integral) or place < 0:
             raise ValueError(f"{name} must be whole numbers >= 0, got {given!r}: they count from the run's start")
-    return found
+    return tuple(int(place) for place in found)
