@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
-from lightning_lr.arguments import real_number, whole_number
+from lightning_lr.arguments import whole_number
 from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
 from lightning_lr.policies.trials import STEP, Horizon, Trial, Trials, second_opinion
 from lightning_lr.saved import fields
@@ -198,11 +199,12 @@ class SweepPolicy:
     suggest: str = BRACKET
 
     def __post_init__(self) -> None:
-        for name in ("min_lr", "max_lr"):
-            rate = real_number(name, getattr(self, name), "(0, inf)", "it is an absolute rate")
-            object.__setattr__(self, name, rate)
-        if not self.min_lr < self.max_lr:
-            raise ValueError(f"min_lr must be below max_lr, got {self.min_lr!r} and {self.max_lr!r}")
+        low, high = self.min_lr, self.max_lr
+        numbers = all(isinstance(rate, Real) and not isinstance(rate, bool) for rate in (low, high))
+        if not numbers or not 0.0 < low < high < math.inf:
+            raise ValueError(f"min_lr and max_lr must be finite with 0 < min_lr < max_lr, got {low!r} and {high!r}")
+        for name, rate in {"min_lr": low, "max_lr": high}.items():
+            object.__setattr__(self, name, float(rate))
         object.__setattr__(self, "steps", whole_number("steps", self.steps, LEAST_STEPS, "fewer updates show nothing"))
         rules = (BRACKET, *RULES)
         if self.suggest not in rules:
