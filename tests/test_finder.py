@@ -585,6 +585,31 @@ def test_the_picture_marks_the_suggestion_and_names_the_rule(tmp_path: Path) -> 
     assert "before, on the same batches" in texts
 
 
+@pytest.mark.parametrize("replay", [True, False])
+def test_the_pictures_ramp_has_the_noise_between_batches_only_where_they_were_others(
+    replay: bool, tmp_path: Path
+) -> None:
+    finder = llr.LRFinder(steps=60, replay=replay)
+    fit(finder, Model(momentum, 8), tmp_path, max_epochs=12)
+    found = finder.result
+    drawn = next(line for line in finder.plot().axes[0].lines if line.get_label() == "ramp").get_ydata()
+    start, ramp = np.array(found.losses[: found.look]), np.array(found.losses[found.look : found.look + found.ramp])
+    same_batch = start[np.arange(len(ramp)) % len(start)]
+    assert drawn == pytest.approx(start.mean() + ramp - same_batch if replay else ramp)
+    # at the lowest rates nothing changes
+    assert (np.ptp(drawn[:4]) < 1e-3) == replay
+
+
+def test_a_finding_of_the_release_before_is_drawn_as_its_losses_were() -> None:
+    finding = llr.Finding((0.0, 0.1, 1.0), (2.0, 1.0, 0.5), (), 2, None, "", "", "bracket", 0, 3, look=1, paired=True)
+    saved = finding.to_dict()
+    assert llr.Finding.from_dict(saved) == finding
+    del saved["paired"]
+    old = llr.Finding.from_dict({**saved, "version": 2})
+    assert old.paired is None
+    assert list(old.plot().axes[0].lines[0].get_ydata()) == [1.0, 0.5]
+
+
 @pytest.mark.parametrize("rule", ["bracket", "steepest"])
 def test_the_picture_marks_what_blew_up_at_the_top_edge(rule: str) -> None:
     trials = ((0.03, 1.0), (0.1, 0.5), (0.3, None)) if rule == "bracket" else ()

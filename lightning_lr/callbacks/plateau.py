@@ -119,8 +119,8 @@ class PlateauDecay(LRCallback):
         count = len(self.ledger.optimizers)
         if self.optimizer is not None and self.optimizer >= count:
             raise ValueError(
-                f"{self.name}(optimizer={self.optimizer}) names none of the run's {count} optimizers: they count from 0, "
-                f"so write {self.written(optimizer=0)}"
+                f"{self.name}(optimizer={self.optimizer}) names none of the run's {count} optimizers: they count from "
+                f"0, so write {self.written(optimizer=0)}"
             )
         if self._mode_unknown:
             rank_zero_warn(missing.without_mode(self))
