@@ -67,6 +67,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "min_lr": 1e-6,
         "max_decays": 4,
         "test": "trend",
+        "optimizer": 1,
         "name": "Decay",
     },
     "DivergenceGuard": {
