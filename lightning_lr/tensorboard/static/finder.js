@@ -120,6 +120,7 @@ export function finderCharts(place, { state, source, Plotly }) {
     const runs = shownRuns();
     const sections = runs.map((run) => partOf(run.name).section);
     if (sections.length !== place.children.length || sections.some((section, i) => place.children[i] !== section)) place.replaceChildren(...sections);
+    if (!runs.length) return;
     const charts = await Plotly;
     for (const run of runs) {
       const part = partOf(run.name);

@@ -16,18 +16,34 @@ const STATES = {
 };
 const MOST_UNFILTERED = 8;
 
+// a run keeps its colour as long as it is chosen, whatever becomes of the others
 export function runColour(state, name) {
-  const colours = themeColours(state.theme).lines;
-  const index = [...state.chosen].indexOf(name);
-  return colours[Math.max(index, 0) % colours.length];
+  for (const known of state.slots.keys()) if (!state.chosen.has(known)) state.slots.delete(known);
+  if (!state.slots.has(name) && state.chosen.has(name)) {
+    const taken = new Set(state.slots.values());
+    state.slots.set(name, [...Array(MOST_RUNS).keys()].find((slot) => !taken.has(slot)) ?? 0);
+  }
+  return themeColours(state.theme).lines[state.slots.get(name) ?? 0];
+}
+
+function stateOf(run) {
+  return run.reading ? "reading" : run.now?.state ?? "none";
+}
+
+function counted(runs) {
+  const counts = new Map();
+  for (const run of runs) counts.set(stateOf(run), (counts.get(stateOf(run)) ?? 0) + 1);
+  const words = Object.keys(STATES).filter((name) => counts.has(name)).map((name) => `${counts.get(name)} ${STATES[name][1]}`);
+  return `${runs.length} runs: ${words.join(", ")}.`;
 }
 
 export function runList(place, { state, change }) {
-  const filter = make("input", { type: "search", placeholder: "Find a run", "aria-label": "Find a run", oninput: draw });
+  const filter = make("input", { type: "search", placeholder: "Find a run, or a state", "aria-label": "Find runs by their name or state", oninput: draw });
   const few = make("p", { class: "hint" });
   const list = make("ul", { class: "runs", "aria-label": "Runs: choose those to be shown" });
   const rows = new Map();
-  place.append(filter, list, few);
+  const count = make("p", { class: "hint" });
+  place.append(filter, count, list, few);
 
   function rowOf(name) {
     if (!rows.has(name)) {
@@ -57,10 +73,12 @@ export function runList(place, { state, change }) {
   function draw() {
     const wanted = filter.value.toLowerCase();
     filter.hidden = state.runs.length <= MOST_UNFILTERED;
-    const shown = state.runs.filter((run) => run.name.toLowerCase().includes(wanted));
+    count.hidden = filter.hidden;
+    count.textContent = counted(state.runs);
+    const shown = state.runs.filter((run) => run.name.toLowerCase().includes(wanted) || (STATES[stateOf(run)] ?? STATES.none)[1].startsWith(wanted));
     const items = shown.map((run) => {
       const row = rowOf(run.name);
-      const now = run.reading ? "reading" : run.now?.state ?? "none";
+      const now = stateOf(run);
       const [sign, word] = STATES[now] ?? STATES.none;
       const on = state.chosen.has(run.name);
       row.box.checked = on;

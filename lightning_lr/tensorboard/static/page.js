@@ -12,13 +12,14 @@ import { heatMaps } from "./heat.js";
 
 const POLL = 3000;
 const POINTS = 1500;
-const READING = 400;
+const READING = 200;
 const MARGIN = 0.5;
 
 export async function createPage(root, source, { charts, live = false, themeNow = () => "light", watchTheme = () => {}, seen = () => !document.hidden, watchSeen = () => {} }) {
   const state = {
     runs: [],
     chosen: new Set(),
+    slots: new Map(),
     hiddenTags: new Set(),
     hiddenCauses: new Set(),
     range: null,
