@@ -106,7 +106,7 @@ def main() -> None:
     trainer.fit(Classifier(args.rate, updates=args.epochs * len(train)), train, held_out)
 
     print("\nWhat happened to the rate:")
-    for line in autopilot[-1].run.journal.story:
+    for line in autopilot[-1].story:
         print(f"  {line}")
     print(f"\nheld-out accuracy {trainer.callback_metrics['val_acc']:.3f}")
     print(f"See it: tensorboard --logdir {tensorboard.log_dir} --samples_per_plugin text=1000")

@@ -34,6 +34,7 @@ class Finding:
         high: the highest.
         share: what share of the best rate is suggested; None where that isn't known.
         around: the present rate, where this is a second opinion on it; else None.
+        paired: whether the ramp went over the batches of the look again and again; None where that isn't known.
     """
 
     rates: tuple[float, ...]
@@ -52,6 +53,7 @@ class Finding:
     high: float | None = None
     share: float | None = None
     around: float | None = None
+    paired: bool | None = None
 
     @classmethod
     def of(cls, state: SweepState, suggestion: Suggestion, rule: str, update: int, step: int) -> Finding:
@@ -73,17 +75,18 @@ class Finding:
             state.ramp_start,
             *said,
             state.around,
+            state.paired,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain values, for a checkpoint."""
         lists = {"rates": list(self.rates), "losses": list(self.losses), "trials": [list(t) for t in self.trials]}
         own = [field.name for field in dataclass_fields(self) if field.name not in lists]
-        return {"version": 2, **lists, **{name: getattr(self, name) for name in own}}
+        return {"version": 3, **lists, **{name: getattr(self, name) for name in own}}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Finding:
-        """The finding that `to_dict` gave, in this release or the one before.
+        """The finding that `to_dict` gave, in this release or one of the two before.
 
         Raises:
             SavedStateError: for a version that this release doesn't know.
@@ -91,12 +94,17 @@ class Finding:
         if saved.get("version") == 1:
             # before, no finding had a certainty, and a sweep began with its ramp
             saved = {**saved, "version": 2, "look": 0, **dict.fromkeys(("sure", "low", "high", "share", "around"))}
-        own = fields(saved, 2, cls)
+        if saved.get("version") == 2:
+            saved = {**saved, "version": 3, "paired": None}
+        own = fields(saved, 3, cls)
         trials = tuple((rate, mean) for rate, mean in own["trials"])
         return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": trials})
 
     def plot(self) -> Any:
         """The ramp's curve, the trials, what blew up, and the suggestion beside the rate that it is a share of.
+
+        A ramp over the batches of the look is drawn without what these differ by: as the look's mean, and the change on
+        the same batch.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -107,7 +115,7 @@ class Finding:
         axes = figure.subplots()
         axes.set_xscale("log")
         ramp = slice(self.look, self.look + self.ramp)
-        points = list(zip(self.rates[ramp], self.losses[ramp], strict=True))
+        points = list(zip(self.rates[ramp], self._ramp_losses(), strict=True))
         shown = [(rate, loss) for rate, loss in points if math.isfinite(loss)]
         if shown:
             axes.plot([r for r, _ in shown], [x for _, x in shown], "o-", color="0.6", markersize=3, label="ramp")
@@ -116,8 +124,7 @@ class Finding:
         if ended:
             axes.plot([r for r, _ in ended], [x for _, x in ended], "s-", color="C0", label="trials: loss at the end")
         if self.look:
-            level = math.fsum(self.losses[: self.look]) / self.look
-            axes.axhline(level, color="0.4", linestyle="--", linewidth=1, label="before, on the same batches")
+            axes.axhline(self._level, color="0.4", linestyle="--", linewidth=1, label="before, on the same batches")
         if self.low is not None and self.high is not None and self.low < self.high:
             axes.axvspan(self.low, self.high, color="C0", alpha=0.12, label="can't be told from the best")
         heights = [loss for _, loss in shown[: (len(shown) + 1) // 2]] + [mean for _, mean in ended]
@@ -140,6 +147,18 @@ class Finding:
             axes.set_title(f"no suggestion: {self.refusal}", fontsize=8, wrap=True, pad=12)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         return figure
+
+    @property
+    def _level(self) -> float:
+        """The mean loss of the start's weights."""
+        return math.fsum(self.losses[: self.look]) / self.look
+
+    def _ramp_losses(self) -> list[float]:
+        """The ramp's losses, less what the loss of the start's weights on the same batch is above the look's mean."""
+        losses = self.losses[self.look : self.look + self.ramp]
+        if not self.look or not self.paired:
+            return list(losses)
+        return [self._level + (loss - self.losses[index % self.look]) for index, loss in enumerate(losses)]
 
     def _plot_suggestion(self, axes: Any, rate: float) -> None:
         words = f"suggestion {rate:.3g} ({self.rule})"

@@ -123,7 +123,7 @@ def test_with_autopilot_the_run_ends_the_same_whatever_rate_it_began_with(kind: 
 
 
 def test_the_guard_judges_no_update_of_a_sweep(tmp_path: Path) -> None:
-    guard, finder = DivergenceGuard(), llr.LRFinder(at=[0, 40])
+    guard, finder = DivergenceGuard(), llr.LRFinder(at=[0, 40], steps=60)
     model = Model(lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9), 16)
     fit = trainer(tmp_path, callbacks=[guard, finder], max_epochs=12)
     fit.fit(model, Loader(16, 16), held_out())

@@ -67,6 +67,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "min_lr": 1e-6,
         "max_decays": 4,
         "test": "trend",
+        "optimizer": 1,
         "name": "Decay",
     },
     "DivergenceGuard": {
@@ -281,7 +282,7 @@ def told_by_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 def test_the_example_trains_from_its_file_and_again_from_the_one_that_it_saved(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    short = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    short = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     once = told_by_example(monkeypatch, capsys, "fit", "--config", str(EXAMPLES / "cli.yaml"), *short)
     text = "\n".join(once)
     assert re.search(r"step \d+: LRFinder \(asked for at=0\): rate 0\.00", text)

@@ -330,6 +330,7 @@ BAD = [
     ({"fraction": 0.0}, "fraction must be in (0, 1], got 0.0"),
     ({"fraction": 1.5}, "fraction must be in (0, 1], got 1.5"),
     ({"steps": 5, "shape": "sqrt"}, "shape must be one of linear, 1-sqrt, cosine, got 'sqrt'"),
+    ({"steps": 5, "shape": []}, "shape must be one of linear, 1-sqrt, cosine, got []"),
     ({"steps": 5, "end_factor": 1.0}, "end_factor must be in [0, 1), got 1.0"),
     ({"steps": 5, "end_factor": -0.1}, "end_factor must be in [0, 1), got -0.1"),
     ({"steps": 5, "end_factor": math.nan}, "end_factor must be in [0, 1), got nan"),

@@ -204,6 +204,18 @@ def test_a_start_that_blows_up_goes_back_to_it_at_a_rate_that_is_lower_the_large
     assert verdict.factor == pytest.approx(max(0.5**2.5 / growth**1.25, 0.5**9))
 
 
+def test_a_run_that_learned_and_is_worse_than_untrained_goes_back_to_the_start_where_there_is_no_later_copy() -> None:
+    """LBFGS without a line search. Weights are measured only until something is learned: nobody knows their size."""
+    state, _ = judge(learning(40))
+    state, verdicts = trial(state, lambda: 106.0, lambda: 2.31)
+    assert (verdicts[-1].outcome, verdicts[-1].kind) == ("weights", "rewind")
+    assert verdicts[-1].factor < 1.0
+    # the batches at hand are worse at the start's weights, too
+    state, _ = judge(learning(40))
+    _, verdicts = trial(state, lambda: 106.0, lambda: 110.0)
+    assert verdicts[-1].outcome == "data"
+
+
 def test_a_layer_that_breaks_in_mid_run_is_not_the_rates_fault_though_nothing_was_learned() -> None:
     """The loss of a target network, say, that stays where it began."""
     numbers, state, look, verdict = random.Random(0), judge([])[0], None, None

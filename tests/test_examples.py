@@ -35,7 +35,7 @@ def test_digits_ends_at_one_accuracy_whatever_the_rate_and_tells_its_story(tmp_p
     accuracies = set()
     for rate in ("1e-6", "100"):
         said = output("digits.py", "--logs", str(tmp_path), "--epochs", "12", "--rate", rate)
-        assert re.search(r"step \d+: LRFinder \(asked for at=0\): rate 0\.00", said)
+        assert re.search(r"step \d+: LRFinder \(at the start\): rate 0\.00", said)
         assert re.search(r"AdamW: first update at \S+, LRFinder \S+", said)
         accuracy = re.search(r"held-out accuracy (\S+)", said)
         assert accuracy

@@ -304,7 +304,7 @@ def two_groups(module: Any) -> torch.optim.Optimizer:
 
 
 def test_param_groups_keep_their_ratio_in_the_sweep_and_after_it(tmp_path: Path) -> None:
-    finder, model = llr.LRFinder(), Model(two_groups, 8)
+    finder, model = llr.LRFinder(steps=60), Model(two_groups, 8)
     run = fit(finder, model, tmp_path, max_epochs=10)
     assert all(row[0] == pytest.approx(row[1] / 10) for row in model.trace)
     count = taken(run, finder)
@@ -321,7 +321,7 @@ def test_with_apply_false_the_rate_stays(tmp_path: Path) -> None:
 
 
 def test_a_refusal_goes_on_with_the_users_rate_and_says_which_bound_to_move(tmp_path: Path) -> None:
-    finder, model = llr.LRFinder(min_lr=1e-8, max_lr=1e-6), Model(momentum, 8)
+    finder, model = llr.LRFinder(min_lr=1e-8, max_lr=1e-6, steps=60), Model(momentum, 8)
     run = fit(finder, model, tmp_path, max_epochs=10)
     assert finder.result.suggestion is None
     assert "raise max_lr" in finder.result.refusal
@@ -330,7 +330,7 @@ def test_a_refusal_goes_on_with_the_users_rate_and_says_which_bound_to_move(tmp_
 
 @pytest.mark.parametrize("rule", ["steepest", "minimum", "valley", "slide"])
 def test_the_known_rules_run_too(rule: str, tmp_path: Path) -> None:
-    finder = llr.LRFinder(suggest=rule, min_lr=1e-5)
+    finder = llr.LRFinder(suggest=rule, min_lr=1e-5, steps=60)
     fit(finder, Model(adamw, 16), tmp_path, Loader(16))
     assert finder.result.words
     assert not finder.result.trials
@@ -394,7 +394,7 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 def test_an_iterable_data_set_without_length_works(tmp_path: Path) -> None:
-    finder = llr.LRFinder()
+    finder = llr.LRFinder(steps=60)
     loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
     fit(finder, Model(momentum, 8), tmp_path, loader, max_epochs=-1, max_steps=80, limit_val_batches=0)
     assert finder.result.suggestion is not None
@@ -454,7 +454,7 @@ def test_of_two_optimizers_one_must_be_named(tmp_path: Path) -> None:
 
 
 def test_of_two_optimizers_the_named_one_is_swept_and_the_other_keeps_its_rate(tmp_path: Path) -> None:
-    finder = llr.LRFinder(optimizer=1)
+    finder = llr.LRFinder(optimizer=1, steps=60)
     model = Manual(two_optimizers, 1)
     witness = Witness(finder)
     fit(finder, model, tmp_path, others=[witness], max_epochs=11)
@@ -467,7 +467,7 @@ def test_of_two_optimizers_the_named_one_is_swept_and_the_other_keeps_its_rate(t
 
 
 def test_bf16_mixed_works(tmp_path: Path) -> None:
-    finder = llr.LRFinder()
+    finder = llr.LRFinder(steps=60)
     fit(finder, Model(momentum, 16), tmp_path, Loader(16), precision="bf16-mixed")
     assert finder.result.suggestion is not None
 
@@ -566,7 +566,7 @@ def test_the_curve_is_shown_as_figure_scalars_text_and_one_line(tmp_path: Path, 
     assert set(np.float32(finder.result.rates)) <= set(np.float32(rates))
     assert "lr-finder/loss" in events.Tags()["scalars"]
     texts = b" ".join(e.tensor_proto.string_val[0] for e in events.Tensors("lr-events/text_summary")).decode()
-    assert "LRFinder (asked for at=0): rate" in texts
+    assert "LRFinder (at the start): rate" in texts
     # of the run's own batches those that ran at the healthy weights are points of the training curve
     healthy = finder.result.look + 1
     assert len(events.Scalars("train_loss")) == 64 - len(finder.result.losses) + healthy
@@ -583,6 +583,31 @@ def test_the_picture_marks_the_suggestion_and_names_the_rule(tmp_path: Path) -> 
     share, sure = finder.result.share, "sure" if finder.result.sure else "unsure"
     assert f"suggestion {rate:.3g} (bracket), {sure}: {share:.2g} x {rate / share:.3g}" in texts
     assert "before, on the same batches" in texts
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_the_pictures_ramp_has_the_noise_between_batches_only_where_they_were_others(
+    replay: bool, tmp_path: Path
+) -> None:
+    finder = llr.LRFinder(steps=60, replay=replay)
+    fit(finder, Model(momentum, 8), tmp_path, max_epochs=12)
+    found = finder.result
+    drawn = next(line for line in finder.plot().axes[0].lines if line.get_label() == "ramp").get_ydata()
+    start, ramp = np.array(found.losses[: found.look]), np.array(found.losses[found.look : found.look + found.ramp])
+    same_batch = start[np.arange(len(ramp)) % len(start)]
+    assert drawn == pytest.approx(start.mean() + ramp - same_batch if replay else ramp)
+    # at the lowest rates nothing changes
+    assert (np.ptp(drawn[:4]) < 1e-3) == replay
+
+
+def test_a_finding_of_the_release_before_is_drawn_as_its_losses_were() -> None:
+    finding = llr.Finding((0.0, 0.1, 1.0), (2.0, 1.0, 0.5), (), 2, None, "", "", "bracket", 0, 3, look=1, paired=True)
+    saved = finding.to_dict()
+    assert llr.Finding.from_dict(saved) == finding
+    del saved["paired"]
+    old = llr.Finding.from_dict({**saved, "version": 2})
+    assert old.paired is None
+    assert list(old.plot().axes[0].lines[0].get_ydata()) == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("rule", ["bracket", "steepest"])
@@ -614,14 +639,36 @@ def test_a_refusal_is_the_pictures_title(tmp_path: Path) -> None:
     [
         ({"at": -1}, "at must be whole numbers .* got -1"),
         ({"epochs": [1, 2.5]}, r"epochs must be whole numbers >= 0, got \[1, 2.5\]"),
-        ({"optimizer": -1}, "optimizer must be an index >= 0"),
+        ({"at": []}, r"at must have at least one number, got \[\]: for none write at=None"),
+        ({"epochs": ()}, r"epochs must have at least one number, got \(\): for none write epochs=None"),
+        ({"optimizer": -1}, "optimizer must be a whole number >= 0, got -1: it is an index, or None"),
         ({"steps": 5}, "steps must be a whole number >= 20, got 5"),
+        ({"steps": None}, "steps must be a whole number >= 20, got None: fewer show nothing, 'auto' goes by the run's"),
+        ({"min_lr": True}, "min_lr and max_lr must be finite with 0 < min_lr < max_lr, got True and 10.0"),
+        ({"max_lr": True}, "got 1e-08 and True"),
+        ({"progress_bar": 3}, "progress_bar must be True or False, got 3"),
         ({"suggest": "best"}, "suggest must be one of 'bracket', 'steepest'"),
+        ({"suggest": []}, "suggest must be one of 'bracket', 'steepest'"),
     ],
 )
 def test_a_wrong_argument_is_answered_with_bound_and_value(arguments: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         llr.LRFinder(**arguments)
+
+
+def test_whole_numbers_and_rates_may_be_numpys() -> None:
+    finder = llr.LRFinder(at=np.int64(3), steps=np.int64(30), min_lr=np.float32(1e-5), optimizer=np.int64(0))
+    assert (finder.agenda.updates, finder.policy.steps, finder.optimizer) == ((3,), 30, 0)
+    assert finder.policy.min_lr == pytest.approx(1e-5)
+
+
+def test_a_finder_that_nobody_has_told_when_says_so(tmp_path: Path) -> None:
+    finder = llr.LRFinder(at=None)
+    fit(finder, Model(momentum, 8), tmp_path, max_epochs=1)
+    assert finder.run.journal.story[0] == (
+        "step 0: LRFinder: no sweep of its own, with neither at= nor epochs=: only when it is asked, by "
+        "finder.request(...) or a DivergenceGuard. To find the rate at the start, write LRFinder(at=0)"
+    )
 
 
 def test_an_optimizer_whose_rates_are_all_zero_is_refused(tmp_path: Path) -> None:
@@ -633,7 +680,7 @@ def test_an_optimizer_whose_rates_are_all_zero_is_refused(tmp_path: Path) -> Non
 
 
 def fit_on_a_rank(root: str) -> tuple[Any, Any, Any]:
-    finder, model = llr.LRFinder(), Stateful(momentum)
+    finder, model = llr.LRFinder(steps=60), Stateful(momentum)
     run = trainer(root, callbacks=[finder], max_epochs=10, devices=2, strategy="ddp")
     run.fit(model, Loader(8, offset=64 * run.global_rank))
     return finder.findings, [w.tolist() for w in model.weights()], model.trace
@@ -659,7 +706,7 @@ def fit_sharded(root: str) -> tuple[Any, bool, Any]:
 
     begun: list[Tensor] = []
     ended: list[bool] = []
-    finder, model = llr.LRFinder(), Sharded(adamw)
+    finder, model = llr.LRFinder(steps=60), Sharded(adamw)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     run = trainer(root, max_epochs=10, callbacks=[finder, Look()], devices=2, strategy=strategy)
     run.fit(model, Loader(8, 16, offset=16 * run.global_rank))

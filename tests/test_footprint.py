@@ -165,7 +165,7 @@ def test_a_sweep_that_does_not_fit_is_refused_in_words_and_leaves_no_trace(
     assert (len(finder.findings), len(told), len(story)) == (int(sweeps), int(not sweeps), 1)
     assert "7.8 kB are free there beside the run's own peak" in story[0]
     if not sweeps:
-        assert "no sweep (asked for at=0)" in told[0]
+        assert "no sweep (at the start)" in told[0]
         assert "The rate stays as it is" in told[0]
         assert "leave LRFinder out" in told[0]
         bare = Rests()

@@ -255,3 +255,49 @@ def test_a_metric_that_one_rank_lacks_is_an_error_on_every_rank(pool: Pool, hook
         assert not worked
         assert "MetricError" in answer
         assert "must be logged on every rank alike, but rank 1 did not log it" in answer
+
+
+# several optimizers ----------------------------------------------------------------------------------------------
+
+
+class Two(Scripted):
+    """Two optimizers by hand, each with a rate of its own."""
+
+    def __init__(self, script: list[float]) -> None:
+        super().__init__(script, "validation", lambda m: [torch.optim.SGD(m.parameters(), lr=lr) for lr in (0.1, 0.2)])
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(torch.nn.functional.cross_entropy(self(batch[0]), batch[1]))
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("optimizer", "falls"), [(None, (0.5, 0.5)), (0, (0.5, 1.0)), (1, (1.0, 0.5))])
+def test_of_two_optimizers_the_named_one_falls_and_goes_on_so_after_a_resume(
+    optimizer: int | None, falls: tuple[float, float], tmp_path: Path
+) -> None:
+    script = [1.0, 1.0, 1.0, 1.0]
+
+    def plateau() -> llr.PlateauDecay:
+        return llr.PlateauDecay("scripted", factor=0.5, patience=0, min_lr=1e-3, max_decays=1, optimizer=optimizer)
+
+    model = Two(script)
+    run = trainer(tmp_path, callbacks=[plateau()], max_epochs=3)
+    run.fit(model, Loader(1), held_out())
+    rows = [rates[0] for rates in model.trace]
+    assert rows == pytest.approx([0.1, 0.2, 0.1, 0.2, 0.1 * falls[0], 0.2 * falls[1]])
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    again = Two(script)
+    trainer(tmp_path, callbacks=[plateau()], max_epochs=4).fit(
+        again, Loader(1), held_out(), ckpt_path=tmp_path / "two.ckpt"
+    )
+    assert [rates[0] for rates in again.trace] == pytest.approx([0.1 * falls[0], 0.2 * falls[1]])
+
+
+def test_an_optimizer_that_the_run_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="optimizer must be a whole number >= 0, got -1: it is an index, or None for"):
+        llr.PlateauDecay(optimizer=-1)
+    with pytest.raises(ValueError, match=r"names none of the run's 2 optimizers.* write PlateauDecay\(optimizer=0\)"):
+        trainer(tmp_path, callbacks=[llr.PlateauDecay(optimizer=2)]).fit(Two([1.0] * 2), Loader(1), held_out())

@@ -93,7 +93,7 @@ OTHER = {
     "a key fewer": ("PlateauDecay", lambda s: s["own"]["policy"].pop("since_test"), "other entries .* since_test"),
     "a key more": ("PlateauDecay", lambda s: s["own"]["policy"].update(slope=1.0), "other entries .* slope"),
     "an agenda": ("LRFinder", lambda s: s["own"]["agenda"].update(version=99), "AgendaState is saved in version 99"),
-    "a finding": ("LRFinder", lambda s: s["own"]["findings"][0].update(version=3), "Finding is saved in version 3"),
+    "a finding": ("LRFinder", lambda s: s["own"]["findings"][0].update(version=9), "Finding is saved in version 9"),
     "more flags": ("DivergenceGuard", lambda s: s["own"]["flags"].append(False), "its entries are not those"),
     "no clocks": ("DivergenceGuard", lambda s: s["own"].pop("keeper"), "its entries are not those"),
     "a judge": (

@@ -363,6 +363,19 @@ def test_a_loss_that_is_not_finite_or_has_not_fallen_is_no_health(tmp_path: Path
     assert told(tmp_path / "end", losses=broken, end=True).state == "failed"
 
 
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ({"status": "finished"}, "Finished at step 100, healthy: lr-SGD at 0.1"),
+        ({"status": "interrupted"}, "Interrupted at step 100, healthy: "),
+        ({"status": "failed", "error": "KeyError: x"}, "Failed at step 100: KeyError: x. Healthy until then: "),
+    ],
+)
+def test_the_sentence_says_how_a_run_ended(tmp_path: Path, end: dict[str, Any], words: str) -> None:
+    run(tmp_path).record(100, **{**END, **end})
+    assert now(read(tmp_path)).sentence.startswith(words)
+
+
 def test_the_sentence_has_what_makes_the_rate(tmp_path: Path) -> None:
     writer = Writer(tmp_path, time.time()).record(0, **RUN)
     writer.scalars("lr-SGD", [(0, 0.1), (40, 0.1), (41, 0.05), (200, 0.05)])
@@ -375,6 +388,12 @@ def test_the_sentence_has_what_makes_the_rate(tmp_path: Path) -> None:
         "blame); no incidents."
     )
     assert found.factors == {"DivergenceGuard": pytest.approx(0.5)}
+
+
+def test_a_schedule_is_seen_without_a_monitor_too(tmp_path: Path) -> None:
+    writer = Writer(tmp_path).record(0, **RUN).scalars("lr-SGD", [(0, 0.1), (10, 0.05), (20, 0.01)])
+    writer.scalars("lr-factor/DivergenceGuard", [(0, 1.0), (10, 0.5)])
+    assert "lr-SGD at 0.01 = 0.02 (scheduler) x 0.5 (DivergenceGuard)" in now(read(tmp_path)).sentence
 
 
 def test_neither_torch_nor_lightning_is_imported() -> None:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -437,7 +438,7 @@ def said(caplog: Any) -> Any:
 
 
 def test_a_run_too_short_for_its_sweep_is_told_before_it_starts_and_trains_at_the_users_rate(tmp_path: Path) -> None:
-    finder, model = llr.LRFinder(), Model(momentum, 8)
+    finder, model = llr.LRFinder(at=0, steps=60), Model(momentum, 8)
     with pytest.warns(
         UserWarning,
         match=r"LRFinder: no sweep for at=0: it may take 70 updates, and the run has 62 left: train longer, or write "
@@ -453,7 +454,37 @@ def test_a_run_too_short_for_its_sweep_is_told_before_it_starts_and_trains_at_th
 def test_the_words_for_a_short_run_are_those_in_which_the_finder_was_written(tmp_path: Path) -> None:
     callbacks = llr.autopilot(warmup={"steps": 4}, plateau=None, guard=None, lr_monitor=None)
     with pytest.warns(UserWarning, match=r"write autopilot\(finder={'steps': 20}\).*write autopilot\(finder=None\)"):
-        fit(tmp_path, Model(momentum, 8), callbacks, max_epochs=7)
+        fit(tmp_path, Model(momentum, 8), callbacks, max_epochs=5)
+
+
+@pytest.mark.parametrize(("updates", "steps"), [(40, 0), (48, 20), (62, 20), (139, 20), (140, 60)])
+def test_a_sweep_whose_length_nobody_chose_leaves_half_of_the_run_to_training(
+    updates: int, steps: int, tmp_path: Path
+) -> None:
+    finder, model = llr.LRFinder(progress_bar=False), Model(momentum, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, model, [finder], max_epochs=-1, max_steps=updates)
+    told = [str(w.message) for w in caught if "LRFinder" in str(w.message)]
+    assert bool(finder.findings) == (not told) == (steps > 0)
+    if steps:
+        assert finder.policy.steps == steps
+        assert finder.ledger.updates(0) >= updates / 2
+    else:
+        assert told[0].startswith(
+            "LRFinder: no sweep at the start: it may take 24 updates, and the run has 40 left, of which a sweep with "
+            "steps='auto' takes half at most: train longer, or write LRFinder(steps=20). The rate stays as it is."
+        )
+
+
+def test_a_later_place_of_such_a_sweep_needs_twice_its_length_too_and_one_that_is_chosen_does_not(
+    tmp_path: Path,
+) -> None:
+    with pytest.warns(UserWarning, match=r"no sweep for at=100: it may take 70 updates, and the run has 100 left, of"):
+        fit(tmp_path, Model(momentum, 8), [llr.LRFinder(at=100)], max_steps=200, max_epochs=-1)
+    finder = llr.LRFinder(at=100, steps=60)
+    fit(tmp_path, Model(momentum, 8), [finder], max_steps=200, max_epochs=-1)
+    assert len(finder.findings) == 1
 
 
 def test_of_several_places_those_without_room_and_those_beyond_the_end_are_told_at_once(tmp_path: Path) -> None:
@@ -479,7 +510,7 @@ def test_every_sweep_says_before_it_what_it_costs(accumulate: int, batches: int,
     fit(tmp_path, Model(momentum, 8), [llr.LRFinder(**SHORT), Reads()], **settings)
     updates, left = batches // accumulate, 160 // accumulate
     assert early == [
-        f"LRFinder: sweep (asked for at=0): it may take {updates} updates ({batches} batches of the run), "
+        f"LRFinder: sweep (at the start): it may take {updates} updates ({batches} batches of the run), "
         f"{updates / left:.1%} of the {left} that are left, in which the model learns nothing"
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,8 @@ import pytest
 from selenium.webdriver import ActionChains, Keys
 
 from tests import rescued
-from tests.browser import CHROMIUM, DRIVER, Board, Browser
+from tests.browser import CHROMIUM, DRIVER, Board, Browser, until
+from tests.event_files import TAG, change, write
 from tests.pool import Pool
 
 pytestmark = pytest.mark.skipif(
@@ -121,13 +124,13 @@ def test_the_rates_are_those_of_the_monitor(page: Browser, board: Seen) -> None:
     )
     assert len(lines) == 2
     for group, (steps, values) in zip(("backbone", rescued.GROUP), lines, strict=True):
-        changes = [change for change in board.told["changes"] if change["group"] == group]
+        changes = [told for told in board.told["changes"] if told["group"] == group]
         assert len(changes) > 25
-        for change in changes:
-            at = np.searchsorted(steps, change["step"], "right") - 1
-            assert steps[at] == change["step"]
-            assert values[at] == pytest.approx(change["new"], rel=1e-6)
-            assert values[at - 1] == pytest.approx(change["old"], rel=1e-6)
+        for told in changes:
+            at = np.searchsorted(steps, told["step"], "right") - 1
+            assert steps[at] == told["step"]
+            assert values[at] == pytest.approx(told["new"], rel=1e-6)
+            assert values[at - 1] == pytest.approx(told["old"], rel=1e-6)
 
 
 def test_what_the_records_say_has_a_mark(page: Browser, board: Seen) -> None:
@@ -242,23 +245,63 @@ def test_names_are_shown_as_they_are_and_never_as_markup(page: Browser) -> None:
 # where it runs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def elsewhere_served(board: Seen, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Board, Path]]:
+    """Another TensorBoard, under a prefix and with the fast loader, and its folder: the same run, and one to be."""
+    scratch = tmp_path_factory.mktemp("other")
+    logs = scratch / "logs"
+    shutil.copytree(board.logs / "rescued", logs / "rescued")
+    write(logs / "live", **{TAG: [0.1] * 100})
+    running = Board(logs, scratch, prefix="/some/where")
+    yield running.ready(), logs
+    running.close()
+
+
 def test_it_works_under_a_prefix_with_the_fast_loader_in_the_dark_and_in_a_narrow_window(
-    board: Seen, browser: Browser, tmp_path: Path
+    elsewhere_served: tuple[Board, Path], browser: Browser
 ) -> None:
-    other = Board(board.logs, tmp_path, prefix="/some/where").ready()
+    other, _ = elsewhere_served
+    until(lambda: other.get("plugins_listing")["lightning_lr"]["enabled"], "the tab is active")
     try:
-        listing = other.get("plugins_listing")
-        assert listing["lightning_lr"]["enabled"]
         dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
         browser.driver.set_window_size(600, 1000)
         browser.open(other)
+        only(browser, "rescued")
         browser.wait("document.querySelector('#page').dataset.theme === 'dark'")
         assert browser.js("return document.documentElement.scrollWidth <= window.innerWidth")
         assert browser.js(MARKS)
         assert browser.complaints() == []
         assert elsewhere(browser, other) == []
     finally:
-        other.close()
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
         browser.driver.set_window_size(1300, 1400)
+
+
+def test_it_goes_on_with_the_run_keeps_the_zoom_and_rests_while_nobody_looks(
+    elsewhere_served: tuple[Board, Path], browser: Browser
+) -> None:
+    other, logs = elsewhere_served
+    browser.open(other)
+    only(browser, "live")
+    browser.wait("document.querySelector('.tools .hint').textContent === 'steps 0 to 99'")
+    browser.click(".tools button", "+")
+    browser.wait("document.querySelector('.tools .hint').textContent === 'steps 24 to 75'")
+    write(logs / "live", [change(150, 0.1, 0.05)], at=100, begins=False, **{TAG: [0.1] * 50 + [0.05]})
+    browser.wait("document.querySelector('.table summary').textContent.includes('(0)')")
+    browser.wait(
+        """[...document.querySelectorAll('.runs li')].find((li) => li.textContent.includes('live'))
+        .querySelector('.sentence').textContent.includes('0.05')"""
+    )
+    assert browser.texts(".tools .hint") == ["steps 24 to 75"]
+    browser.click(".tools button", "whole run")
+    browser.wait("document.querySelector('.tools .hint').textContent === 'steps 0 to 150'")
+    browser.wait("document.querySelector('.timeline .chart').data.some((trace) => trace.marker?.symbol === 'square')")
+    browser.driver.switch_to.default_content()
+    tabs = browser.driver.find_elements("css selector", "[role=tab]")
+    next(tab for tab in tabs if "TEXT" in tab.text.upper()).click()
+    until(lambda: browser.js("return location.hash") == "#text", "another tab")
+    time.sleep(0.5)
+    browser.requests()
+    time.sleep(3.5)
+    assert not [url for url in browser.requests() if "lightning_lr" in url]

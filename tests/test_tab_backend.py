@@ -17,42 +17,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from werkzeug.test import Client
 
-from lightning_lr.records import summary
 from lightning_lr.tensorboard import files
 from lightning_lr.tensorboard.folders import Roots
 from lightning_lr.tensorboard.plugin import LearningRates, Tab
 from lightning_lr.tensorboard.routes import Routes
 from lightning_lr.tensorboard.shelf import Shelf
-
-TAG = "lr-SGD"
-GROUPS = [{"tag": TAG, "optimizer": "SGD", "group": ""}]
-
-
-def change(step: int, old: float, new: float, source: str = "PlateauDecay", tag: str = TAG) -> dict[str, Any]:
-    parts = [{"source": source, "old": 1.0, "new": new / old, "reason": "a reason"}]
-    names = {"tag": tag, "optimizer": "SGD", "group": ""}
-    return {
-        "kind": "change",
-        "step": step,
-        "words": f"SGD: {old} -> {new}",
-        "old": old,
-        "new": new,
-        "parts": parts,
-        **names,
-    }
-
-
-def write(folder: Path, records: list[dict[str, Any]] = [], **scalars: list[float]) -> None:  # noqa: B006
-    """A run with a `run` record, these records, and scalars at the steps 0, 1, 2, ..."""
-    writer = EventFileWriter(str(folder))
-    start = {"kind": "run", "step": 0, "groups": GROUPS, "factors": ["Warmup"], "callbacks": [], "time": 0.0}
-    for record in [start, *records]:
-        writer.add_event(Event(step=record["step"], wall_time=1.0, summary=summary([record])))
-    for tag, values in scalars.items():
-        for step, value in enumerate(values):
-            one = Summary(value=[Summary.Value(tag=tag.replace("__", "/"), simple_value=value)])
-            writer.add_event(Event(step=step, wall_time=1.0, summary=one))
-    writer.close()
+from tests.event_files import TAG, change, write
 
 
 class Served:

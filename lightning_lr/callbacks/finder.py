@@ -9,13 +9,14 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_lr.arguments import whole_number
 from lightning_lr.callbacks.aside import references
 from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.callbacks.held import Held
 from lightning_lr.callbacks.length import accumulation, updates_in_run
 from lightning_lr.callbacks.plan import AUTO, comes_back_at, horizon_of, steps_for
-from lightning_lr.callbacks.room import SHORTEST, fits, needed, no_room, outlook
+from lightning_lr.callbacks.room import AUTO_REST, LEAST_REST, fits, needed, no_room, outlook, shortened
 from lightning_lr.callbacks.space import REMEDY, space
 from lightning_lr.callbacks.sweep import Sweep
 from lightning_lr.curves import FINDER
@@ -23,7 +24,7 @@ from lightning_lr.finding import Finding
 from lightning_lr.footprint import out_of_memory
 from lightning_lr.memory import parted
 from lightning_lr.policies.agenda import Agenda, AgendaState, places
-from lightning_lr.policies.sweep import BRACKET, SECOND_STEPS, SweepPolicy
+from lightning_lr.policies.sweep import BRACKET, LEAST_STEPS, SECOND_STEPS, SweepPolicy
 from lightning_lr.shards import reshard
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
@@ -50,7 +51,8 @@ class LRFinder(LRCallback):
     The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, not for `Warmup` or for
     anything else that counts real updates. What a sweep costs is said before it begins, in updates and in batches.
     Where no rate changes the loss, or all blow up, the finder refuses in words and the run goes on with the user's
-    rate. Where the run is too short for a sweep it says so at the start of `fit`, and makes none.
+    rate. Where the run is too short for a sweep it says so at the start of `fit`, and makes none: with `steps="auto"`
+    where one would take more than half of what is left of the run.
 
     With `at="auto"` it comes back in runs of 1,500 updates and more, for a second opinion on the present rate: after a
     tenth of the run (150 to 1,000 updates), for at most 41 updates. A rate that raises the loss is lowered to one that
@@ -77,14 +79,14 @@ class LRFinder(LRCallback):
     `lr-finder/loss`, and the curve as a figure in TensorBoard.
 
     Args:
-        at: the real updates before which it sweeps, from 0; None: only at `epochs`; `"auto"`: at the start, with a
-            second opinion later. An update inside of a window of accumulation waits for its end.
+        at: the real updates before which it sweeps, from 0; None: only at `epochs`, or when asked; `"auto"`: at the
+            start, with a second opinion later. An update inside of a window of accumulation waits for its end.
         epochs: epochs, from 0, at whose start it sweeps too. Beside a `DivergenceGuard` it also sweeps when that asks
             it to, after three rewinds without lasting progress.
         min_lr: the lowest rate tried, absolute, > 0.
         max_lr: the highest, absolute.
         steps: the most updates of a sweep, >= 20; its pauses come on top. `"auto"`: 2% of the run's updates, at least
-            60 and at most 300 (60 where the run's length isn't known).
+            60 and at most 300 (60 where the run's length isn't known), or 20 where 60 would take more than half of it.
         suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide`, `minimum` on a plain ramp.
         replay: whether a sweep keeps some of its batches in memory and compares all rates on the same ones. Where they
             can't be kept it goes on without, in words. Where they are too large for a checkpoint, or of a class of
@@ -127,17 +129,21 @@ class LRFinder(LRCallback):
         for name, value in {"at": at, "steps": steps}.items():
             if isinstance(value, str) and value != AUTO:
                 raise ValueError(f"{name} must be a number or {AUTO!r}, got {value!r}")
-        for name, value in {"replay": replay, "apply": apply}.items():
+        if steps != AUTO:
+            steps = whole_number("steps", steps, LEAST_STEPS, f"fewer show nothing, {AUTO!r} goes by the run's length")
+        for name, value in {"replay": replay, "apply": apply, "progress_bar": progress_bar}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
         self.replay = replay and suggest == BRACKET
         self.steps: int | Literal["auto"] = steps
         self.policy = SweepPolicy(min_lr, max_lr, steps_for(None) if isinstance(steps, str) else steps, suggest)
-        self.agenda = Agenda((0,) if isinstance(at, str) else places("at", at), places("epochs", epochs))
+        unasked = isinstance(at, str)
+        self.agenda = Agenda((0,) if unasked else places("at", at), places("epochs", epochs), unasked)
+        self._least_rest = AUTO_REST if isinstance(steps, str) else LEAST_REST
         self.comes_back = isinstance(at, str) and suggest == BRACKET
         """Whether it looks at what it found again, later in the run."""
-        if optimizer is not None and (isinstance(optimizer, bool) or not isinstance(optimizer, int) or optimizer < 0):
-            raise ValueError(f"optimizer must be an index >= 0, or None where there is one only, got {optimizer!r}")
+        if optimizer is not None:
+            optimizer = whole_number("optimizer", optimizer, 0, "it is an index, or None where there is one only")
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
         self.findings: list[Finding] = []
         self._sweep: Sweep | None = None
@@ -233,7 +239,8 @@ class LRFinder(LRCallback):
         run = updates_in_run(trainer, None)
         run = None if run is None else run + self.ledger.updates(self._index)
         if self.steps == AUTO:
-            steps = saved["steps"] if saved is not None else steps_for(run)
+            chosen = shortened(trainer, steps_for(run), run, replay=self.replay)
+            steps = saved["steps"] if saved is not None else chosen
             self.policy = replace(self.policy, steps=steps)
         if self._again is None:
             self._again = comes_back_at(run) if self.comes_back else []
@@ -366,9 +373,14 @@ class LRFinder(LRCallback):
         if trainer.fast_dev_run:
             self._say("no sweep in a fast_dev_run")
             return
-        made, shorter = self.ledger.updates(self._index), self.written(steps=SHORTEST)
-        steps = self.policy.steps
-        seen = outlook(trainer, self.agenda, self._places, made=made, steps=steps, replay=self.replay, shorter=shorter)
+        if not self.agenda.words:
+            self._say(
+                f"no sweep of its own, with neither at= nor epochs=: only when it is asked, by finder.request(...) or "
+                f"a DivergenceGuard. To find the rate at the start, write {self.written(at=0)}"
+            )
+        made, shorter = self.ledger.updates(self._index), self.written(steps=LEAST_STEPS)
+        length: dict[str, Any] = {"made": made, "steps": self.policy.steps, "least_rest": self._least_rest}
+        seen = outlook(trainer, self.agenda, self._places, **length, replay=self.replay, shorter=shorter)
         self._roomless = seen.roomless
         if seen.refusals:
             self._say(
@@ -390,9 +402,9 @@ class LRFinder(LRCallback):
         if before.requested is None:
             return False
         left, needs = updates_in_run(trainer, None), needed(trainer, self.policy.steps, replay=self.replay)
-        if left is None or fits(needs, left):
+        if left is None or fits(needs, left, self._least_rest):
             return True
-        self._say(f"no sweep ({self._why}): {no_room(needs, left)}")
+        self._say(f"no sweep ({self._why}): {no_room(needs, left, self._least_rest)}")
         return False
 
     def _looks_again(self, trainer: Any) -> bool:

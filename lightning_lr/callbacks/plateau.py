@@ -41,11 +41,14 @@ class PlateauDecay(LRCallback):
         max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
         test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
             ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
+        optimizer: the index of the one optimizer whose rates fall; None: those of all. Of a GAN one metric says nothing
+            about one of the two, so give each a `PlateauDecay` of its own, or leave it out.
         name: under which its factor is kept and shown; by default the class's own. A second `PlateauDecay` in the same
             trainer needs another: `PlateauDecay("train_loss", name="Other")`.
 
     Raises:
-        ValueError: at construction for a value outside its bounds.
+        ValueError: at construction for a value outside its bounds; at the start of `fit` for an optimizer that the run
+            doesn't have.
         MetricError: at the start of an epoch when one has ended, validation has run (if there is one), and no metric of
             that name was logged; on every rank when some ranks logged it and others did not.
 
@@ -68,6 +71,7 @@ class PlateauDecay(LRCallback):
         min_lr: float = 0.0,
         max_decays: int | None = None,
         test: Literal["patience", "trend"] = "patience",
+        optimizer: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(name)
@@ -78,6 +82,9 @@ class PlateauDecay(LRCallback):
         self.min_lr = real_number("min_lr", min_lr, "[0, inf)")
         if max_decays is not None:
             max_decays = whole_number("max_decays", max_decays, 0, "None never asks the trainer to stop")
+        if optimizer is not None:
+            optimizer = whole_number("optimizer", optimizer, 0, "it is an index, or None for all")
+        self.optimizer = optimizer
         self.mode = mode
         self._mode_unknown = mode is None and looks_like_a_score(monitor)
         assumed = "min" if mode is None else mode
@@ -109,6 +116,12 @@ class PlateauDecay(LRCallback):
         self._idle = not self.ledger.optimizers
         if self._idle:
             return
+        count = len(self.ledger.optimizers)
+        if self.optimizer is not None and self.optimizer >= count:
+            raise ValueError(
+                f"{self.name}(optimizer={self.optimizer}) names none of the run's {count} optimizers: they count from "
+                f"0, so write {self.written(optimizer=0)}"
+            )
         if self._mode_unknown:
             rank_zero_warn(missing.without_mode(self))
         elif self._without_validation:
@@ -129,6 +142,8 @@ class PlateauDecay(LRCallback):
     # when the metric comes -------------------------------------------------------------------------------------
 
     def before_update(self, optimizer: int) -> None:
+        if not self._means(optimizer):
+            return
         groups = self.ledger.groups(optimizer)
         for group in range(self._groups[optimizer], groups) if self.min_lr > 0.0 else ():
             # one that has come since starts with all decays so far, and has its own floor
@@ -139,6 +154,9 @@ class PlateauDecay(LRCallback):
 
     def after_update(self, optimizer: int) -> None:
         self._stepped = True
+
+    def _means(self, optimizer: int) -> bool:
+        return self.optimizer in (None, optimizer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_start(trainer, pl_module)
@@ -267,7 +285,7 @@ class PlateauDecay(LRCallback):
 
     def _decay(self, reason: str) -> None:
         ledger = self.ledger
-        for optimizer in range(len(ledger.optimizers)):
+        for optimizer in filter(self._means, range(len(ledger.optimizers))):
             now = [ledger.factor(self.name, optimizer, group) for group in range(ledger.groups(optimizer))]
             factors = [self._floored(optimizer, group, factor, self.decay_factor) for group, factor in enumerate(now)]
             # also what a group that is added later starts from

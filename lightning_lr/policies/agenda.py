@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from lightning_lr.saved import fields
+
+AT_START = "at the start"
+"""The words for update 0 where nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Agenda:
     Args:
         updates: counted from 0.
         epochs: counted from 0.
+        unasked: whether nobody asked for update 0.
 
     Example:
         >>> agenda, state = Agenda((0, 500)), AgendaState()
@@ -58,6 +63,15 @@ class Agenda:
 
     updates: tuple[int, ...] = ()
     epochs: tuple[int, ...] = ()
+    unasked: bool = False
+
+    @property
+    def words(self) -> dict[str, str]:
+        """All places by name, as the user wrote them, or `AT_START`."""
+        updates = {update_place(at): f"at={at}" for at in self.updates}
+        if self.unasked:
+            updates[update_place(0)] = AT_START
+        return {**updates, **{epoch_place(at): f"epochs={at}" for at in self.epochs}}
 
     def step(self, state: AgendaState, *, update: int, epoch: int) -> tuple[AgendaState, str]:
         """Asks at the begin of an update.
@@ -70,10 +84,10 @@ class Agenda:
         Returns:
             The new state, and why it is due now, in words; empty when it is not.
         """
-        reached = {update_place(at): f"at={at}" for at in self.updates if at <= update}
-        reached.update((epoch_place(at), f"epochs={at}") for at in self.epochs if at <= epoch)
+        reached = [update_place(at) for at in self.updates if at <= update]
+        reached += [epoch_place(at) for at in self.epochs if at <= epoch]
         due = [place for place in reached if place not in state.done]
-        words = [f"asked for {', '.join(reached[place] for place in due)}"] if due else []
+        words = [listed((self.words[place] for place in due), "asked for")] if due else []
         why = ", ".join(words if state.requested is None else [*words, state.requested])
         return (replace(state, done=(*state.done, *due), requested=None) if why else state), why
 
@@ -88,14 +102,28 @@ def epoch_place(at: int) -> str:
     return f"epoch {at}"
 
 
+def listed(words: Iterable[str], preposition: str = "for") -> str:
+    """Places in words, of which nobody asked for `AT_START`.
+
+    Example:
+        >>> listed(["at=0", "epochs=3"]), listed([AT_START, "epochs=3"], "asked for")
+        ('for at=0, epochs=3', 'at the start, asked for epochs=3')
+    """
+    words = list(words)
+    asked = ", ".join(word for word in words if word != AT_START)
+    return ", ".join([AT_START] * (AT_START in words) + [f"{preposition} {asked}"] * bool(asked))
+
+
 def places(name: str, given: int | Sequence[int] | None) -> tuple[int, ...]:
     """One place or several as a tuple.
 
     Raises:
-        ValueError: for what is no whole number >= 0.
+        ValueError: for none at all that is not None, and for what is no whole number >= 0.
     """
     found = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
+    if given is not None and not found:
+        raise ValueError(f"{name} must have at least one number, got {given!r}: for none write {name}=None")
     for place in found:
-        if isinstance(place, bool) or not isinstance(place, int) or place < 0:
+        if isinstance(place, bool) or not isinstance(place, Integral) or place < 0:
             raise ValueError(f"{name} must be whole numbers >= 0, got {given!r}: they count from the run's start")
-    return found
+    return tuple(int(place) for place in found)

@@ -49,7 +49,7 @@ class CooldownPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole_number("steps", self.steps, 1, "for no cooldown, leave Cooldown out"))
-        if self.shape not in SHAPES:
+        if self.shape not in tuple(SHAPES):
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
         real_number("end_factor", self.end_factor, "[0, 1)", "it is the share of the rate at the end")
         real_number("begun", self.begun, "[0, 1)", "it is the share of the way that lies behind")

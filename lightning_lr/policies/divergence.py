@@ -301,6 +301,9 @@ class DivergencePolicy:
         )
         if outcome == "weights":
             knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
+            # it had learned, and is worse than untrained: its weights are no longer measured then
+            lost = min(trying.here, default=math.inf) >= trying.began and state.rate.rewinds < rates.HELPLESS
+            knows = knows or lost
             large = suspicion.LARGE * (2.0 if trying.why == "level" else 1.0)
             if not knows and here < math.inf and seen.growth <= large:
                 outcome = (

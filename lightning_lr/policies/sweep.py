@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
+from lightning_lr.arguments import whole_number
 from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
 from lightning_lr.policies.trials import STEP, Horizon, Trial, Trials, second_opinion
 from lightning_lr.saved import fields
 
 BRACKET = "bracket"
+
+LEAST_STEPS = 20
+"""A sweep of fewer updates shows nothing."""
 
 PROBES = 8
 """A trial is scored by its losses on so many batches, the same for all. Four, of 60 updates, made the picks of three
@@ -194,16 +199,16 @@ class SweepPolicy:
     suggest: str = BRACKET
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(rate, (int, float)) for rate in (self.min_lr, self.max_lr))
-        if not numbers or not 0.0 < self.min_lr < self.max_lr < math.inf:
-            raise ValueError(
-                f"min_lr and max_lr must be finite with 0 < min_lr < max_lr, got {self.min_lr!r} and {self.max_lr!r}"
-            )
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 20:
-            raise ValueError(f"steps must be a whole number >= 20, got {self.steps!r}: fewer updates show nothing")
-        if self.suggest != BRACKET and self.suggest not in RULES:
-            names = ", ".join(map(repr, (BRACKET, *RULES)))
-            raise ValueError(f"suggest must be one of {names}, got {self.suggest!r}")
+        low, high = self.min_lr, self.max_lr
+        numbers = all(isinstance(rate, Real) and not isinstance(rate, bool) for rate in (low, high))
+        if not numbers or not 0.0 < low < high < math.inf:
+            raise ValueError(f"min_lr and max_lr must be finite with 0 < min_lr < max_lr, got {low!r} and {high!r}")
+        for name, rate in {"min_lr": low, "max_lr": high}.items():
+            object.__setattr__(self, name, float(rate))
+        object.__setattr__(self, "steps", whole_number("steps", self.steps, LEAST_STEPS, "fewer updates show nothing"))
+        rules = (BRACKET, *RULES)
+        if self.suggest not in rules:
+            raise ValueError(f"suggest must be one of {', '.join(map(repr, rules))}, got {self.suggest!r}")
 
     def start(
         self, *, around: float | None = None, paired: bool = True, horizon: Horizon | None = None

@@ -47,7 +47,7 @@ class WarmupPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", whole_number("steps", self.steps, 1, "for no warm-up, leave Warmup out"))
-        if self.shape not in SHAPES:
+        if self.shape not in tuple(SHAPES):
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
         real_number("start_factor", self.start_factor, "[0, 1)", "it is the share of the rate at the start")
         if self.shape == "constant" and self.start_factor == 0.0:

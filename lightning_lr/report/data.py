@@ -19,7 +19,7 @@ POINTS = 1000
 
 def as_json(stories: Iterable[Story]) -> str:
     """The runs as one JSON object."""
-    return json.dumps({"version": VERSION, "runs": [run(story) for story in stories]}, allow_nan=False, indent=1)
+    return json.dumps({"version": VERSION, "runs": [run(story) for story in stories]}, allow_nan=False)
 
 
 def run(story: Story) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lightning_lr.tensorboard.summary import summary
 POINTS, FEWEST, MOST = 200_000, 100, 4000
 """All series together have about so many points, each at least, and each at most: 5 MB of numbers."""
 
-RECORDS, FEWEST_RECORDS, MOST_RECORDS = 10_000, 50, 2000
+RECORDS, FEWEST_RECORDS, MOST_RECORDS = 5000, 50, 2000
 """The same for the records that a click shows."""
 
 TAGS = 64
@@ -65,7 +65,7 @@ def page(stories: Sequence[Story]) -> str:
     )
 
 
-def _run(story: Story, points: int, most: int) -> dict[str, Any]:
+def _run(story: Story, most_points: int, most: int) -> dict[str, Any]:
     whole: list[tuple[str, str]] = [("tag", tag) for tag in _tags(story)]
     shown = [record for record in story.valid if record["kind"] in RARE]
     rest = [record for record in story.valid if record["kind"] not in RARE]
@@ -73,12 +73,20 @@ def _run(story: Story, points: int, most: int) -> dict[str, Any]:
     shown.sort(key=lambda record: record["step"])
     return {
         "summary": summary(story.name, story),
-        "series": series(story, _asked([*whole, ("points", str(points))]))["series"],
-        "marks": records(story, _asked([("bins", "400"), ("limit", "0")]))["marks"],
+        "series": {
+            tag: {"steps": points["steps"], "values": [_short(value) for value in points["values"]]}
+            for tag, points in series(story, _asked([*whole, ("points", str(most_points))]))["series"].items()
+        },
+        "marks": records(story, _asked([("bins", "200"), ("limit", "0")]))["marks"],
         "records": [{"record": record, "key": key(record)._asdict()} for record in shown],
         "findings": finding(story, _asked([]))["findings"],
         "heat": heat(story, _asked([("columns", "300")])),
     }
+
+
+def _short(value: float | str | None) -> float | str | None:
+    """With the digits that a scalar has in an event file, and no more."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def _tags(story: Story) -> list[str]:

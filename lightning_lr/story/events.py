@@ -18,7 +18,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from lightning_lr.story.columns import columns
 from lightning_lr.story.frames import HEAD, walk
 
-BLOCK = 8 * 2**20
+BLOCK = 4 * 2**20
 """So many bytes are read at a time, and more only for a frame that is larger."""
 
 Points = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_lr.story.record import Record
-from lightning_lr.story.shares import Rate, middle, rates_now
+from lightning_lr.story.shares import Rate, middle, rates_now, short
 from lightning_lr.story.story import Story
 
 LATELY = 200
@@ -30,6 +30,9 @@ POINTS, TENTH, FALLEN = 20, 0.1, 0.02
 LOST = ("dropped", "held", "rewound", "gave up")
 GRAVE = ("gave up", "rewound", "dropped", "trial data", "held", "limited")
 """What the guard may have done, the gravest first."""
+
+SAID = {"held": "held for trials", "gave up": "given up"}
+"""What is said after a number."""
 
 STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished")
 
@@ -134,7 +137,7 @@ def _ended(story: Story, state: str, head: str, last: int) -> tuple[str, str]:
         return "unfinished", f"No longer written since step {last:,}, and without an end. {head} until then"
     status, at = str(end.get("status", "finished")), int(end["step"])
     if status == "failed":
-        error = f": {end['error']}" if end.get("error") else ""
+        error = f": {short(str(end['error'])).rstrip('.')}" if end.get("error") else ""
         return "failed", f"Failed at step {at:,}{error}. {head} until then"
     words = {"finished": "Finished", "stopped": "Stopped", "interrupted": "Interrupted"}.get(status, status)
     if state == "trouble":
@@ -157,7 +160,10 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
         return "no incidents"
     counts = _counts(incidents)
     grave = {what: i for i, what in enumerate(GRAVE)}
-    told = [f"{counts[what]:,} {what}" for what in sorted(counts, key=lambda what: grave.get(what, len(grave)))]
+    told = [
+        f"{counts[what]:,} {SAID.get(what, what)}"
+        for what in sorted(counts, key=lambda what: grave.get(what, len(grave)))
+    ]
     ago = last - incidents[-1]["step"]
     where = f"{ago:,} steps before the end" if ended else f"{ago:,} steps ago"
     return f"{', '.join(told)}, the last {where if ago else 'at the last step'}"

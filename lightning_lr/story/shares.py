@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from lightning_lr.story.record import Record, number
-from lightning_lr.story.story import FACTOR, Story
+from lightning_lr.story.story import FACTOR, Series, Story
 
 SCHEDULER = "scheduler"
 
@@ -122,12 +122,16 @@ def _rate(story: Story, tag: str, reasons: Reasons, *, whole: bool) -> Rate | No
     told = tuple(share for share in shares if share is not None and abs(share.factor - 1.0) > 1e-6)
     product = math.prod(share.factor for share in told)
     base = float(values[-1]) / product if product else None
-    return Rate(tag, float(values[-1]), base, (tag, SCHEDULER) in reasons, told)
+    scheduled = (tag, SCHEDULER) in reasons
+    if whole and not scheduled and base is not None:
+        # without a monitor, the schedule's own changes are not told
+        begun = math.prod(float(own[0]) for source in story.factors if len(own := _factor(story, source, tag)[1]))
+        scheduled = begun > 0 and not math.isclose(float(values[0]) / begun, base, rel_tol=1e-3)
+    return Rate(tag, float(values[-1]), base, scheduled, told)
 
 
 def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | None:
-    own = f"{FACTOR}{source}/{tag}"
-    steps, values = story.series(own if own in story.tags.factors else f"{FACTOR}{source}")
+    steps, values = _factor(story, source, tag)
     if not len(steps):
         return None
     last = float(values[-1])
@@ -141,6 +145,11 @@ def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | Non
         if abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
             reason = str(part.get("reason") or "")
     return Share(source, last, since, reason, moving)
+
+
+def _factor(story: Story, source: str, tag: str) -> Series:
+    own = f"{FACTOR}{source}/{tag}"
+    return story.series(own if own in story.tags.factors else f"{FACTOR}{source}")
 
 
 def _parts(record: Record) -> list[Record]:

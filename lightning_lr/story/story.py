@@ -17,6 +17,9 @@ from lightning_lr.story.parts import Piece, pieces, series, two_writers
 from lightning_lr.story.record import Record, begins_run, take_in
 from lightning_lr.story.runs import event_files
 
+Series = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Steps and values, shape (n,) each."""
+
 LATELY = 300.0
 """Seconds: TensorBoard's writer empties its buffer every 120 s, so a file that rests for longer is at its end, or an
 epoch is long."""
@@ -122,7 +125,7 @@ class Story:
             self._tags = self._sorted_tags()
         return self._tags
 
-    def series(self, tag: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def series(self, tag: str) -> Series:
         """The points of a scalar, by their steps, without those that a resumed run has made anew.
 
         Returns:

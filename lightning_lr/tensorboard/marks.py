@@ -49,7 +49,17 @@ def key(record: dict[str, Any]) -> Key:
 
 
 def start(record: dict[str, Any]) -> int:
-    """The step at which what it tells began."""
+    """The step at which what it tells began.
+
+    Example:
+        >>> start({"kind": "drift", "step": 9, "start": 4}), start({"kind": "note", "step": 9})
+        (4, 9)
+        >>> start({"kind": "finding", "step": 9, "finding": {"losses": [1.0] * 6}})
+        4
+    """
+    if record["kind"] == "finding":
+        # a sweep has one loss for each of its updates
+        return max(0, int(record["step"]) + 1 - max(1, len(record.get("finding", {}).get("losses", ()))))
     return int(record.get("start", record["step"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ class Entry:
 
     def __init__(self, name: str, folder: str) -> None:
         self.name, self.folder = name, folder
+        self.begun = os.path.getmtime(folder) if os.path.isdir(folder) else 0.0
         self.lock = threading.Lock()
         self.story: Any = None
         self.summary: dict[str, Any] | None = None
@@ -100,8 +102,8 @@ class Shelf:
 
     def _read(self) -> None:
         while True:
-            # those that nobody has seen yet come first
-            for entry in sorted(self._entries.values(), key=lambda entry: entry.summary is not None):
+            # those that nobody has seen yet come first, and of these the latest: it is what the page opens with
+            for entry in sorted(self._entries.values(), key=lambda entry: (entry.summary is not None, -entry.begun)):
                 entry.read()
             time.sleep(AGAIN)
             with self._lock:

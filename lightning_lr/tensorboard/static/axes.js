@@ -1,9 +1,13 @@
 // Axes: the ranges that are shown, so that one spike flattens nothing, and what lies beyond them.
 
+import { writeNumber } from "./text.js";
+
 const SPREAD = 30;
 const FIRST = 10;
 const PAD = 0.06;
 const EDGE_BINS = 60;
+const RARE = 0.05;
+const TIMES = 300;
 
 export function isNumber(value) {
   return typeof value === "number" && Number.isFinite(value);
@@ -23,14 +27,27 @@ function within({ steps, values }, [low, high]) {
   return values.filter((_, i) => steps[i] >= low && steps[i] <= high);
 }
 
-// a rate of 0 has no place on a logarithmic axis: it is drawn at the lower edge
+// of each line what it is above for nearly all of the steps: a rate that falls to nothing in the last few flattens nothing.
+// What lies lower, and a rate of 0, is drawn at the lower edge
 export function rateAxis(lines, range) {
   const positive = lines.flatMap((line) => within(line, range)).filter((value) => isNumber(value) && value > 0);
   if (!positive.length) return { log: true, range: [-4, -1], low: 1e-4, high: 0.1 };
-  const [low, high] = [positive.reduce((a, b) => Math.min(a, b)), positive.reduce((a, b) => Math.max(a, b))];
-  const ends = padded(low, high, true);
+  const [least, high] = [positive.reduce((a, b) => Math.min(a, b)), positive.reduce((a, b) => Math.max(a, b))];
+  const usual = Math.min(...lines.map((line) => overTime(line, range, RARE)).filter((value) => value > 0));
+  const low = least >= usual / 10 || !Number.isFinite(usual) ? least : usual / 3;
+  const ends = padded(Math.min(low, high), high, true);
   if (ends[1] - ends[0] < 0.3) ends.splice(0, 2, ends[0] - 0.15, ends[1] + 0.15);
   return { log: true, range: ends, low: 10 ** ends[0], high: 10 ** ends[1] };
+}
+
+// a quantile over the steps, not over the points, which lie close where much changes
+function overTime(line, [low, high], share) {
+  const values = [];
+  for (let i = 0; i <= TIMES; i += 1) {
+    const value = valueAt(line, low + ((high - low) * i) / TIMES);
+    if (isNumber(value) && value > 0) values.push(value);
+  }
+  return quantile(values.sort((a, b) => a - b), share);
 }
 
 // nearly all points, and always those that the losses began with
@@ -78,6 +95,16 @@ export function beyond({ steps, values }, axis, range) {
     }
   });
   return [...found.values()];
+}
+
+// whole decades where there are several, and else some figures between, all as plain numbers
+export function logTicks({ range: [low, high] }) {
+  const figures = high - low > 1.6 ? [1] : high - low > 0.9 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9];
+  const every = Math.max(1, Math.ceil((high - low) / 7));
+  const decades = [];
+  for (let decade = Math.floor(low); decade <= high; decade += 1) if (decade % every === 0) decades.push(decade);
+  const values = decades.flatMap((decade) => figures.map((figure) => figure * 10 ** decade));
+  return { tickvals: values, ticktext: values.map((value) => writeNumber(value)) };
 }
 
 // the value of a line that keeps it until the next point

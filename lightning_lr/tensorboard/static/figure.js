@@ -2,7 +2,7 @@
 
 import { escapeText, shorten, writeNumber } from "./text.js";
 import { DASHES, factorScale, symbolOf, themeColours } from "./palette.js";
-import { beyond, clip, edges, isNumber, lossAxis, rateAxis, valueAt } from "./axes.js";
+import { beyond, clip, edges, isNumber, logTicks, lossAxis, rateAxis, valueAt } from "./axes.js";
 import { lanesOf } from "./lanes.js";
 import { runColour } from "./now.js";
 import { causeName, dashOf, groupColour, rateTags, shownMarks } from "./choices.js";
@@ -28,7 +28,7 @@ function linesOf(state, tagsOf) {
 // a rate holds until the next change, so also from the last one on
 function held(line, axis) {
   const [floor] = edges(axis);
-  const on = (value) => (isNumber(value) ? (value > 0 ? value : floor) : null);
+  const on = (value) => (isNumber(value) ? Math.max(value, floor) : null);
   const more = line.run.last_step > line.steps.at(-1) ? [[line.run.last_step], [line.values.at(-1)]] : [[], []];
   return [[...line.steps, ...more[0]], [...line.values, ...more[1]].map(on)];
 }
@@ -182,6 +182,10 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
     title(lossTitle(losses, several, colours), places.loss),
   ];
   const loud = state.chosenRuns().flatMap((run) => shownMarks(state, run.name).filter((mark) => LOUD.has(mark.what))).slice(-100);
+  const sweeps = state.chosenRuns().flatMap((run) => shownMarks(state, run.name).filter((mark) => mark.kind === "finding" && mark.step < mark.step_end));
+  for (const mark of sweeps.length <= MOST_LABELS ? sweeps : []) {
+    annotations.push({ text: "sweep", x: mark.step, y: places.rate[0], yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 12, color: colours.ink } });
+  }
   for (const mark of loud.length <= MOST_LABELS ? loud : []) {
     annotations.push({ text: mark.what, x: mark.step_end, y: places.rate[1], yref: "paper", xanchor: "left", yanchor: "top", showarrow: false, bgcolor: colours.paper, font: { size: 12, color: colours.ink } });
   }
@@ -199,7 +203,7 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
     dragmode: "zoom",
     uirevision: "keep",
     annotations,
-    shapes: loud.map((mark) => ({ type: "line", x0: mark.step_end, x1: mark.step_end, y0: 0, y1: 1, yref: "paper", layer: "below", line: { width: 1, dash: "dot", color: colours.faint } })),
+    shapes: [...sweeps, ...loud].map((mark) => mark.kind === "finding" ? sweepShape(mark, colours) : ({ type: "line", x0: mark.step_end, x1: mark.step_end, y0: 0, y1: 1, yref: "paper", layer: "below", line: { width: 1, dash: "dot", color: colours.faint } })),
     xaxis: { range, anchor: "y3", gridcolor: colours.grid, zeroline: false, title: { text: "step", standoff: 6 }, tickformat: ",d", nticks: narrow ? 5 : 10, tickfont: { color: colours.ink } },
     yaxis: axis(places.rate, { type: "log", range: rateRange.range, ...logTicks(rateRange) }),
     yaxis2: axis(places.bands, { range: [lanes.length - 0.5, -0.5], tickvals: lanes.map((_, i) => i), ticktext: labels.map(escapeText), showgrid: false, visible: lanes.length > 0 }),
@@ -207,14 +211,9 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
   };
 }
 
-// whole decades where there are several, and else some figures between, all as plain numbers
-function logTicks({ range: [low, high] }) {
-  const figures = high - low > 1.6 ? [1] : high - low > 0.9 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9];
-  const every = Math.max(1, Math.ceil((high - low) / 7));
-  const decades = [];
-  for (let decade = Math.floor(low); decade <= high; decade += 1) if (decade % every === 0) decades.push(decade);
-  const values = decades.flatMap((decade) => figures.map((figure) => figure * 10 ** decade));
-  return { tickvals: values, ticktext: values.map((value) => writeNumber(value)) };
+// while rates are tried out the model learns nothing
+function sweepShape(mark, colours) {
+  return { type: "rect", x0: mark.step, x1: mark.step_end, y0: 0, y1: 1, yref: "paper", layer: "below", fillcolor: colours.faint, opacity: 0.12, line: { width: 0 } };
 }
 
 // plotly knows a few tags, of which this uses two; names are escaped

@@ -2,14 +2,16 @@
 
 import { make, writeNumber, writeStep } from "./text.js";
 import { CHART_CONFIG, themeColours } from "./palette.js";
-import { isNumber } from "./axes.js";
+import { isNumber, logTicks } from "./axes.js";
 
 const HEIGHT = 320;
 
 function sweepFigure(finding, theme, width) {
   const colours = themeColours(theme);
   const [blue, red, green] = colours.lines;
-  const ramp = finding.rates.map((rate, i) => [rate, finding.losses[i]]).slice(finding.look ?? 0, (finding.look ?? 0) + finding.ramp);
+  const look = finding.losses.slice(0, finding.look ?? 0);
+  const level = look.length && look.every(isNumber) ? look.reduce((a, b) => a + b, 0) / look.length : null;
+  const ramp = rampOf(finding, look, level);
   const shown = ramp.filter(([rate, loss]) => rate > 0 && isNumber(loss));
   // of a rate that was tried twice the second trial was the longer one
   const trials = [...new Map(finding.trials).entries()].sort((a, b) => a[0] - b[0]);
@@ -35,9 +37,7 @@ function sweepFigure(finding, theme, width) {
     shapes.push({ type: "rect", x0: finding.low, x1: finding.high, y0: 0, y1: 1, yref: "paper", fillcolor: blue, opacity: 0.14, line: { width: 0 }, layer: "below" });
     data.push(points("can't be told from the best", [[null, null]], { mode: "markers", marker: { symbol: "square", size: 12, color: blue, opacity: 0.3 } }));
   }
-  const look = (finding.losses ?? []).slice(0, finding.look ?? 0).filter(isNumber);
-  if (look.length) {
-    const level = look.reduce((a, b) => a + b, 0) / look.length;
+  if (level !== null) {
     shapes.push({ type: "line", x0: 0, x1: 1, xref: "paper", y0: level, y1: level, line: { color: colours.faint, dash: "dash", width: 1 } });
     annotations.push({ text: "before, on the same batches", x: 0, xref: "paper", y: level, xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11, color: colours.faint } });
   }
@@ -50,6 +50,8 @@ function sweepFigure(finding, theme, width) {
     shapes.push(line(finding.suggestion, "solid", green, 3));
     annotations.push({ text: `picked ${writeNumber(finding.suggestion)}`, x: Math.log10(finding.suggestion), y: 1, yref: "paper", xanchor: "right", yanchor: "top", showarrow: false, font: { size: 13, color: colours.ink } });
   }
+  const rates = [...ramp.map(([rate]) => rate), ...trials.map(([rate]) => rate), finding.suggestion].filter((rate) => isNumber(rate) && rate > 0).map(Math.log10);
+  const xRange = rates.length ? [Math.min(...rates) - 0.3, Math.max(...rates) + 0.3] : [-8, 1];
   const layout = {
     width,
     height: HEIGHT,
@@ -60,12 +62,21 @@ function sweepFigure(finding, theme, width) {
     hovermode: "closest",
     dragmode: false,
     legend: { orientation: "h", y: -0.2, yanchor: "top", itemclick: false, itemdoubleclick: false },
-    xaxis: { type: "log", title: { text: "learning rate", standoff: 4 }, gridcolor: colours.grid, exponentformat: "power", fixedrange: true },
+    xaxis: { type: "log", range: xRange, ...logTicks({ range: xRange }), title: { text: "learning rate", standoff: 4 }, gridcolor: colours.grid, fixedrange: true },
     yaxis: { title: { text: "training loss" }, range: yRange, gridcolor: colours.grid, zeroline: false, fixedrange: true },
     shapes,
     annotations,
   };
   return { data, layout };
+}
+
+// a ramp that went over the look's batches again and again is drawn without what these differ by
+function rampOf(finding, look, level) {
+  const begin = look.length;
+  return finding.rates.slice(begin, begin + finding.ramp).map((rate, i) => {
+    const loss = finding.losses[begin + i];
+    return [rate, finding.paired && level !== null && isNumber(loss) ? level + (loss - look[i % begin]) : loss];
+  });
 }
 
 function sweepTitle(finding) {

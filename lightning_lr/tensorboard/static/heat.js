@@ -42,7 +42,7 @@ function heatFigure(found, state, width) {
     dragmode: "zoom",
     uirevision: "keep",
     xaxis: { range: drawnRange(state), title: { text: "step", standoff: 4 }, tickformat: ",d", gridcolor: colours.grid, zeroline: false },
-    yaxis: { tickvals: names.map((_, i) => i), ticktext: labels, range: [names.length - 0.5, -0.5], fixedrange: true, showgrid: false },
+    yaxis: { tickvals: names.map((_, i) => i), ticktext: labels, range: [names.length - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false },
   };
   return { data, layout };
 }

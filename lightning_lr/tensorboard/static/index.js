@@ -31,6 +31,25 @@ function watchTheme(changed) {
   }
 }
 
+// TensorBoard hides the frame of a tab that isn't shown by its style
+function frameOf() {
+  try {
+    return window.frameElement;
+  } catch {
+    return null;
+  }
+}
+
+function seen() {
+  const frame = frameOf();
+  return !document.hidden && (!frame || (getComputedStyle(frame).visibility !== "hidden" && frame.getClientRects().length > 0));
+}
+
+function watchSeen(changed) {
+  const frame = frameOf();
+  if (frame) new MutationObserver(changed).observe(frame, { attributeFilter: ["style", "class"] });
+}
+
 export async function render() {
   // by far the largest file: asked for first; the backend puts its version here
   const charts = script("plotly.js?v=PLOTLY_VERSION").then(() => window.Plotly);
@@ -47,5 +66,5 @@ export async function render() {
   const source = backendSource("./");
   // a chart takes its size from the page's style
   await styled;
-  await createPage(root, source, { charts, live: true, themeNow, watchTheme });
+  await createPage(root, source, { charts, live: true, themeNow, watchTheme, seen, watchSeen });
 }

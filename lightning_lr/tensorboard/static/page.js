@@ -15,7 +15,7 @@ const POINTS = 1500;
 const READING = 400;
 const MARGIN = 0.5;
 
-export async function createPage(root, source, { charts, live = false, themeNow = () => "light", watchTheme = () => {} }) {
+export async function createPage(root, source, { charts, live = false, themeNow = () => "light", watchTheme = () => {}, seen = () => !document.hidden, watchSeen = () => {} }) {
   const state = {
     runs: [],
     chosen: new Set(),
@@ -111,7 +111,7 @@ export async function createPage(root, source, { charts, live = false, themeNow 
     }
     state.runs = found.runs;
     const known = state.runs.filter((run) => run.has_data);
-    if (!touched) {
+    if (!touched && !known.some((run) => state.chosen.has(run.name))) {
       const latest = [...known].sort((a, b) => (b.time ?? 0) - (a.time ?? 0))[0];
       state.chosen = new Set(latest ? [latest.name] : []);
     }
@@ -133,13 +133,12 @@ export async function createPage(root, source, { charts, live = false, themeNow 
   draw();
   const pause = await refresh();
   root.dataset.ready = "true";
-  if (live) keepUp(refresh, pause);
+  if (live) keepUp(refresh, pause, seen, watchSeen);
   return { refresh, state, zoom };
 }
 
-// asks again and again, but not while nobody looks: TensorBoard hides the frame of a tab that isn't shown
-function keepUp(refresh, pause) {
-  const seen = () => !document.hidden && window.innerWidth > 0;
+// asks again and again, but not while nobody looks
+function keepUp(refresh, pause, seen, watchSeen) {
   let timer = setTimeout(again, pause);
   async function again() {
     timer = null;
@@ -151,7 +150,7 @@ function keepUp(refresh, pause) {
     if (timer === null && seen()) timer = setTimeout(again, 0);
   };
   document.addEventListener("visibilitychange", wake);
-  window.addEventListener("resize", wake);
+  watchSeen(wake);
 }
 
 function layOut(root) {
