@@ -1,5 +1,26 @@
 """Records: what happened to the rates, as data, in the logger's own event file.
 
+A summary of this package's own plugin holds those of one step: a tensor of strings, each a JSON object. All have
+`kind`, `step` (on the loggers' axis) and `words` (the line of `lr-events`, where one was said). Rates are absolute,
+factors ratios; numbers that are not finite are the strings "nan", "inf" and "-inf". The kinds:
+
+- `run`, at the start of a fit, and again when param groups were added: `package` (its version), `groups` (of `tag`,
+  `optimizer`, `group`), `factors` (names of callbacks), `callbacks` (of `name`, `written`), `resumed` (does the fit
+  begin at a step above 0?), `updates` (the planned steps in all, or null), `made` (real updates so far), `processes`,
+  `time` (unix).
+- `first`, a group's first update: `tag`, `optimizer`, `group`, `update`, `new`, `parts`.
+- `change`: the same with `old`, `cause`, and `parts` of `source`, `old`, `new`, `reason`, whose product it is. `loud`
+  names the sources that are told; `running` those that change on, of which only the end is told.
+- `drift`, that end: `source`, `first`, `last`, `lowest`, `highest`, `changes`, `start` and `end` (steps).
+- `incident`: `callback`, `optimizer`, `tag`, `what` (limited, dropped, held, rewound, trial passed, trial data, gave
+  up, broken off), `told` (or only counted), `update` (among those judged), `epoch`, `batch`, `rank` (the only one
+  whose loss was not finite), `side` (the weights: present, newest or best), `loss`, `grad_norm`, `threshold`,
+  `update_ratio`, `factor`, `back` (`step`, `lost` updates), `cause`, `parameters` (some that are not finite),
+  `evidence` (`here`, `there`, `batches`).
+- `finding`: `callback`, `tag`, `why`, `applied`, and `finding`, which is `Finding.to_dict()`.
+- `note`, any other line: `source`; `what` is "count" where it counts incidents, "left out" where it counts records.
+- `end`: `status` (finished, stopped, interrupted, failed), `error`, `updates`, `counts`, `rates` by tag, `left_out`.
+
 Neither torch nor Lightning is imported here: TensorBoard reads records too.
 """
 

@@ -159,6 +159,16 @@ def test_after_a_quiet_while_the_count_is_told_and_the_next_one_is_new() -> None
     assert repeats.add("a", 9 + QUIET, "skipped", "", warn=False) == 1
 
 
+def test_a_trial_has_one_clock_and_blames_once(tmp_path: Path) -> None:
+    guard = llr.DivergenceGuard(snapshot_every=10)
+    fit(Faulty(faults={**dict.fromkeys(range(20, 26), "nan"), 60: "huge"}), tmp_path, guard, epochs=8)
+    tried = [line for line in guard.journal.story if re.search("DivergenceGuard: .* here, ", line)]
+    assert [line.split("DivergenceGuard: ")[1].split()[0] for line in tried] == ["trial:", "rewound"]
+    for line in tried:
+        assert line.count("to blame") == 1
+        assert not re.search(r"update \d", line)
+
+
 def test_a_rewind_warns_and_a_drop_informs_and_neither_is_a_python_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

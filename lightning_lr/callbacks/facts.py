@@ -61,7 +61,7 @@ def only_rank(trainer: Any, own_loss: float | None) -> int | None:
     A small collective, where there are several ranks: all of them ask, or none.
     """
     bad, rank, ranks = own_loss is not None and not math.isfinite(own_loss), trainer.global_rank, trainer.world_size
-    if ranks == 1:
+    if ranks == 1 or not torch.distributed.is_initialized():
         return None
     mine = [rank, -rank] if bad else [-1, -ranks]
     found = torch.tensor(mine, device=trainer.strategy.root_device)
