@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="all kills, all cells of the table, all fuzzing")
 
 
-SHARED = ("pool", "four", "alone", "together", "late", "told", "uninterrupted", "board")
+SHARED = ("pool", "four", "alone", "together", "late", "told", "uninterrupted")
 """Fixtures that take long to make."""
 
 

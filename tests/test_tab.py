@@ -18,10 +18,13 @@ from tests.browser import CHROMIUM, DRIVER, Board, Browser, until
 from tests.event_files import TAG, change, write
 from tests.pool import Pool
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="there is no chromium with its chromedriver on this machine, to look at the tab with",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver here, to look at the tab with"
+    ),
+    # two runs, a TensorBoard and a browser, made once
+    pytest.mark.xdist_group("tab"),
+]
 
 TIMES = "\u00d7"
 BACKBONE, HEAD = "lr-SGD/backbone", f"lr-SGD/{rescued.GROUP}"
