@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lightning_lr.records import as_json, summary
 
-GROUP = {"tag": "lr-SGD", "optimizer": "SGD", "group": ""}
+TAG = "lr-SGD"
+GROUP = {"tag": TAG, "optimizer": "SGD", "group": ""}
 RUN = {"kind": "run", "groups": [GROUP], "factors": ["DivergenceGuard"], "resumed": False, "updates": 100}
 END = {"kind": "end", "status": "finished", "updates": 100}
 HURT = {"kind": "incident", "callback": "DivergenceGuard", "cause": "the loss is not finite", "words": "w"}
@@ -70,3 +72,44 @@ def run(folder: Path, updates: int = 100, time: float = 1e9) -> Writer:
         writer.scalar("lr-SGD", step, 0.1).scalar("train_loss", step, 2.0 / (1 + step))
     writer.scalar("lr-factor/DivergenceGuard", 0, 1.0)
     return writer
+
+
+_NUMBERS = itertools.count()
+
+
+def write(
+    folder: Path, records: Sequence[dict[str, Any]] = (), *, at: int = 0, begins: bool = True, **scalars: list[float]
+) -> None:
+    """A run, or more of it, in one more event file.
+
+    Args:
+        folder: of the run.
+        records: what the journal says.
+        at: the step of the first point of each scalar; the others follow step by step.
+        begins: whether a `run` record comes first.
+        scalars: by tag, in which `__` stands for a slash.
+    """
+    number = next(_NUMBERS)
+    writer = Writer(folder, 1e9 + 1e6 * number, str(number))
+    if begins:
+        writer.record(0, **RUN | {"factors": ["Warmup"]})
+    for record in records:
+        writer.record(**record)
+    for tag, values in scalars.items():
+        writer.scalars(tag.replace("__", "/"), enumerate(values, at))
+
+
+def change(step: int, old: float, new: float, source: str = "PlateauDecay", tag: str = TAG) -> dict[str, Any]:
+    """The record of a change that a callback made."""
+    part = {"source": source, "old": 1.0, "new": new / old, "reason": "a reason"}
+    words = f"SGD: {old} -> {new}"
+    return {
+        "kind": "change",
+        "step": step,
+        "words": words,
+        "old": old,
+        "new": new,
+        "parts": [part],
+        **GROUP,
+        "tag": tag,
+    }

@@ -353,9 +353,9 @@ print(rank_zero.log.name, rank_zero.rank_zero_deprecation_category.__module__)
 CASES = {
     "alone: pytorch_lightning": blocked("lightning") + ALONE.format("pytorch_lightning"),
     "alone: lightning.pytorch": blocked("pytorch_lightning") + ALONE.format("lightning.pytorch"),
-    "neither": blocked("lightning", "pytorch_lightning") + "import lightning_lr",
+    "neither": blocked("lightning", "pytorch_lightning") + "from lightning_lr import Warmup",
     "one broken": blocked("lightning", how="broken") + BASES,
-    "both broken": blocked("lightning", "pytorch_lightning", how="broken") + "import lightning_lr",
+    "both broken": blocked("lightning", "pytorch_lightning", how="broken") + "from lightning_lr import Warmup",
     "console: pytorch_lightning": "import pytorch_lightning" + CONSOLE,
     "console: lightning.pytorch": "import lightning.pytorch" + CONSOLE,
 }

@@ -15,7 +15,7 @@ from selenium.webdriver import ActionChains, Keys
 
 from tests import rescued
 from tests.browser import CHROMIUM, DRIVER, Board, Browser, until
-from tests.event_files import TAG, change, write
+from tests.eventfiles import TAG, change, write
 from tests.pool import Pool
 
 pytestmark = [

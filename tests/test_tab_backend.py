@@ -20,7 +20,7 @@ from lightning_lr.tensorboard.folders import Roots
 from lightning_lr.tensorboard.plugin import LearningRates, Tab
 from lightning_lr.tensorboard.routes import Routes
 from lightning_lr.tensorboard.shelf import Shelf
-from tests.event_files import TAG, change, write
+from tests.eventfiles import TAG, change, write
 
 
 class Served:
