@@ -22,6 +22,9 @@ SIGNS = {"limited": "v", "dropped": "x", "held": "|", "rewound": "D", "trial pas
 MOST_NAMED = 12
 """Curves, of a kind, that have their names beside them."""
 
+LONGEST = 28
+"""Characters of a name: of a longer one the middle is left out."""
+
 REACH = 3.0
 """A loss axis reaches so far beyond four fifths of the losses, in what lies between their first tenth and there."""
 
@@ -80,6 +83,7 @@ def draw(story: Any, sentence: str = "") -> Any:
 def _rates(axes: Any, story: Any, last: int) -> None:
     for number, tag in enumerate(story.tags.rates):
         _curve(axes, story.series(tag), last, number, tag if number < MOST_NAMED else "")
+        _zeros(axes, story.series(tag), number, tag)
     steps, values = story.series(f"{FINDER}rate")
     if len(steps):
         axes.plot(steps, values, ".", color="0.6", markersize=3, label="tried by a sweep")
@@ -96,7 +100,7 @@ def _rates(axes: Any, story: Any, last: int) -> None:
     for number, (source, points) in enumerate(by.items()):
         where = [step for step, _ in points], [rate for _, rate in points]
         colour, sign = COLOURS[-1 - number % len(COLOURS)], "osD^P*X"[number % 7]
-        label = _text(f"{source} ({len(points)})")
+        label = _text(f"{_short(source)} ({len(points)})")
         axes.plot(where[0], where[1], sign, color=colour, markersize=5, fillstyle="none", label=label)
 
 
@@ -106,8 +110,22 @@ def _curve(axes: Any, points: tuple[Any, Any], last: int, number: int, name: str
         # it holds until the end
         steps, values = np.append(steps, last), np.append(values, values[-1])
     colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-    label = _text(name) or None
+    label = _text(_short(name)) or None
     axes.plot(steps, values, dashes, color=colour, drawstyle="steps-post", linewidth=1.3, label=label)
+
+
+def _zeros(axes: Any, points: tuple[Any, Any], number: int, name: str) -> None:
+    """Marks at the lower edge where a value becomes 0, which a logarithmic axis doesn't have."""
+    steps, values = points
+    zero = values == 0.0
+    first = steps[zero & ~np.concatenate([[False], zero[:-1]])] if len(steps) else steps
+    if len(first):
+        _at_edge(axes, first, 0.015, "v", COLOURS[number % len(COLOURS)], _text(f"{_short(name)} is 0 from here"))
+
+
+def _at_edge(axes: Any, steps: Any, height: float, sign: str, colour: str, label: str) -> None:
+    heights, transform = np.full(len(steps), height), axes.get_xaxis_transform()
+    axes.plot(steps, heights, sign, color=colour, transform=transform, markersize=5, label=label)
 
 
 def _losses(axes: Any, story: Any) -> None:
@@ -117,12 +135,13 @@ def _losses(axes: Any, story: Any) -> None:
         steps, values = story.series(tag)
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         few = "." if len(steps) < 50 else None
-        axes.plot(steps, values, dashes, color=colour, linewidth=1.0, marker=few, markersize=4, label=_text(tag))
-        beyond = steps[~(values <= high)]
-        if len(beyond):
-            edge = np.full(len(beyond), 0.985)
-            label = _text(f"{tag} beyond, or not finite ({len(beyond)})")
-            axes.plot(beyond, edge, "^", color=colour, transform=axes.get_xaxis_transform(), markersize=5, label=label)
+        beyond = ~(values <= high)
+        # a line to a point that isn't shown would be drawn as a spike on either side of it
+        shown = np.where(beyond, np.nan, values)
+        axes.plot(steps, shown, dashes, color=colour, linewidth=1.0, marker=few, markersize=4, label=_text(_short(tag)))
+        if beyond.any():
+            label = _text(f"{_short(tag)} beyond, or not finite ({beyond.sum()})")
+            _at_edge(axes, steps[beyond], 0.985, "^", colour, label)
     room = 0.08 * (high - low) or max(abs(high), 1.0) * 0.1
     axes.set_ylim(low - room, high + 2.0 * room)
     axes.set_ylabel("loss")
@@ -169,6 +188,16 @@ def _text(words: str) -> str:
     """Names and words as they are: matplotlib takes dollar signs for mathematics, and leaves out what begins with _."""
     escaped = words.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def _short(words: str) -> str:
+    """Without the middle of what is too long.
+
+    >>> _short("a" * 30 + "b" * 30)
+    'aaaaaaaaaaaaa...bbbbbbbbbbbb'
+    """
+    half = (LONGEST - 3) // 2
+    return words if len(words) <= LONGEST else f"{words[: LONGEST - 3 - half]}...{words[-half:]}"
 
 
 def sentence_and_table(sentence: str, rates: dict[str, float], lines: Iterable[str]) -> str:

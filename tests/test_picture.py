@@ -108,6 +108,8 @@ def test_a_spike_does_not_flatten_the_loss_and_is_marked(tmp_path: Path) -> None
     drawn = lines(figure)
     (beyond,) = [line for name, line in drawn.items() if "beyond" in name]
     assert 30 in beyond.get_data()[0]
+    # a line up to there and back would look like two spikes, where points lie apart
+    assert not (drawn["loss"].get_data()[1] > high).any()
 
 
 def test_incidents_are_marked_by_what_they_were(tmp_path: Path) -> None:
@@ -227,3 +229,20 @@ def test_a_million_points_are_kept_in_a_few_with_every_dip() -> None:
     assert len(series) <= 8000
     assert steps[values < 1.0].tolist() == [77_777, 123_456]
     assert (steps[0], steps[-1]) == (0, 199_999)
+
+
+def test_a_rate_of_zero_has_a_mark_and_a_long_name_is_shortened(tmp_path: Path) -> None:
+    """On a logarithmic axis there is no zero."""
+    monitor, long = llr.LRMonitor(), "L" * 300
+
+    def configure(module: Any) -> Any:
+        optimizer = torch.optim.SGD([{"params": module.parameters(), "name": long}], lr=0.1)
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: float(k < 10)), "interval": "step"}
+        ]
+
+    trainer(tmp_path, callbacks=[monitor], max_epochs=2, log_every_n_steps=1).fit(Model(configure), Loader(20))
+    drawn = lines(monitor.plot())
+    zero = next(line for name, line in drawn.items() if name.endswith("is 0 from here"))
+    assert zero.get_data()[0].tolist() == [10]
+    assert max(map(len, drawn)) < 80
