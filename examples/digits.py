@@ -109,7 +109,7 @@ def main() -> None:
     for line in autopilot[-1].story:
         print(f"  {line}")
     print(f"\nheld-out accuracy {trainer.callback_metrics['val_acc']:.3f}")
-    print(f"See it: tensorboard --logdir {tensorboard.log_dir} --samples_per_plugin text=1000")
+    print(f"See it: tensorboard --logdir {tensorboard.log_dir}, then http://localhost:6006/#lightning_lr")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main() -> None:
         print(f"  {line}")
     print("\nguard.summary():", ", ".join(f"{name} {number:g}" for name, number in guard.summary().items()))
     print(f"held-out accuracy: well-tuned {tuned:.3f}, too high {dead:.3f}, too high with the guard {saved:.3f}")
-    print(f"See it: tensorboard --logdir {logs} --samples_per_plugin text=1000")
+    print(f"See it: tensorboard --logdir {logs}, then http://localhost:6006/#lightning_lr")
 
 
 if __name__ == "__main__":

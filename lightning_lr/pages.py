@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
 from lightning_lr.curves import EVENTS, FACTOR, INCIDENT, UPDATE
 from lightning_lr.internals import file_writer
-from lightning_lr.records import summary
+from lightning_lr.records import PLUGIN, summary
 
 
 def write_records(loggers: Iterable[Any], step: int, records: list[dict[str, Any]]) -> None:
@@ -49,6 +50,16 @@ def write_layout(
     for logger in loggers:
         if _can(logger, "add_custom_scalars"):
             logger.experiment.add_custom_scalars({"learning rate": charts})
+
+
+def address(loggers: Iterable[Any]) -> str:
+    """How to open the tab "Learning rates" on what TensorBoard's first logger has written; empty without one."""
+    for logger in loggers:
+        if file_writer(logger) is not None:
+            # the folder of all versions, so that they have names, and stand beside each other
+            folder = getattr(logger, "root_dir", None) or logger.experiment.log_dir
+            return f"tensorboard --logdir {shlex.quote(str(folder))}, then http://localhost:6006/#{PLUGIN}"
+    return ""
 
 
 def _can(logger: Any, what: str) -> bool:

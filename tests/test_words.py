@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +385,21 @@ def test_two_ranks_count_the_same_and_one_tells(pool: Pool, tmp_path: Path) -> N
     ]
     assert len(told) == 5
     assert silence == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_last_line_of_a_run_is_the_address_that_shows_it(
+    fails: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(trainer: Any, *_: Any) -> None:
+        if fails and trainer.global_step == 5:
+            raise RuntimeError("of the user's own")
+
+    callbacks = [llr.Warmup(3), pl.callbacks.LambdaCallback(on_train_batch_end=fail)]
+    logger = pl.loggers.TensorBoardLogger(tmp_path / "a folder", name="digits")
+    with caplog.at_level(logging.INFO, CONSOLE), contextlib.suppress(RuntimeError):
+        trainer(tmp_path, callbacks=callbacks, logger=logger).fit(Model(sgd), Loader(10))
+    ours = [record.message for record in caplog.records if "learning rates" in record.message]
+    folder = shlex.quote(str(tmp_path / "a folder" / "digits"))
+    where = f"tensorboard --logdir {folder}, then http://localhost:6006/#lightning_lr"
+    assert ours == [f"what the learning rates did, and why: {where}"]

@@ -239,6 +239,10 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         if self._leads:
             self.run.close()
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._leads:
+            self.run.last_line()
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         # later callbacks may still save a checkpoint: the run stays, with the rates as the scheduler left them
         if self._run is None or not self._leads:
@@ -250,6 +254,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         except Exception as error:
             # it may be the logger itself that failed; the callbacks after this one have to be told too
             rank_zero_warn(f"the last rates could not be written: {error!r}")
+        self.run.last_line()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self._run is not None and self._leads:

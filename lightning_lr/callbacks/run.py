@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from lightning_lr import internals
 from lightning_lr.callbacks.length import updates_in_run
 from lightning_lr.change import SCHEDULER, Listener, Part
-from lightning_lr.console import count
+from lightning_lr.console import console, count
 from lightning_lr.journal import Journal
 from lightning_lr.ledger import Ledger
 from lightning_lr.names import GroupName, group_names
+from lightning_lr.pages import address
 from lightning_lr.saved import fields
 from lightning_lr.steps import compiled
 
@@ -202,6 +203,11 @@ class Run(Listener):
         words = f"the run {VERBS[status]} after {count(self._made(), 'update')}" + ("" if told is None else f": {told}")
         facts = {"status": status, "error": told, "updates": self._made(), "counts": counts, "words": words}
         self.journal.close(self.ledger, self.rates(), facts)
+
+    def last_line(self) -> None:
+        """Says where all this can be seen, if anything of it was written."""
+        if self._batches and (where := address(self.trainer.loggers if self.trainer.is_global_zero else ())):
+            console(f"what the learning rates did, and why: {where}")
 
     def rates(self) -> dict[str, float]:
         """The effective rate of the last update, absolute, by tag."""
