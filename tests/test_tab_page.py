@@ -133,7 +133,7 @@ def test_of_the_losses_only_what_lies_far_from_all_others_is_beyond_the_axis(pag
 
 def test_what_the_signs_mean_is_told(page: Browser) -> None:
     show(page, "nan")
-    assert page.texts(".signs") == ["× not finite"]
+    assert page.texts(".signs") == ["\u00d7 not finite"]
     show(page, "zero")
     chip = "[...document.querySelectorAll('.choices .chip')].find((one) => one.textContent.includes('PlateauDecay'))"
     sign = page.js(f"return getComputedStyle({chip}.querySelector('.sign span')).color")
@@ -162,9 +162,7 @@ def test_the_panel_is_no_trap_for_the_keyboard(page: Browser) -> None:
 
 def test_after_a_click_on_a_mark_the_tip_is_gone_and_escape_closes_the_panel(page: Browser) -> None:
     show(page, "zero")
-    share = page.js(
-        f"""const y = {CHART}._fullLayout.yaxis; return (-2 - y.range[0]) / (y.range[1] - y.range[0])"""
-    )
+    share = page.js(f"""const y = {CHART}._fullLayout.yaxis; return (-2 - y.range[0]) / (y.range[1] - y.range[0])""")
     hover(page, 40, share).perform()
     page.wait(f"!{TIP}.hidden && {TIP}.textContent.includes('PlateauDecay')")
     hover(page, 40, share).click().perform()
@@ -212,10 +210,10 @@ def test_of_many_runs_the_bad_ones_come_first_and_can_be_found(page: Browser) ->
     assert {"z-failed", "live"} <= set(names[:bad])
     assert set(states[bad:]) == {"ended"}
     assert [name for name in names[bad:] if name != "nan"] == ["a2", "a1", "a0", "names", "short", "cool", "zero"]
-    assert "1 failed" in page.texts(".now > p")[0]
+    assert f"{states.count('failed')} failed" in page.texts(".now > p")[0]
     find = page.driver.find_element("css selector", ".now input[type=search]")
     find.send_keys("failed")
-    page.wait("document.querySelectorAll('.runs li').length === 1")
+    page.wait("document.querySelectorAll('.runs li').length === arguments[0]", states.count("failed"))
     find.clear()
     find.send_keys(" ", Keys.BACKSPACE)
     page.wait("document.querySelectorAll('.runs li').length === 10")

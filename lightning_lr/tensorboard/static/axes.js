@@ -53,7 +53,8 @@ export function lossAxis(lines, range) {
   if (!sorted.length) return { log: false, range: [0, 1], low: 0, high: 1 };
   const begun = shown.filter((values) => values.length).map((values) => quantile(values.slice(0, FIRST).sort((a, b) => a - b), 0.5));
   const usual = [quantile(sorted, RARE), quantile(sorted, 1 - RARE)];
-  const log = Math.min(usual[0], ...begun) > 0 && Math.max(usual[1], ...begun) / Math.min(usual[0], ...begun) > SPREAD;
+  const positive = sorted.filter((value) => value > 0);
+  const log = Math.min(usual[0], ...begun) > 0 && positive.at(-1) / positive[0] > SPREAD;
   const place = (value) => (log ? Math.log10(value) : value);
   const [least, most] = [Math.min(...[usual[0], ...begun].map(place)), Math.max(...[usual[1], ...begun].map(place))];
   const far = FAR * Math.max(most - least, log ? DECADE : LITTLE * Math.abs(most));

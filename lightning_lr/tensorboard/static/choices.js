@@ -32,6 +32,14 @@ export function groupColour(state, tag) {
   return state.chosenRuns().length > 1 ? colours.ink : colours.lines[Math.max(rateTags(state).indexOf(tag), 0) % colours.lines.length];
 }
 
+// the sign of a mark, in its colour in the chart
+export function signOf(state, mark) {
+  const [, text, place] = symbolOf(mark);
+  const sign = make("span", { text });
+  if (state.chosenRuns().length < 2) sign.style.color = themeColours(state.theme).lines[place];
+  return sign;
+}
+
 export function choices(place, { state, change }) {
   const groups = make("div", { class: "chips", role: "group", "aria-label": "Param groups" });
   const causes = make("div", { class: "chips", role: "group", "aria-label": "Causes" });
@@ -69,14 +77,6 @@ export function choices(place, { state, change }) {
     return sign;
   }
 
-  // as in the chart
-  function markSign(mark) {
-    const [, text, place] = symbolOf(mark);
-    const sign = make("span", { text });
-    if (state.chosenRuns().length < 2) sign.style.color = themeColours(state.theme).lines[place];
-    return sign;
-  }
-
   function draw() {
     const tags = rateTags(state);
     groups.hidden = tags.length < 2;
@@ -92,7 +92,7 @@ export function choices(place, { state, change }) {
     const names = [...counts.keys()].sort();
     const buttons = names.map((name) => {
       const [count, sample] = counts.get(name);
-      return chip("hiddenCauses", names, name, `${name} (${count})`, markSign(sample));
+      return chip("hiddenCauses", names, name, `${name} (${count})`, signOf(state, sample));
     });
     fill(causes, buttons);
   }

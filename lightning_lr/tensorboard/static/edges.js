@@ -40,7 +40,7 @@ function beyond({ steps, values }, axis, range) {
   return [...found.values()];
 }
 
-function isOn(value, axis) {
+export function isOn(value, axis) {
   return isNumber(value) && value >= axis.low && value <= axis.high;
 }
 
@@ -59,13 +59,6 @@ export function held({ steps, values, run }, axis) {
     y.push(on ? value : null);
   });
   return [x, y];
-}
-
-// the last value up to a step that the axis has
-export function lastOn({ steps, values }, step, axis) {
-  let found;
-  for (let i = 0; i < steps.length && steps[i] <= step; i += 1) if (isOn(values[i], axis)) found = values[i];
-  return found;
 }
 
 // where a rate leaves the axis, and until when

@@ -3,7 +3,7 @@
 import { escapeText, shorten, writeNumber } from "./text.js";
 import { DASHES, factorScale, symbolOf, themeColours } from "./palette.js";
 import { isNumber, logTicks, lossAxis, rateAxis, valueAt } from "./axes.js";
-import { clip, edgeWords, edges, held, lastOn, lossEdges, rateEdges } from "./edges.js";
+import { clip, edgeWords, edges, held, isOn, lossEdges, rateEdges } from "./edges.js";
 import { stepTicks } from "./range.js";
 import { lanesOf } from "./lanes.js";
 import { runColour } from "./now.js";
@@ -136,8 +136,8 @@ function heightOf(mark, onLoss, line, rateRange, lossRange) {
   const value = mark.kind === "change" || mark.kind === "first" ? (mark.drift && line ? valueAt(line, mark.step_end) : mark.new) : line && valueAt(line, mark.step_end);
   if (!isNumber(value) || (mark.drift && !line)) return edges(rateRange)[1];
   // of a rate that leaves the axis the mark is where its line ends
-  const ends = value < rateRange.low && line ? lastOn(line, mark.step_end, rateRange) : undefined;
-  return clip(ends ?? value, rateRange);
+  const before = value < rateRange.low && line ? valueAt(line, mark.step_end - 1) : undefined;
+  return isOn(before, rateRange) ? before : clip(value, rateRange);
 }
 
 function layOutFigure(state, { colours, width, range, lanes, still, places, rateRange, lossRange, losses, rates }) {
@@ -153,7 +153,7 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
   });
   const several = state.chosenRuns().length > 1;
   const labels = lanes.map((lane) => (several ? `${lane.run}: ${lane.label}` : lane.label)).map((label) => shorten(label, narrow ? 18 : 30));
-  const left = Math.max(64, ...labels.map((label) => label.length * 6.3 + 14));
+  const left = Math.max(64, ...labels.map((label) => label.length * 6.3 + 22));
   const title = (text, place) => ({ text, x: 0, y: place[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, yshift: 4, font: { size: 13, color: colours.ink } });
   const annotations = [
     title(rates.length ? "effective rate (logarithmic)" : "effective rate: nothing is shown", places.rate),

@@ -1,8 +1,7 @@
 // Table: every mark as a row, for the keyboard, for those who don't see the charts, and for reading.
 
 import { fill, make, writeNumber, writeSteps } from "./text.js";
-import { symbolOf } from "./palette.js";
-import { causeName, shownMarks } from "./choices.js";
+import { causeName, shownMarks, signOf } from "./choices.js";
 
 const MOST_ROWS = 200;
 
@@ -44,7 +43,7 @@ export function markTable(place, { state, open }) {
     summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)}), latest first`;
     const several = state.chosen.size > 1;
     const shown = rows.slice(0, MOST_ROWS);
-    const now = JSON.stringify([several, shown]);
+    const now = JSON.stringify([several, state.theme, shown]);
     if (now === drawn) return;
     drawn = now;
     left.textContent = rows.length > shown.length ? `The latest ${MOST_ROWS} rows; ${rows.length - shown.length} before them: zoom in to see these.` : "";
@@ -61,7 +60,7 @@ export function markTable(place, { state, open }) {
       parts.button.setAttribute("aria-label", `details, step ${text}, ${causeName(mark)}`);
       parts.button.onclick = () => open(run, mark, parts.button);
       parts.run.hidden = !several;
-      parts.sign.textContent = symbolOf(mark)[1];
+      parts.sign.replaceChildren(signOf(state, mark));
       parts.cause.textContent = causeName(mark);
       parts.words.textContent = words(mark);
       return parts.row;

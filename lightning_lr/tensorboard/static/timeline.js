@@ -11,7 +11,7 @@ export function timeline(place, { state, Plotly, open, zoom }) {
   const tip = make("div", { class: "tip", hidden: true });
   const cursor = make("div", { class: "cursor", hidden: true });
   const where = make("span", { class: "hint" });
-  const signs = make("span", { class: "hint signs" });
+  const signs = make("span", { class: "signs", title: "the true value is under the mouse" });
   const button = (text, label, move) => make("button", { type: "button", text, "aria-label": label, onclick: () => zoom(moved(move)) });
   const tools = make("div", { class: "tools", role: "toolbar", "aria-label": "Steps that are shown" }, [
     button("◀", "earlier", (low, high) => [low - (high - low) / 2, high - (high - low) / 2]),
