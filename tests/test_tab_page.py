@@ -119,12 +119,15 @@ def test_a_fall_is_drawn_at_its_true_values(page: Browser) -> None:
     assert shown[70] == pytest.approx(1e-4)
     assert page.js(f"return {CHART}.layout.yaxis.range")[0] < math.log10(2e-5)
     (edge,) = edges(page, "y")
-    assert (edge["x"], edge["text"]) == ([79], ["→ 1e-12"])
+    assert (edge["x"], edge["text"], edge["textposition"]) == ([79], ["→ 1e-12"], ["middle left"])
 
 
 def test_of_the_losses_only_what_lies_far_from_all_others_is_beyond_the_axis(page: Browser) -> None:
     show(page, "zero")
     assert edges(page, "y3") == []
+    # what crosses all charts doesn't cross the losses' names
+    titles = page.js(f"return {CHART}.layout.annotations.filter((one) => one.text.includes('loss'))")
+    assert [title["bgcolor"] for title in titles] == ["#ffffff"]
     show(page, "cool")
     (edge,) = edges(page, "y3")
     assert edge["x"] == [50]

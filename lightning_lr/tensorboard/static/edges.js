@@ -5,11 +5,12 @@ import { isNumber } from "./axes.js";
 
 const BINS = 60;
 const MOST_WORDS = 6;
+const TEXT = 0.12;
 
 // a little inside the edge, where a mark is seen whole
-export function edges(axis) {
+export function edges(axis, share = 0.04) {
   const [a, b] = axis.range;
-  const [low, high] = [a + (b - a) * 0.04, b - (b - a) * 0.04];
+  const [low, high] = [a + (b - a) * share, b - (b - a) * share];
   return axis.log ? [10 ** low, 10 ** high] : [low, high];
 }
 
@@ -91,8 +92,10 @@ export function rateEdges(line, axis, range, colour, targets) {
     const again = point.count > 1 ? `; ${point.count} times here` : "";
     return { ...point, below: !point.strange, words: `${writeSteps(point.from, point.until)}: ${why}${again}` };
   });
-  const text = points.map((point) => (points.length > MOST_WORDS ? "" : `${point.fell ? "→ " : ""}${writeNumber(point.value)}`));
-  return edgeTraces(line, points, axis, colour, targets, { yaxis: "y", mode: "markers+text", text, textposition: "middle right", textfont: { size: 11, color: colour } });
+  const text = points.map((point) => (points.length > MOST_WORDS ? "" : `${point.fell ? "→ " : ""}${writeNumber(point.least)}`));
+  const near = range[1] - (range[1] - range[0]) * TEXT;
+  const textposition = points.map((point) => (point.step > near ? "middle left" : "middle right"));
+  return edgeTraces(line, points, axis, colour, targets, { yaxis: "y", mode: "markers+text", text, textposition, textfont: { size: 11, color: colour } });
 }
 
 // of a loss

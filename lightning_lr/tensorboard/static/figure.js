@@ -17,6 +17,7 @@ const TOP = 30;
 const BOTTOM = 44;
 const NARROW = 700;
 const MOST_LABELS = 6;
+const ABOVE_EDGE = 0.11;
 const LOUD = new Set(["rewound", "gave up"]);
 const QUIET = new Set(["note", "first"]);
 
@@ -137,7 +138,7 @@ function heightOf(mark, onLoss, line, rateRange, lossRange) {
   if (!isNumber(value) || (mark.drift && !line)) return edges(rateRange)[1];
   // of a rate that leaves the axis the mark is where its line ends
   const before = value < rateRange.low && line ? valueAt(line, mark.step_end - 1) : undefined;
-  return isOn(before, rateRange) ? before : clip(value, rateRange);
+  return isOn(before, rateRange) ? before : value < rateRange.low ? edges(rateRange, ABOVE_EDGE)[0] : clip(value, rateRange);
 }
 
 function layOutFigure(state, { colours, width, range, lanes, still, places, rateRange, lossRange, losses, rates }) {
@@ -154,7 +155,7 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
   const several = state.chosenRuns().length > 1;
   const labels = lanes.map((lane) => (several ? `${lane.run}: ${lane.label}` : lane.label)).map((label) => shorten(label, narrow ? 18 : 30));
   const left = Math.max(64, ...labels.map((label) => label.length * 6.3 + 22));
-  const title = (text, place) => ({ text, x: 0, y: place[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, yshift: 4, font: { size: 13, color: colours.ink } });
+  const title = (text, place) => ({ text, x: 0, y: place[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, yshift: 4, bgcolor: colours.paper, font: { size: 13, color: colours.ink } });
   const annotations = [
     title(rates.length ? "effective rate (logarithmic)" : "effective rate: nothing is shown", places.rate),
     title(lossTitle(losses, several, colours), places.loss),
