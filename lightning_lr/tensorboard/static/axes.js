@@ -1,13 +1,15 @@
-// Axes: the ranges that are shown, so that one spike flattens nothing, and what lies beyond them.
+// Axes: the ranges that are shown, so that one spike flattens nothing.
 
 import { writeNumber } from "./text.js";
 
 const SPREAD = 30;
 const FIRST = 10;
 const PAD = 0.06;
-const EDGE_BINS = 60;
 const RARE = 0.05;
-const TIMES = 300;
+const FAR = 2;
+const DECADE = 0.3;
+const LITTLE = 0.02;
+const MOST_FALL = 1e6;
 
 export function isNumber(value) {
   return typeof value === "number" && Number.isFinite(value);
@@ -27,74 +29,38 @@ function within({ steps, values }, [low, high]) {
   return values.filter((_, i) => steps[i] >= low && steps[i] <= high);
 }
 
-// of each line what it is above for nearly all of the steps: a rate that falls to nothing in the last few flattens nothing.
-// What lies lower, and a rate of 0, is drawn at the lower edge
+// down to where the fall of each line ends, though not more than some decades below its top
 export function rateAxis(lines, range) {
-  const positive = lines.flatMap((line) => within(line, range)).filter((value) => isNumber(value) && value > 0);
-  if (!positive.length) return { log: true, range: [-4, -1], low: 1e-4, high: 0.1 };
-  const [least, high] = [positive.reduce((a, b) => Math.min(a, b)), positive.reduce((a, b) => Math.max(a, b))];
-  const usual = Math.min(...lines.map((line) => overTime(line, range, RARE)).filter((value) => value > 0));
-  const low = least >= usual / 10 || !Number.isFinite(usual) ? least : usual / 3;
-  const ends = padded(Math.min(low, high), high, true);
+  const shown = lines.map((line) => [valueAt(line, range[0]), ...within(line, range)].filter((value) => isNumber(value) && value > 0)).filter((values) => values.length);
+  if (!shown.length) return { log: true, range: [-4, -1], low: 1e-4, high: 0.1 };
+  const tops = shown.map(largest);
+  const high = largest(tops);
+  const low = -largest(shown.map((values, i) => largest(values.filter((value) => value * MOST_FALL >= tops[i]).map((value) => -value))));
+  const ends = padded(low, high, true);
   if (ends[1] - ends[0] < 0.3) ends.splice(0, 2, ends[0] - 0.15, ends[1] + 0.15);
   return { log: true, range: ends, low: 10 ** ends[0], high: 10 ** ends[1] };
 }
 
-// a quantile over the steps, not over the points, which lie close where much changes
-function overTime(line, [low, high], share) {
-  const values = [];
-  for (let i = 0; i <= TIMES; i += 1) {
-    const value = valueAt(line, low + ((high - low) * i) / TIMES);
-    if (isNumber(value) && value > 0) values.push(value);
-  }
-  return quantile(values.sort((a, b) => a - b), share);
+function largest(values) {
+  return values.reduce((a, b) => Math.max(a, b), -Infinity);
 }
 
-// nearly all points, and always those that the losses began with
+// all points but those that lie farther from the usual ones than these lie apart, times some; usual is always what the losses
+// began with
 export function lossAxis(lines, range) {
   const shown = lines.map((line) => within(line, range).filter(isNumber));
   const sorted = shown.flat().sort((a, b) => a - b);
   if (!sorted.length) return { log: false, range: [0, 1], low: 0, high: 1 };
-  const begun = shown.map((values) => values.slice(0, FIRST).sort((a, b) => a - b)).map((values) => quantile(values, 0.5) ?? -Infinity);
-  const low = quantile(sorted, 0.005);
-  const high = Math.max(quantile(sorted, 0.98), Math.min(Math.max(...begun), sorted.at(-1)));
-  const log = low > 0 && high / low > SPREAD;
-  const ends = padded(low, high, log);
+  const begun = shown.filter((values) => values.length).map((values) => quantile(values.slice(0, FIRST).sort((a, b) => a - b), 0.5));
+  const usual = [quantile(sorted, RARE), quantile(sorted, 1 - RARE)];
+  const positive = sorted.filter((value) => value > 0);
+  const log = Math.min(usual[0], ...begun) > 0 && positive.at(-1) / positive[0] > SPREAD;
+  const place = (value) => (log ? Math.log10(value) : value);
+  const [least, most] = [Math.min(...[usual[0], ...begun].map(place)), Math.max(...[usual[1], ...begun].map(place))];
+  const far = FAR * Math.max(most - least, log ? DECADE : LITTLE * Math.abs(most));
+  const kept = sorted.filter((value) => (!log || value > 0) && place(value) >= least - far && place(value) <= most + far);
+  const ends = padded(kept[0], kept.at(-1), log);
   return { log, range: ends, low: log ? 10 ** ends[0] : ends[0], high: log ? 10 ** ends[1] : ends[1] };
-}
-
-// a little inside the edge, where a mark is seen whole
-export function edges(axis) {
-  const [a, b] = axis.range;
-  const [low, high] = [a + (b - a) * 0.04, b - (b - a) * 0.04];
-  return axis.log ? [10 ** low, 10 ** high] : [low, high];
-}
-
-// what isn't a number lies at the upper edge; null: there is no value
-export function clip(value, axis) {
-  const [low, high] = edges(axis);
-  if (value === "-inf") return low;
-  if (!isNumber(value)) return high;
-  return Math.min(Math.max(value, low), high);
-}
-
-// points of a line that lie beyond the axis, or aren't numbers: the farthest of each part of the range, with their count
-export function beyond({ steps, values }, axis, range) {
-  const width = Math.max(1, (range[1] - range[0]) / EDGE_BINS);
-  const found = new Map();
-  values.forEach((value, i) => {
-    if (steps[i] < range[0] || steps[i] > range[1]) return;
-    const strange = !isNumber(value);
-    if (!strange && value <= axis.high && value >= axis.low) return;
-    const key = `${strange} ${!strange && value < axis.low} ${Math.floor(steps[i] / width)}`;
-    const known = found.get(key);
-    if (!known) found.set(key, { step: steps[i], value, strange, count: 1 });
-    else {
-      known.count += 1;
-      if (!strange && Math.abs(value) > Math.abs(known.value)) Object.assign(known, { step: steps[i], value });
-    }
-  });
-  return [...found.values()];
 }
 
 // whole decades where there are several, and else some figures between, all as plain numbers

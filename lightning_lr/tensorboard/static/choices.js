@@ -1,7 +1,9 @@
 // Choices: which param groups are shown, and which causes; their signs are the legend.
 
-import { make } from "./text.js";
+import { fill, make, shorten } from "./text.js";
 import { DASHES, symbolOf, themeColours } from "./palette.js";
+
+const MOST_LETTERS = 48;
 
 export function causeName({ kind, cause, what }) {
   if (kind === "incident") return `${cause}: ${what}`;
@@ -30,6 +32,14 @@ export function groupColour(state, tag) {
   return state.chosenRuns().length > 1 ? colours.ink : colours.lines[Math.max(rateTags(state).indexOf(tag), 0) % colours.lines.length];
 }
 
+// the sign of a mark, in its colour in the chart
+export function signOf(state, mark) {
+  const [, text, place] = symbolOf(mark);
+  const sign = make("span", { text });
+  if (state.chosenRuns().length < 2) sign.style.color = themeColours(state.theme).lines[place];
+  return sign;
+}
+
 export function choices(place, { state, change }) {
   const groups = make("div", { class: "chips", role: "group", "aria-label": "Param groups" });
   const causes = make("div", { class: "chips", role: "group", "aria-label": "Causes" });
@@ -49,19 +59,16 @@ export function choices(place, { state, change }) {
     const key = `${field} ${name}`;
     if (!chips.has(key)) {
       const parts = { sign: make("span", { class: "sign", "aria-hidden": "true" }), text: make("span", {}) };
-      parts.button = make("button", { type: "button", class: "chip", title: "show or hide; with the Alt key: only this one" }, [parts.sign, parts.text]);
+      parts.button = make("button", { type: "button", class: "chip" }, [parts.sign, parts.text]);
       chips.set(key, parts);
     }
     const { button, ...parts } = chips.get(key);
     button.setAttribute("aria-pressed", String(!state[field].has(name)));
     button.onclick = (event) => flip(field, all, name, event.altKey);
-    parts.text.textContent = words;
+    button.title = `${words}: show or hide; with the Alt key: only this one`;
+    parts.text.textContent = shorten(words, MOST_LETTERS);
     parts.sign.replaceChildren(sign);
     return button;
-  }
-
-  function fill(element, buttons) {
-    if (buttons.length !== element.children.length || buttons.some((button, i) => element.children[i] !== button)) element.replaceChildren(...buttons);
   }
 
   function groupSign(tag) {
@@ -85,7 +92,7 @@ export function choices(place, { state, change }) {
     const names = [...counts.keys()].sort();
     const buttons = names.map((name) => {
       const [count, sample] = counts.get(name);
-      return chip("hiddenCauses", names, name, `${name} (${count})`, symbolOf(sample)[1]);
+      return chip("hiddenCauses", names, name, `${name} (${count})`, signOf(state, sample));
     });
     fill(causes, buttons);
   }

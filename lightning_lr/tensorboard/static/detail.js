@@ -40,9 +40,17 @@ export function detailPanel(place, source, giveFocusBack) {
   place.hidden = true;
   let opener = null;
 
+  // wherever the keyboard's place is: a click on a chart leaves it where it was
+  function onKey(event) {
+    if (event.key === "Escape") close();
+  }
+
   function close() {
+    const inside = place.contains(document.activeElement);
+    document.removeEventListener("keydown", onKey);
     place.hidden = true;
     window.dispatchEvent(new Event("resize"));
+    if (!inside) return;
     if (opener?.isConnected) opener.focus();
     else giveFocusBack();
   }
@@ -58,7 +66,7 @@ export function detailPanel(place, source, giveFocusBack) {
       make("p", { class: "hint", text: head }),
       body,
     );
-    place.onkeydown = (event) => event.key === "Escape" && close();
+    document.addEventListener("keydown", onKey);
     place.hidden = false;
     window.dispatchEvent(new Event("resize"));
     if (from) title.focus();

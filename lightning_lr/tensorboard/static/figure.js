@@ -2,7 +2,9 @@
 
 import { escapeText, shorten, writeNumber } from "./text.js";
 import { DASHES, factorScale, symbolOf, themeColours } from "./palette.js";
-import { beyond, clip, edges, isNumber, logTicks, lossAxis, rateAxis, valueAt } from "./axes.js";
+import { isNumber, logTicks, lossAxis, rateAxis, valueAt } from "./axes.js";
+import { clip, edgeWords, edges, held, isOn, lossEdges, rateEdges } from "./edges.js";
+import { stepTicks } from "./range.js";
 import { lanesOf } from "./lanes.js";
 import { runColour } from "./now.js";
 import { causeName, dashOf, groupColour, rateTags, shownMarks } from "./choices.js";
@@ -15,7 +17,9 @@ const TOP = 30;
 const BOTTOM = 44;
 const NARROW = 700;
 const MOST_LABELS = 6;
+const ABOVE_EDGE = 0.11;
 const LOUD = new Set(["rewound", "gave up"]);
+const QUIET = new Set(["note", "first"]);
 
 function linesOf(state, tagsOf) {
   return state.chosenRuns().flatMap((run) =>
@@ -23,14 +27,6 @@ function linesOf(state, tagsOf) {
       .map((tag, index) => ({ run, tag, index, ...(state.data.get(run.name)?.series[tag] ?? { steps: [], values: [] }) }))
       .filter((line) => line.steps.length),
   );
-}
-
-// a rate holds until the next change, so also from the last one on
-function held(line, axis) {
-  const [floor] = edges(axis);
-  const on = (value) => (isNumber(value) ? Math.max(value, floor) : null);
-  const more = line.run.last_step > line.steps.at(-1) ? [[line.run.last_step], [line.values.at(-1)]] : [[], []];
-  return [[...line.steps, ...more[0]], [...line.values, ...more[1]].map(on)];
 }
 
 export function figureOf(state, width, range) {
@@ -47,7 +43,8 @@ export function figureOf(state, width, range) {
 
   const data = rates.map((line) => {
     const [x, y] = held(line, rateRange);
-    const look = { color: alone ? groupColour(state, line.tag) : runColour(state, line.run.name), dash: dashOf(state, line.tag), width: 2, shape: "hv" };
+    line.colour = alone ? groupColour(state, line.tag) : runColour(state, line.run.name);
+    const look = { color: line.colour, dash: dashOf(state, line.tag), width: 2, shape: "hv" };
     return { type: "scatter", mode: "lines", x, y, line: look, hoverinfo: "skip", yaxis: "y" };
   });
   for (const line of losses) {
@@ -57,9 +54,11 @@ export function figureOf(state, width, range) {
   }
   if (lanes.length) data.push(bandTrace(lanes, columns, range, state.theme));
   const targets = [];
-  for (const line of losses) data.push(...edgeTraces(line, lossRange, range, line.colour, targets));
+  for (const line of rates) data.push(...rateEdges(line, rateRange, range, line.colour, targets));
+  for (const line of losses) data.push(...lossEdges(line, lossRange, range, line.colour, targets));
+  const signs = edgeWords(targets);
   data.push(...markTraces(state, colours, { rateRange, lossRange, rates, alone }, targets));
-  return { data, layout: layOutFigure(state, { colours, width, range, lanes, still, places, rateRange, lossRange, losses, rates }), targets, rates, losses, lanes };
+  return { data, layout: layOutFigure(state, { colours, width, range, lanes, still, places, rateRange, lossRange, losses, rates }), targets, signs, rates, losses, lanes };
 }
 
 // heights in pixels from the top, as plotly wants them: shares from below
@@ -95,29 +94,6 @@ function bandTrace(lanes, columns, [low, high], theme) {
   };
 }
 
-function edgeTraces(line, axis, range, colour, targets) {
-  const points = beyond(line, axis, range);
-  if (!points.length) return [];
-  const [low, high] = edges(axis);
-  const own = points.map((point) => {
-    targets.push({ edge: { ...point, tag: line.tag, run: line.run.name } });
-    return targets.length - 1;
-  });
-  const below = (point) => point.value === "-inf" || (!point.strange && point.value < axis.low);
-  return [
-    {
-      type: "scatter",
-      mode: "markers",
-      x: points.map((point) => point.step),
-      y: points.map((point) => (below(point) ? low : high)),
-      marker: { symbol: points.map((point) => (point.strange ? "x-thin-open" : below(point) ? "triangle-down-open" : "triangle-up-open")), size: 8, color: colour, line: { width: 1.5, color: colour } },
-      customdata: own,
-      hoverinfo: "none",
-      yaxis: "y3",
-    },
-  ];
-}
-
 function markTraces(state, colours, { rateRange, lossRange, rates, alone }, targets) {
   const traces = new Map();
   for (const run of state.chosenRuns()) {
@@ -147,7 +123,7 @@ function markTraces(state, colours, { rateRange, lossRange, rates, alone }, targ
       trace.x.push(mark.step_end);
       trace.y.push(heightOf(mark, onLoss, line, rateRange, lossRange));
       trace.text.push(mark.count > 1 ? String(mark.count) : "");
-      trace.marker.size.push(LOUD.has(mark.what) ? 16 : mark.kind === "note" ? 7 : 11 + Math.min(4, Math.log2(mark.count)));
+      trace.marker.size.push(LOUD.has(mark.what) ? 16 : QUIET.has(mark.kind) ? 8 : 11 + Math.min(4, Math.log2(mark.count)));
       targets.push({ run: run.name, mark });
       trace.customdata.push(targets.length - 1);
     }
@@ -159,7 +135,10 @@ function heightOf(mark, onLoss, line, rateRange, lossRange) {
   if (mark.kind === "note") return edges(lossRange)[0];
   if (onLoss) return clip(mark.loss, lossRange);
   const value = mark.kind === "change" || mark.kind === "first" ? (mark.drift && line ? valueAt(line, mark.step_end) : mark.new) : line && valueAt(line, mark.step_end);
-  return clip(isNumber(value) && !(mark.drift && !line) ? value : edges(rateRange)[1], rateRange);
+  if (!isNumber(value) || (mark.drift && !line)) return edges(rateRange)[1];
+  // of a rate that leaves the axis the mark is where its line ends
+  const before = value < rateRange.low && line ? valueAt(line, mark.step_end - 1) : undefined;
+  return isOn(before, rateRange) ? before : value < rateRange.low ? edges(rateRange, ABOVE_EDGE)[0] : clip(value, rateRange);
 }
 
 function layOutFigure(state, { colours, width, range, lanes, still, places, rateRange, lossRange, losses, rates }) {
@@ -175,8 +154,8 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
   });
   const several = state.chosenRuns().length > 1;
   const labels = lanes.map((lane) => (several ? `${lane.run}: ${lane.label}` : lane.label)).map((label) => shorten(label, narrow ? 18 : 30));
-  const left = Math.max(64, ...labels.map((label) => label.length * 6.3 + 14));
-  const title = (text, place) => ({ text, x: 0, y: place[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13, color: colours.ink } });
+  const left = Math.max(64, ...labels.map((label) => label.length * 6.3 + 22));
+  const title = (text, place) => ({ text, x: 0, y: place[1], xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, yshift: 4, bgcolor: colours.paper, font: { size: 13, color: colours.ink } });
   const annotations = [
     title(rates.length ? "effective rate (logarithmic)" : "effective rate: nothing is shown", places.rate),
     title(lossTitle(losses, several, colours), places.loss),
@@ -204,7 +183,7 @@ function layOutFigure(state, { colours, width, range, lanes, still, places, rate
     uirevision: "keep",
     annotations,
     shapes: [...sweeps, ...loud].map((mark) => mark.kind === "finding" ? sweepShape(mark, colours) : ({ type: "line", x0: mark.step_end, x1: mark.step_end, y0: 0, y1: 1, yref: "paper", layer: "below", line: { width: 1, dash: "dot", color: colours.faint } })),
-    xaxis: { range, anchor: "y3", gridcolor: colours.grid, zeroline: false, title: { text: "step", standoff: 6 }, tickformat: ",d", nticks: narrow ? 5 : 10, tickfont: { color: colours.ink } },
+    xaxis: { range, anchor: "y3", gridcolor: colours.grid, zeroline: false, title: { text: "step", standoff: 6 }, ...stepTicks(range, narrow ? 5 : 10), tickfont: { color: colours.ink } },
     yaxis: axis(places.rate, { type: "log", range: rateRange.range, ...logTicks(rateRange) }),
     yaxis2: axis(places.bands, { range: [lanes.length - 0.5, -0.5], tickvals: lanes.map((_, i) => i), ticktext: labels.map(escapeText), showgrid: false, visible: lanes.length > 0 }),
     yaxis3: axis(places.loss, { type: lossRange.log ? "log" : "linear", range: lossRange.range, ...(lossRange.log ? logTicks(lossRange) : { nticks: 6 }) }),

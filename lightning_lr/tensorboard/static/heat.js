@@ -2,7 +2,7 @@
 
 import { escapeText, make, shorten } from "./text.js";
 import { CHART_CONFIG, themeColours } from "./palette.js";
-import { drawnRange } from "./range.js";
+import { drawnRange, stepTicks } from "./range.js";
 
 const ROW = 18;
 const NARROWEST = 700;
@@ -41,7 +41,7 @@ function heatFigure(found, state, width) {
     font: { family: "system-ui, sans-serif", size: 12, color: colours.ink },
     dragmode: "zoom",
     uirevision: "keep",
-    xaxis: { range: drawnRange(state), title: { text: "step", standoff: 4 }, tickformat: ",d", gridcolor: colours.grid, zeroline: false },
+    xaxis: { range: drawnRange(state), title: { text: "step", standoff: 4 }, ...stepTicks(drawnRange(state), width < NARROWEST ? 5 : 10), gridcolor: colours.grid, zeroline: false },
     yaxis: { tickvals: names.map((_, i) => i), ticktext: labels, range: [names.length - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false },
   };
   return { data, layout };

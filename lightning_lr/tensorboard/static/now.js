@@ -1,6 +1,6 @@
 // Now: one sentence for each run, which is the switch for the runs too.
 
-import { make } from "./text.js";
+import { fill, make } from "./text.js";
 import { MOST_RUNS, themeColours } from "./palette.js";
 
 // by state: a sign of its own shape, and a word
@@ -14,6 +14,7 @@ const STATES = {
   none: ["–", "no data"],
   reading: ["…", "reading"],
 };
+const BAD = ["trouble", "failed", "watch", "unfinished"];
 const MOST_UNFILTERED = 8;
 
 // a run keeps its colour as long as it is chosen, whatever becomes of the others
@@ -28,6 +29,13 @@ export function runColour(state, name) {
 
 function stateOf(run) {
   return run.reading ? "reading" : run.now?.state ?? "none";
+}
+
+// those that need a look come first, then those that are being written, then the latest
+function ordered(runs) {
+  const rank = (run) => (BAD.includes(stateOf(run)) ? BAD.indexOf(stateOf(run)) : BAD.length);
+  const time = (run) => (run.writing ? Number.MAX_VALUE : run.time ?? 0);
+  return [...runs].sort((a, b) => rank(a) - rank(b) || time(b) - time(a));
 }
 
 function counted(runs) {
@@ -75,7 +83,7 @@ export function runList(place, { state, change }) {
     filter.hidden = state.runs.length <= MOST_UNFILTERED;
     count.hidden = filter.hidden;
     count.textContent = counted(state.runs);
-    const shown = state.runs.filter((run) => run.name.toLowerCase().includes(wanted) || (STATES[stateOf(run)] ?? STATES.none)[1].startsWith(wanted));
+    const shown = ordered(state.runs).filter((run) => run.name.toLowerCase().includes(wanted) || (STATES[stateOf(run)] ?? STATES.none)[1].startsWith(wanted));
     const items = shown.map((run) => {
       const row = rowOf(run.name);
       const now = stateOf(run);
@@ -91,8 +99,7 @@ export function runList(place, { state, change }) {
       row.remarks.textContent = (run.remarks ?? []).join("; ");
       return row.item;
     });
-    // rows that are there already stay, for the keyboard's place is in one
-    if (items.length !== list.children.length || items.some((item, i) => list.children[i] !== item)) list.replaceChildren(...items);
+    fill(list, items);
     few.hidden = state.chosen.size < MOST_RUNS;
     few.textContent = `At most ${MOST_RUNS} runs are shown at once: take one away to choose another.`;
   }

@@ -30,7 +30,7 @@ export async function createPage(root, source, { charts, live = false, themeNow 
   let asked = 0;
   let shown = "";
   const page = layOut(root);
-  const panel = detailPanel(page.detail, source, () => page.table.querySelector("button")?.focus());
+  const panel = detailPanel(page.detail, source, () => page.table.querySelector("button")?.focus({ preventScroll: true }));
   const Plotly = { then: (go) => charts.then(go) };
   const context = { state, source, Plotly, open: panel.open, change, zoom };
   const list = runList(page.now, context);

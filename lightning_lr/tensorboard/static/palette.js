@@ -31,7 +31,7 @@ const SYMBOLS = {
   "incident broken off": ["triangle-down-open", "▽", 6],
   finding: ["diamond-open", "◇", 2],
   first: ["cross", "✚", 6],
-  note: ["circle-dot", "◉", 6],
+  note: ["asterisk-open", "✳", 7],
 };
 const OTHER = { change: ["triangle-up-open", "△", 0], incident: ["circle-open-dot", "◎", 0] };
 

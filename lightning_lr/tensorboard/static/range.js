@@ -19,3 +19,8 @@ export function drawnRange(state) {
   const [low, high] = state.range ?? wholeRange(state);
   return state.range ? [low, high] : [low - (high - low) * 0.01, high + (high - low) * 0.015];
 }
+
+// there is nothing between two steps
+export function stepTicks([low, high], most) {
+  return { tickformat: ",d", nticks: most, ...(high - low <= most ? { tick0: 0, dtick: 1 } : {}) };
+}

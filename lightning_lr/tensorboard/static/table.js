@@ -1,8 +1,7 @@
 // Table: every mark as a row, for the keyboard, for those who don't see the charts, and for reading.
 
-import { make, writeNumber, writeSteps } from "./text.js";
-import { symbolOf } from "./palette.js";
-import { causeName, shownMarks } from "./choices.js";
+import { fill, make, writeNumber, writeSteps } from "./text.js";
+import { causeName, shownMarks, signOf } from "./choices.js";
 
 const MOST_ROWS = 200;
 
@@ -12,6 +11,11 @@ function words(mark) {
   return `${mark.count} alike${change}; the first: ${mark.words}`;
 }
 
+// of a mark that grows the row stays
+function keyOf(run, mark) {
+  return JSON.stringify([run, mark.kind, mark.cause, mark.what, mark.tag, mark.step]);
+}
+
 export function markTable(place, { state, open }) {
   const summary = make("summary", {});
   const body = make("tbody", {});
@@ -19,7 +23,15 @@ export function markTable(place, { state, open }) {
   const table = make("table", {}, [make("thead", {}, [make("tr", {}, heads)]), body]);
   const left = make("p", { class: "hint" });
   place.append(make("details", { open: true }, [summary, make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Changes and incidents" }, [table]), left]));
+  const known = new Map();
   let drawn = "";
+
+  function rowOf(run) {
+    const button = make("button", { type: "button" });
+    const parts = { run: make("td", { text: run }), sign: make("span", { class: "sign", "aria-hidden": "true" }), cause: make("span", {}), words: make("td", {}) };
+    const row = make("tr", {}, [make("td", {}, [button]), parts.run, make("td", {}, [parts.sign, parts.cause]), parts.words]);
+    return { ...parts, button, row };
+  }
 
   function draw() {
     const [low, high] = state.range ?? [-Infinity, Infinity];
@@ -31,23 +43,30 @@ export function markTable(place, { state, open }) {
     summary.textContent = `Changes and incidents (${rows.reduce((sum, { mark }) => sum + mark.count, 0)}), latest first`;
     const several = state.chosen.size > 1;
     const shown = rows.slice(0, MOST_ROWS);
-    const now = JSON.stringify([several, shown]);
+    const now = JSON.stringify([several, state.theme, shown]);
     if (now === drawn) return;
     drawn = now;
     left.textContent = rows.length > shown.length ? `The latest ${MOST_ROWS} rows; ${rows.length - shown.length} before them: zoom in to see these.` : "";
     heads[1].hidden = !several;
-    body.replaceChildren(
-      ...shown.map(({ run, mark }) => {
-        const text = writeSteps(mark.step, mark.step_end).replace(/^steps? /, "");
-        const button = make("button", { type: "button", text, "aria-label": `details, step ${text}, ${causeName(mark)}`, onclick: () => open(run, mark, button) });
-        return make("tr", {}, [
-          make("td", {}, [button]),
-          make("td", { text: run, hidden: !several }),
-          make("td", {}, [make("span", { class: "sign", "aria-hidden": "true", text: symbolOf(mark)[1] }), make("span", { text: causeName(mark) })]),
-          make("td", { text: words(mark) }),
-        ]);
-      }),
-    );
+    const used = new Set();
+    const elements = shown.map(({ run, mark }) => {
+      let key = keyOf(run, mark);
+      while (used.has(key)) key += "+";
+      used.add(key);
+      if (!known.has(key)) known.set(key, rowOf(run));
+      const parts = known.get(key);
+      const text = writeSteps(mark.step, mark.step_end).replace(/^steps? /, "");
+      parts.button.textContent = text;
+      parts.button.setAttribute("aria-label", `details, step ${text}, ${causeName(mark)}`);
+      parts.button.onclick = () => open(run, mark, parts.button);
+      parts.run.hidden = !several;
+      parts.sign.replaceChildren(signOf(state, mark));
+      parts.cause.textContent = causeName(mark);
+      parts.words.textContent = words(mark);
+      return parts.row;
+    });
+    for (const key of known.keys()) if (!used.has(key)) known.delete(key);
+    fill(body, elements);
   }
 
   return { draw };

@@ -30,6 +30,21 @@ export function shorten(text, most) {
   return text.length > most ? `${text.slice(0, Math.ceil(most * 0.6))}…${text.slice(-Math.floor(most * 0.4) + 1)}` : text;
 }
 
+// the same elements in this order; those that are there already stay, and so does the keyboard's place
+export function fill(parent, children) {
+  const active = document.activeElement;
+  const at = [...parent.children].findIndex((child) => child.contains(active));
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, i) => {
+    if (parent.children[i] !== child) parent.insertBefore(child, parent.children[i] ?? null);
+  });
+  if (at < 0 || document.activeElement === active) return;
+  const near = active.isConnected ? active : children[Math.min(at, children.length - 1)];
+  const next = near?.matches("button, input") ? near : near?.querySelector("button, input");
+  next?.focus({ preventScroll: true });
+}
+
 export function make(tag, attributes = {}, children = []) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

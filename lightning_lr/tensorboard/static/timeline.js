@@ -11,6 +11,7 @@ export function timeline(place, { state, Plotly, open, zoom }) {
   const tip = make("div", { class: "tip", hidden: true });
   const cursor = make("div", { class: "cursor", hidden: true });
   const where = make("span", { class: "hint" });
+  const signs = make("span", { class: "signs", title: "the true value is under the mouse" });
   const button = (text, label, move) => make("button", { type: "button", text, "aria-label": label, onclick: () => zoom(moved(move)) });
   const tools = make("div", { class: "tools", role: "toolbar", "aria-label": "Steps that are shown" }, [
     button("◀", "earlier", (low, high) => [low - (high - low) / 2, high - (high - low) / 2]),
@@ -19,6 +20,7 @@ export function timeline(place, { state, Plotly, open, zoom }) {
     button("−", "zoom out", (low, high) => [low - (high - low) / 2, high + (high - low) / 2]),
     button("whole run", "the whole run", () => null),
     where,
+    signs,
   ]);
   place.append(tools, make("div", { class: "frame" }, [chart, cursor, tip]));
   let figure = null;
@@ -39,7 +41,11 @@ export function timeline(place, { state, Plotly, open, zoom }) {
     chart.setAttribute("aria-label", `Rates, factors and losses, ${describeRange(state)}; the table below has every mark`);
     const charts = await Plotly;
     if (!chart.clientWidth) return;
+    const before = figure?.layout;
     figure = figureOf(state, chart.clientWidth, drawnRange(state));
+    // what lay under the mouse lies elsewhere now
+    if (before && (before.width !== figure.layout.width || String(before.xaxis.range) !== String(figure.layout.xaxis.range))) leave();
+    signs.textContent = figure.signs;
     await charts.react(chart, figure.data, figure.layout, CHART_CONFIG);
     if (!listening) listen();
   }
@@ -60,19 +66,31 @@ export function timeline(place, { state, Plotly, open, zoom }) {
     });
     chart.on("plotly_click", (event) => {
       const target = figure.targets[event.points[0].customdata];
-      if (target?.mark) open(target.run, target.mark);
+      if (!target?.mark) return;
+      leave();
+      open(target.run, target.mark);
     });
     chart.addEventListener("mousemove", show);
-    chart.addEventListener("mouseleave", () => {
-      tip.hidden = cursor.hidden = true;
-    });
+    chart.addEventListener("mouseleave", leave);
+  }
+
+  function leave() {
+    hovered = null;
+    tip.hidden = cursor.hidden = true;
   }
 
   function stepAt(event) {
     const { margin, width } = figure.layout;
     const [low, high] = figure.layout.xaxis.range;
     const share = (event.clientX - chart.getBoundingClientRect().left - margin.l) / (width - margin.l - margin.r);
-    return share < 0 || share > 1 ? null : Math.round(low + share * (high - low));
+    const [first, last] = wholeRange(state);
+    return share < 0 || share > 1 ? null : Math.min(Math.max(Math.round(low + share * (high - low)), first), last);
+  }
+
+  function placeOf(step) {
+    const { margin, width, xaxis } = figure.layout;
+    const [low, high] = xaxis.range;
+    return margin.l + ((step - low) / (high - low)) * (width - margin.l - margin.r);
   }
 
   function show(event) {
@@ -86,7 +104,7 @@ export function timeline(place, { state, Plotly, open, zoom }) {
     tip.hidden = cursor.hidden = false;
     const box = chart.getBoundingClientRect();
     const x = event.clientX - box.left;
-    cursor.style.left = `${x}px`;
+    cursor.style.left = `${placeOf(step)}px`;
     const right = x > box.width / 2;
     const room = Math.max(160, (right ? x : box.width - x) - 24);
     tip.style.maxWidth = `${Math.min(420, room)}px`;
@@ -97,8 +115,7 @@ export function timeline(place, { state, Plotly, open, zoom }) {
 
   function targetLines({ mark, run, edge }) {
     if (edge) {
-      const more = edge.count > 1 ? `, ${edge.count} such here` : "";
-      return [make("strong", { text: `${edge.tag}: ${writeNumber(edge.value)}` }), make("p", { text: edge.strange ? `not a finite number${more}` : `beyond the axis${more}` })];
+      return [make("strong", { text: `${edge.tag}: ${writeNumber(edge.value)}` }), make("p", { text: edge.words })];
     }
     const several = state.chosenRuns().length > 1 ? `${run}: ` : "";
     const change = mark.kind === "change" && isThere(mark.old) && isThere(mark.new) ? `${writeNumber(mark.old)} → ${writeNumber(mark.new)}` : "";
