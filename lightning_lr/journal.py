@@ -75,15 +75,17 @@ class Journal(Log):
             self._moved = {(source, place): None for source in self._sources} | self._moved
         if self._show_rates and (first or old != new):
             self._scalar(names.tag, new, before=old, lasting=True)
-        if old == new:
-            return
         if old is None:
             shares = "".join(f", {part.source} {part.new:.6g}" for part in parts)
             words = f"{names.where}: first update at {new:.6g}{shares}"
             self._tell_of_rate(words, {"kind": "first", "new": new, **_of(names, update, parts)}, said=self.monitoring)
             return
         cause = "; ".join(part.words for part in parts)
-        self.changes.append(RateChange(self.step, names.optimizer, names.group, old, new, cause))
+        if old == new:
+            # a factor may change all the same: at a rate of 0, or against the schedule
+            loud = [part for part in loud if part.old != part.new]
+        else:
+            self.changes.append(RateChange(self.step, names.optimizer, names.group, old, new, cause))
         if not loud:
             return
         told = loud if self.monitoring else [part for part in loud if part.source != SCHEDULER]
@@ -93,7 +95,8 @@ class Journal(Log):
             words += f" ({' and '.join(on)}: goes on like this, the next line of it comes at its end)"
         record = {"kind": "change", "old": old, "new": new, **_of(names, update, parts), "cause": cause, "running": on}
         record["loud"] = [part.source for part in loud]
-        self._tell_of_rate(f"{names.where}: {old:.6g} -> {new:.6g}: {words}", record, said=bool(told))
+        rates = f"{old:.6g} -> {new:.6g}" if old != new else f"at {new:.6g} as before"
+        self._tell_of_rate(f"{names.where}: {rates}: {words}", record, said=bool(told))
 
     def _tell_of_rate(self, words: str, record: dict[str, Any], *, said: bool) -> None:
         if said:

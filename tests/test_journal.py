@@ -490,3 +490,17 @@ def test_incidents_and_sweeps_stay_out_of_the_losses_chart(tmp_path: Path) -> No
             charts[tag] += bool(re.match(pattern, tag))
     assert charts == {"train_loss": 1, "val_loss": 1, "loss": 1, "lr-incident/loss": 1, "lr-finder/loss": 0}
     assert not re.match(r"(?!lr-).*loss.*", "lr-incident/loss")
+
+
+def test_a_factor_that_changes_while_the_rate_is_zero_is_on_record(tmp_path: Path) -> None:
+    def ends(module: Any) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        stops = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: float(k < 10))
+        return [optimizer], [{"scheduler": stops, "interval": "step"}]
+
+    monitor = llr.LRMonitor()
+    callbacks = [llr.PlateauDecay("val_loss", factor=0.5, patience=0), monitor]
+    trainer(tmp_path, callbacks=callbacks, max_epochs=4).fit(Model(ends), Loader(10), held_out())
+    (line,) = [line for line in monitor.story if "at 0 as before" in line][:1]
+    assert "SGD: at 0 as before: PlateauDecay 1 -> 0.5: val_loss" in line
+    assert all(change.old != change.new for change in monitor.changes)

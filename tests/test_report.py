@@ -24,7 +24,7 @@ from lightning_lr.report.tables import changes
 from lightning_lr.report.terminal import show
 from lightning_lr.story import Story
 from lightning_lr.tensorboard.files import STATIC
-from tests.eventfiles import END, GROUP, HURT, RUN, Writer, run
+from tests.eventfiles import END, GROUP, HURT, RUN, TAG, Writer, run, write
 
 OLD = Path(__file__).parent / "old"
 ROOT = Path(__file__).parent.parent
@@ -225,7 +225,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, capsys: pytest.Captur
 def test_old_files_have_a_report_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(OLD)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Fine until its last step, 480: lr-SGD at 9.64e-06 (scheduler); 2 rewound")
+    assert said.startswith("Fine until its last step, 480: lr-SGD at 9.64e-06 (scheduler); 2 rewinds, ")
     assert re.search(r"47 +0.8862 +→ +0.01147 +DivergenceGuard", said)
 
 
@@ -275,3 +275,48 @@ def test_it_starts_as_a_module(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "lr-SGD at 0.1" in done.stdout
+
+
+def test_where_schedule_and_callback_act_at_once_both_are_named_the_larger_first(tmp_path: Path, capsys: Any) -> None:
+    parts = [
+        {"source": "scheduler", "old": 0.01, "new": 1e-4, "reason": ""},
+        {"source": "PlateauDecay", "old": 1.0, "new": 0.5, "reason": "no better"},
+    ]
+    both = {**change(40, 0.01, 5e-5), "parts": parts}
+    write(tmp_path / "run", [both], **{TAG: [0.01] * 40 + [5e-5]})
+    main(["report", str(tmp_path)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "scheduler 0.01 -> 0.0001; PlateauDecay x 1 -> x 0.5: no better" in told
+
+
+def test_groups_that_begin_at_different_rates_have_a_row_each(tmp_path: Path, capsys: Any) -> None:
+    tags = ["lr-SGD/a", "lr-SGD/b"]
+    groups = [{"tag": tag, "optimizer": "SGD", "group": tag[-1]} for tag in tags]
+    first = [
+        {"kind": "first", "step": 0, "new": rate, "parts": [], "words": "w", **group}
+        for rate, group in zip([0.1, 0.2], groups, strict=True)
+    ]
+    run = {**RUN, "step": 0, "groups": groups}
+    write(tmp_path / "run", [run, *first], begins=False, **{tags[0]: [0.1] * 5, tags[1]: [0.2] * 5})
+    main(["report", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert [line.split()[1:3] for line in out.splitlines() if "first update" in line] == [
+        ["lr-SGD/a", "0.1"],
+        ["lr-SGD/b", "0.2"],
+    ]
+
+
+def test_of_many_runs_the_bad_ones_come_first_and_the_others_are_counted(tmp_path: Path, capsys: Any) -> None:
+    for i in range(25):
+        end = {**END, "step": 9} | ({"status": "failed", "error": "E: e"} if i > 20 else {})
+        write(tmp_path / f"run{i:02}", [end], **{TAG: [0.1] * 10})
+    main(["report", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:6]] == ["failed"] * 4 + ["ended"]
+    assert "and 5 more runs (5 ended): --all shows them" in lines
+
+
+def test_a_run_that_is_the_folder_itself_has_the_folders_name(tmp_path: Path, capsys: Any) -> None:
+    write(tmp_path / "version_7", **{TAG: [0.1] * 10})
+    main(["report", str(tmp_path / "version_7"), "--json"])
+    assert json.loads(capsys.readouterr().out)["runs"][0]["name"] == "version_7"

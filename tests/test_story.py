@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lightning_lr import DivergenceGuard, LRMonitor, Warmup
 from lightning_lr.story import NothingToRead, Story, now, runs, thin
 from lightning_lr.story.checksum import checksums
-from tests.eventfiles import END, GROUP, HURT, RUN, Writer, frames, run
+from tests.eventfiles import END, GROUP, HURT, RUN, Writer, frames, run, write
 from tests.small import Loader, Model, cosine, pl, trainer
 
 OLD = Path(__file__).parent / "old"
@@ -406,3 +406,50 @@ def test_neither_torch_nor_lightning_is_imported() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+def story_of(folder: Path) -> Story:
+    story = Story(str(folder), "run")
+    story.refresh()
+    return story
+
+
+def test_a_loss_that_is_lost_without_a_guard_has_a_note_where_it_was_lost(tmp_path: Path) -> None:
+    losses = [1.0, float("nan"), 0.9, float("nan"), float("inf")]
+    write(tmp_path, **{"lr-SGD": [0.1] * 5, "train_loss": losses})
+    story = story_of(tmp_path)
+    assert [r for r in story.records if r["kind"] == "note"] == [
+        {"kind": "note", "source": "", "step": 3, "words": "train_loss is nan from here on"}
+    ]
+    assert "incidents" not in now(story).sentence
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_rate_that_is_zero_long_before_the_end_is_to_be_looked_at(long: bool, tmp_path: Path) -> None:
+    end = {**END, "step": 100}
+    zeros = 40 if long else 1
+    write(tmp_path, [end], **{"lr-SGD": [0.1] * (100 - zeros) + [0.0] * zeros})
+    said = now(story_of(tmp_path))
+    assert said.state == ("watch" if long else "ended")
+    assert ("every rate is 0 since step 60" in said.sentence) == long
+
+
+def test_a_plateau_that_took_the_rate_away_is_to_be_looked_at(tmp_path: Path) -> None:
+    run = {**RUN, "step": 0, "callbacks": [{"name": "Mine", "written": "PlateauDecay(name='Mine')"}]}
+    factors = {"lr-factor__Mine": [0.5**k for k in range(12)]}
+    write(
+        tmp_path, [run, {**END, "step": 11}], begins=False, **{"lr-SGD": [0.1 * 0.5**k for k in range(12)]}, **factors
+    )
+    assert "Mine has taken the rate down to 0.0005 times what it was" in now(story_of(tmp_path)).sentence
+
+
+def test_a_resumption_says_where_and_how_the_part_before_had_ended(tmp_path: Path) -> None:
+    failed = {**END, "step": 80, "status": "failed", "error": "RuntimeError: of the user's own"}
+    write(tmp_path, [failed], **{"lr-SGD": [0.1] * 80})
+    again = {**RUN, "step": 50, "resumed": True}
+    write(tmp_path, [again, {**END, "step": 100}], begins=False, at=50, **{"lr-SGD": [0.1] * 50})
+    (remark,) = story_of(tmp_path).remarks
+    assert remark == (
+        "the run was resumed at step 50 (it had failed at step 80: RuntimeError: of the user's own): what it has made "
+        "anew replaces what was there"
+    )

@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_lr.arguments import real_number, whole_number
 from lightning_lr.callbacks import missing
 from lightning_lr.callbacks.base import LRCallback
+from lightning_lr.console import count
 from lightning_lr.internals import restarted_before_validation, restarted_in_validation, results, training_results
 from lightning_lr.metric import Metric, MetricError, logged_names
 from lightning_lr.metric_name import looks_like_a_score, of_validation
@@ -273,7 +274,8 @@ class PlateauDecay(LRCallback):
         if self.policy.test == "trend":
             reason = f"{self.monitor} shows no trend to improve over {self.policy.patience} values, now {value:.6g}"
         else:
-            reason = f"{self.monitor} {value:.6g} is no better than {best:.6g} for {self.policy.patience + 1} checks"
+            checks = count(self.policy.patience + 1, "check")
+            reason = f"{self.monitor} {value:.6g} is no better than {best:.6g} for {checks}"
         if self.max_decays is not None and self.state.decays > self.max_decays:
             if self.state.decays == self.max_decays + 1:
                 line = f"{self.name} asks the trainer to stop after {self.max_decays} decays: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import sys
 from collections.abc import Sequence
 
@@ -95,8 +96,13 @@ def _stories(logdirs: Sequence[str]) -> list[Story]:
     found = [(logdir, runs(logdir)) for logdir in dict.fromkeys(logdirs)]
     # of several folders, a name alone says too little
     several = len(found) > 1
-    return [
-        Story(folder, (logdir if name == "." else f"{logdir.rstrip('/')}/{name}") if several else name)
-        for logdir, own in found
-        for name, folder in own.items()
-    ]
+    stories = []
+    for logdir, own in found:
+        for name, folder in own.items():
+            if several:
+                name = logdir if name == "." else f"{logdir.rstrip('/')}/{name}"
+            elif name == ".":
+                # the folder's own name says more than TensorBoard's
+                name = os.path.basename(os.path.abspath(folder))
+            stories.append(Story(folder, name))
+    return stories

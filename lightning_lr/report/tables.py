@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from lightning_lr.story import Story
 from lightning_lr.story.health import GRAVE
-from lightning_lr.story.record import Record, number
+from lightning_lr.story.record import Record, loudest, number, size
 from lightning_lr.story.shares import middle, short
 
 MOST = 20
@@ -117,9 +117,10 @@ def plain(text: str, longest: int = 60) -> str:
 
 def _together(rows: list[Change], groups: int) -> list[Change]:
     """What happened to several groups at once and for the same cause is one row, with the first one's rates."""
-    alike: dict[tuple[str, str], list[Change]] = {}
+    alike: dict[tuple[str, str, str], list[Change]] = {}
     for row in rows:
-        alike.setdefault((row.steps, row.cause), []).append(row)
+        # a first update has no change that could be alike, only a rate
+        alike.setdefault((row.steps, row.cause, "" if row.old else row.new), []).append(row)
     found = []
     for own in alike.values():
         names = {row.group for row in own}
@@ -143,7 +144,7 @@ def _row(record: Record, drifts: Drifts) -> Change | None:
         sign = "" if planned else "x "
         cause = f"{record['source']}, {record['changes']:,} changes" + (" of its rate" if planned else " of its factor")
         steps = f"{record['start']:,} to {record.get('end', step):,}"
-        weight = 2 * _size(first, last) * (SCHEDULED if planned else 1)
+        weight = 2 * size(first, last) * (SCHEDULED if planned else 1)
         return Change(record["start"], steps, record["tag"], f"{sign}{first:.4g}", f"{sign}{last:.4g}", cause, weight)
     if kind != "change":
         return None
@@ -151,15 +152,13 @@ def _row(record: Record, drifts: Drifts) -> Change | None:
     causes = {str(part["source"]) for part in _parts(record)}
     if causes and all(_within(step, drifts.get((record["tag"], source), [])) for source in causes):
         return None
-    own = [_size(number(p["old"]), number(p["new"])) for p in _parts(record) if p["source"] != "scheduler"]
-    weight = max(own, default=SCHEDULED * _size(old, new)) + (0.1 if own else 0.0)
+    own = [size(p["old"], p["new"]) for p in _parts(record) if p["source"] != "scheduler"]
+    weight = max([*own, SCHEDULED * size(old, new)]) + (0.1 if own else 0.0)
     return Change(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record), weight)
 
 
 def _cause(record: Record) -> str:
-    parts = _parts(record)
-    # what the schedule did in passing is not why
-    loud = [part for part in parts if part["source"] != "scheduler"] or parts
+    loud = loudest(record)
     if not loud:
         return str(record.get("cause", ""))
     words = []
@@ -180,12 +179,3 @@ def _within(step: int, spans: list[tuple[int, int]]) -> bool:
 
 def _parts(record: Record) -> list[Record]:
     return [part for part in record.get("parts", ()) if isinstance(part, dict) and "source" in part]
-
-
-def _size(old: float, new: float) -> float:
-    """How far a rate went, as a logarithm; what is 0 or not finite is far."""
-    if old == new:
-        return 0.0
-    if not (math.isfinite(old) and math.isfinite(new)) or min(old, new) <= 0:
-        return 3.0
-    return abs(math.log10(new / old))

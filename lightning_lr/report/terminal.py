@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from rich.text import Text
 from lightning_lr.report.spark import spark
 from lightning_lr.report.tables import MOST, Kind, changes, incidents, plain
 from lightning_lr.story import Now, Story, now
+from lightning_lr.story.health import STATES
 
 COLOURS = {
     "healthy": "green",
@@ -25,6 +27,9 @@ COLOURS = {
     "none": "dim",
 }
 """By state; the words say it too."""
+
+BAD = ("trouble", "failed", "watch", "unfinished")
+"""States that need a look, the worst first."""
 
 SHOWN, DETAILED = 20, 3
 """Runs in the overview, and runs up to which each has its own tables."""
@@ -49,11 +54,18 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
     others = [story for story in stories if not story.has_data]
     nows = {story: now(story) for story in stories}
     if len(ours) > 1:
-        shown = ours if every else ours[:SHOWN]
+        # of many, those that need a look, and then the latest
+        first = sorted(ours, key=lambda story: (_rank(nows[story]), -(story.time or 0.0)))
+        shown = ours if every or len(ours) <= SHOWN else first[:SHOWN]
         console.print(_overview(shown, nows, console))
         if len(ours) > len(shown):
-            console.print(Text(f"and {len(ours) - len(shown)} more runs: --all shows them", "dim"))
+            left = Counter(nows[story].state for story in first[SHOWN:])
+            states = ", ".join(f"{number:,} {state}" for state, number in left.most_common())
+            console.print(Text(f"and {len(ours) - len(shown):,} more runs ({states}): --all shows them", "dim"))
     in_detail = ours if whole or len(ours) <= DETAILED else []
+    for story in ours if not in_detail else ():
+        if story.damage:
+            console.print(Text(f"{plain(story.name)}: {plain(story.damage, 400)}", "yellow"))
     for i, story in enumerate(in_detail):
         if i or len(ours) > 1:
             console.print()
@@ -73,12 +85,17 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
             )
 
 
+def _rank(state: Now) -> int:
+    return BAD.index(state.state) if state.state in BAD else len(BAD)
+
+
 def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console) -> Table:
     wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("run", "state", "step", "rate", "loss", "incidents", *(["loss so far"] if wide else [])):
         right = name in ("step", "rate", "loss")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "incidents")
+        least = max(map(len, STATES)) + 1 if name == "state" else None
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "incidents", min_width=least)
     for story in stories:
         state = nows[story]
         loss = next(iter(story.tags.losses), None)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_lr.story.record import Record
 from lightning_lr.story.shares import Rate, middle, rates_now, short
-from lightning_lr.story.story import Story
+from lightning_lr.story.story import FACTOR, Story
 
 LATELY = 200
 """Steps: what happened longer ago is over. The journal too takes what comes later for new (`repeats.QUIET`)."""
@@ -31,8 +32,19 @@ LOST = ("dropped", "held", "rewound", "gave up")
 GRAVE = ("gave up", "rewound", "dropped", "trial data", "held", "limited")
 """What the guard may have done, the gravest first."""
 
-SAID = {"held": "held for trials", "gave up": "given up"}
-"""What is said after a number."""
+SAID = {
+    "gave up": ("time it gave up", "times it gave up"),
+    "rewound": ("rewind", "rewinds"),
+    "dropped": ("update dropped", "updates dropped"),
+    "trial data": ("trial that blamed the data", "trials that blamed the data"),
+    "trial passed": ("trial passed", "trials passed"),
+    "held": ("update held for trials", "updates held for trials"),
+    "limited": ("update limited", "updates limited"),
+}
+"""What is said after a number, one and many."""
+
+HELD_DOWN = 1e-3
+"""A plateau's factor below this has taken the rate away, whether or not anything got better by it."""
 
 STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished")
 
@@ -78,7 +90,8 @@ def now(story: Story) -> Now:
     said = [f"{head}: {'; '.join(troubles)}" if troubles else head]
     if rates:
         said.append(_rates(rates))
-    guard = _guard(incidents, last, ended=not story.writing)
+    # of what a run died of without a guard, "no incidents" would be a strange end
+    guard = _guard(incidents, last, ended=not story.writing) if incidents or not troubles else ""
     sentence = (": " if not troubles else ". ").join(part for part in said if part)
     return Now(state, f"{sentence}; {guard}." if guard else f"{sentence}.", since, by_tag, factors, tuple(troubles))
 
@@ -103,10 +116,32 @@ def _state(story: Story, incidents: list[Record], last: int) -> tuple[str, list[
         trouble |= counts["dropped"] >= MANY
     if counts["limited"] >= MANY_LIMITED * min(lately, last + 1) and counts["limited"] >= MANY:
         troubles.append(f"{_updates(counts['limited'])} limited in the last {lately} steps")
+    troubles += _rates_lost(story, last, lately)
     grave = [record["step"] for record in late if record["what"] in LOST]
     quiet = [record["step"] for record in incidents if record["what"] in LOST]
     since = min(grave) if grave else (max(quiet) + 1 if quiet else story.first_step)
     return ("trouble" if trouble else "watch" if troubles else "healthy"), troubles, since
+
+
+def _rates_lost(story: Story, last: int, lately: int) -> list[str]:
+    """Rates that are nothing any more, or next to nothing, long before the end."""
+    found = []
+    begun = [_zero_since(*story.series(tag)) for tag in story.tags.rates]
+    since = [step for step in begun if step is not None]
+    if since and len(since) == len(begun) and max(since) <= last - min(lately, SHORTEST):
+        found.append(f"every rate is 0 since step {max(since):,}")
+    for name in story.plateaus:
+        _, values = story.series(f"{FACTOR}{name}")
+        if len(values) and values[-1] < HELD_DOWN:
+            found.append(f"{middle(name)} has taken the rate down to {values[-1]:.1g} times what it was")
+    return found
+
+
+def _zero_since(steps: NDArray[np.int64], values: NDArray[np.float64]) -> int | None:
+    used = np.flatnonzero(values)
+    if not len(values) or (len(used) and used[-1] == len(values) - 1):
+        return None
+    return int(steps[used[-1] + 1 if len(used) else 0])
 
 
 def _loss(story: Story, tag: str) -> tuple[str, bool]:
@@ -133,7 +168,8 @@ def _ended(story: Story, state: str, head: str, last: int) -> tuple[str, str]:
         if story.writing:
             return state, head
         if not story.structured:
-            return "ended", f"{'Fine' if state == 'healthy' else head} until its last step, {last:,}"
+            fine = state == "healthy"
+            return ("ended" if fine else state), f"{'Fine' if fine else head} until its last step, {last:,}"
         return "unfinished", f"No longer written since step {last:,}, and without an end. {head} until then"
     status, at = str(end.get("status", "finished")), int(end["step"])
     if status == "failed":
@@ -142,7 +178,9 @@ def _ended(story: Story, state: str, head: str, last: int) -> tuple[str, str]:
     words = {"finished": "Finished", "stopped": "Stopped", "interrupted": "Interrupted"}.get(status, status)
     if state == "trouble":
         return "failed", f"{words} at step {at:,} in trouble"
-    return "ended", f"{words} at step {at:,}, {'healthy' if state == 'healthy' else 'to be looked at'}"
+    if state == "watch":
+        return "watch", f"{words} at step {at:,}, to be looked at"
+    return "ended", f"{words} at step {at:,}, healthy"
 
 
 def _rates(rates: list[Rate]) -> str:
@@ -161,12 +199,14 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
     counts = _counts(incidents)
     grave = {what: i for i, what in enumerate(GRAVE)}
     told = [
-        f"{counts[what]:,} {SAID.get(what, what)}"
+        f"{counts[what]:,} {SAID.get(what, (what, what))[counts[what] > 1]}"
         for what in sorted(counts, key=lambda what: grave.get(what, len(grave)))
     ]
     ago = last - incidents[-1]["step"]
-    where = f"{ago:,} steps before the end" if ended else f"{ago:,} steps ago"
-    return f"{', '.join(told)}, the last {where if ago else 'at the last step'}"
+    steps = f"{ago:,} step{'' if ago == 1 else 's'}"
+    where = f"{steps} before the end" if ended else f"{steps} ago"
+    the_last = "the last one " if sum(counts.values()) > 1 else ""
+    return f"{', '.join(told)}, {the_last}{where if ago else 'at the last step'}"
 
 
 def _counts(incidents: list[Record]) -> Counter[str]:

@@ -15,6 +15,15 @@ from lightning_lr.story.events import Part, Text
 
 Record = dict[str, Any]
 
+SCHEDULER = "scheduler"
+"""The source of a change of the base rate."""
+
+FAR = 3.0
+"""Decades: what a change from or to 0 counts for."""
+
+PASSING = 0.04
+"""Decades, a tenth of the rate: no more than this the schedule does in passing, beside a change of a callback's."""
+
 
 def is_record(text: Text) -> bool:
     """Is it of ours?"""
@@ -74,3 +83,33 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def size(old: Any, new: Any) -> float:
+    """How far a rate or a factor went, in decades; what comes from or goes to 0, or is not finite, went far.
+
+    Example:
+        >>> size(0.1, 0.001), size(0.5, 0.0), size(1.0, 1.0)
+        (2.0, 3.0, 0.0)
+    """
+    old, new = number(old), number(new)
+    if old == new:
+        return 0.0
+    if not (math.isfinite(old) and math.isfinite(new)) or min(old, new) <= 0:
+        return FAR
+    return abs(math.log10(new / old))
+
+
+def loudest(record: Record) -> list[Record]:
+    """The parts of a change, those that made most of it first; what the schedule did in passing is left out.
+
+    Example:
+        >>> parts = [{"source": "Mine", "old": 1.0, "new": 0.5}, {"source": "scheduler", "old": 1.0, "new": 0.01}]
+        >>> [part["source"] for part in loudest({"parts": parts})]
+        ['scheduler', 'Mine']
+    """
+    parts = [part for part in record.get("parts", ()) if isinstance(part, dict) and "source" in part]
+    sizes = {id(part): size(part.get("old"), part.get("new")) for part in parts}
+    own = max((sizes[id(part)] for part in parts if part["source"] != SCHEDULER), default=0.0)
+    kept = [part for part in parts if part["source"] != SCHEDULER or not own or sizes[id(part)] > PASSING]
+    return sorted(kept, key=lambda part: -sizes[id(part)])

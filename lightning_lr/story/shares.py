@@ -6,10 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from lightning_lr.story.record import Record, number
+from lightning_lr.story.record import SCHEDULER, Record, number
 from lightning_lr.story.story import FACTOR, Series, Story
-
-SCHEDULER = "scheduler"
 
 MOVING, AMONG = 3, 64
 """A factor that has changed so often in the last so many steps is under way."""

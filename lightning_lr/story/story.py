@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_lr.story.derived import lost_losses, resumptions
 from lightning_lr.story.events import EventFile
 from lightning_lr.story.old import old_records
 from lightning_lr.story.parts import Piece, pieces, series, two_writers
@@ -156,6 +158,12 @@ class Story:
         return list(dict.fromkeys([*runs, *(tag.removeprefix(FACTOR).split("/")[0] for tag in self.tags.factors)]))
 
     @property
+    def plateaus(self) -> list[str]:
+        """The names of the callbacks that lower the rate on a plateau."""
+        told = [one for record in self.valid if record["kind"] == "run" for one in record.get("callbacks", ())]
+        return list(dict.fromkeys(one["name"] for one in told if str(one["written"]).startswith("PlateauDecay(")))
+
+    @property
     def findings(self) -> list[dict[str, Any]]:
         """What sweeps have found, oldest first: `Finding.to_dict()`, with the callback's name and the step."""
         return [
@@ -214,9 +222,7 @@ class Story:
             found.append("two writers wrote into this folder at the same time: their points are shown together")
         if any(file.half for file in self._files.values()) and not self.writing:
             found.append("the file ends in the middle of a record: its writer was killed, or the disk is full")
-        if any(record.get("superseded") for record in self.records):
-            found.append("the run was resumed at a lower step: what it has made anew replaces what was there")
-        return found
+        return found + resumptions(self.records)
 
     # how -------------------------------------------------------------------------------------------------------
 
@@ -232,12 +238,16 @@ class Story:
         for piece in self._parts:
             own = piece.part.records or old_records(piece.part.texts, tags)
             found += [record | {"superseded": True} if record["step"] >= piece.limit else record for record in own]
-        return found
+        return found + lost_losses(self._parts, self._loss_tags(tags)[:1])
 
     def _own_rates(self) -> list[str]:
         found = {tag for piece in self._parts for tag in piece.part.scalars if tag.startswith("lr-")}
         special = (FACTOR, INCIDENT, FINDER, UPDATE)
         return sorted(tag for tag in found if not tag.startswith(special) and not _BESIDE.search(tag))
+
+    def _loss_tags(self, there: Iterable[str]) -> list[str]:
+        losses = [tag for tag in there if _LOSS.search(tag) and not tag.startswith("lr-")]
+        return sorted(losses, key=lambda tag: ("train" not in tag, "val" in tag or "test" in tag, "epoch" in tag, tag))
 
     def _sorted_tags(self) -> Tags:
         tags = Tags()
@@ -250,8 +260,9 @@ class Story:
             if kind is not None:
                 kinds[kind].append(tag)
             elif tag not in rates:
-                (tags.losses if _LOSS.search(tag) and not tag.startswith("lr-") else tags.other).append(tag)
-        tags.losses.sort(key=lambda tag: ("train" not in tag, "val" in tag or "test" in tag, "epoch" in tag, tag))
+                tags.other.append(tag)
+        tags.losses = self._loss_tags(tags.other)
+        tags.other = [tag for tag in tags.other if tag not in tags.losses]
         return tags
 
     def _edge(self, which: Any, at: int) -> int | None:

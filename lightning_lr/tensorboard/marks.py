@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-SCHEDULER = "scheduler"
+from lightning_lr.story.record import SCHEDULER, loudest
 
 SHOWN = {"change", "drift", "incident", "finding", "note", "first"}
 """Kinds that have a mark. `run` and `end` are what the sentence on top says."""
@@ -27,17 +27,15 @@ def key(record: dict[str, Any]) -> Key:
     """What a record is alike to.
 
     Example:
-        >>> key({"kind": "change", "tag": "lr-SGD", "parts": [{"source": "scheduler"}, {"source": "Warmup"}]}).cause
-        'Warmup'
+        >>> part = {"source": "Warmup", "old": 0.5, "new": 1.0}
+        >>> key({"kind": "change", "tag": "lr-SGD", "parts": [{**part, "source": "scheduler"}, part]}).cause
+        'scheduler'
         >>> key({"kind": "incident", "callback": "DivergenceGuard", "what": "dropped"})
         Key(kind='incident', cause='DivergenceGuard', what='dropped', tag='')
     """
     kind = record["kind"]
     if kind == "change":
-        sources = [part["source"] for part in record.get("parts", [])]
-        # a factor says more than the schedule that runs on under it
-        own = next((source for source in sources if source != SCHEDULER), None)
-        return Key("change", own or next(iter(sources), SCHEDULER), "", record.get("tag", ""))
+        return Key("change", next((part["source"] for part in loudest(record)), SCHEDULER), "", record.get("tag", ""))
     if kind == "drift":
         # a drift is a change too, one that took its time
         return Key("change", record.get("source", ""), "", record.get("tag", ""))

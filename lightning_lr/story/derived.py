@@ -1,0 +1,51 @@
+"""Derived: what can be said of a run that it doesn't say itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from lightning_lr.story.parts import Piece, series
+from lightning_lr.story.record import Record
+
+
+def lost_losses(parts: Sequence[Piece], tags: Iterable[str]) -> list[Record]:
+    """A note for each of these losses that is not finite at its end: where that began. Without a guard nothing else
+    tells it."""
+    found: list[Record] = []
+    for tag in tags:
+        steps, values = series(parts, tag)
+        finite = np.isfinite(values)
+        if len(values) and not finite[-1]:
+            good = np.flatnonzero(finite)
+            first = int(good[-1]) + 1 if len(good) else 0
+            words = f"{tag} is {values[first]:g} from here on"
+            found.append({"kind": "note", "source": "", "step": int(steps[first]), "words": words})
+    return found
+
+
+def resumptions(records: Iterable[Record]) -> list[str]:
+    """A sentence for each time that a run was resumed at a step which it had passed, and how that had ended."""
+    found, end, passed = [], None, False
+    for record in records:
+        if record["kind"] == "end":
+            end = record
+        passed |= bool(record.get("superseded"))
+        if record["kind"] == "run" and record.get("resumed"):
+            if passed:
+                found.append(
+                    f"the run was resumed at step {record['step']:,}{_ended(end)}: what it has made anew replaces what "
+                    f"was there"
+                )
+            end, passed = None, False
+    if passed and not found:
+        found.append("the run was resumed at a lower step: what it has made anew replaces what was there")
+    return found
+
+
+def _ended(end: Record | None) -> str:
+    if end is None:
+        return ""
+    error = f": {end['error']}" if end.get("error") else ""
+    return f" (it had {end.get('status', 'ended')} at step {end['step']:,}{error})"
