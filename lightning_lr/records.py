@@ -5,9 +5,9 @@ A summary of this package's own plugin holds those of one step: a tensor of stri
 factors ratios; numbers that are not finite are the strings "nan", "inf" and "-inf". The kinds:
 
 - `run`, at the start of a fit, and again when param groups were added: `package` (its version), `groups` (of `tag`,
-  `optimizer`, `group`), `factors` (names of callbacks), `callbacks` (of `name`, `written`), `resumed` (does the fit
-  begin at a step above 0?), `updates` (the planned steps in all, or null), `made` (real updates so far), `processes`,
-  `time` (unix).
+  `optimizer`, `group`, `scheduled`: has the optimizer a scheduler?), `factors` (names of callbacks), `callbacks` (of
+  `name`, `written`), `resumed` (does the fit begin at a step above 0?), `updates` (the planned steps in all, or null),
+  `made` (real updates so far), `processes`, `time` (unix).
 - `first`, a group's first update: `tag`, `optimizer`, `group`, `update`, `new`, `parts`.
 - `change`: the same with `old`, `cause`, and `parts` of `source`, `old`, `new`, `reason`, whose product it is. `loud`
   names the sources that are told; `running` those that change on, of which only the end is told.

@@ -9,6 +9,7 @@ from lightning_lr.curves import FACTOR
 from lightning_lr.journal import Journal
 from lightning_lr.series import Series
 from lightning_lr.story import Tags, now
+from lightning_lr.story.derived import groups_told
 
 
 class Remembered:
@@ -31,6 +32,7 @@ class Remembered:
         own = [tag for tag in self._series if tag.startswith(FACTOR)]
         self.tags = Tags(rates=[tag for tag in rates if tag in self._series], factors=own, losses=list(losses))
         self.factors = list(factors)
+        self.groups = list(groups_told(self.records).values())
         self.end = next((record for record in reversed(self.records) if record["kind"] == "end"), None)
         self.writing = self.end is None
 

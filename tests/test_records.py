@@ -154,7 +154,7 @@ def test_a_run_says_first_what_it_is_and_last_how_it_ended(run: Any) -> None:
     found = read(root / "tb" / "version_0")
     first, last = found[0], of_kind(found, "end")[0]
     assert (first["kind"], first["step"], first["resumed"], first["updates"]) == ("run", 0, False, 120)
-    assert first["groups"] == [{"tag": "lr-AdamW", "optimizer": "AdamW", "group": ""}]
+    assert first["groups"] == [{"tag": "lr-AdamW", "optimizer": "AdamW", "group": "", "scheduled": False}]
     assert set(first["factors"]) == {"Warmup", "LRFinder", "DivergenceGuard"}
     assert {"name": "LRFinder", "written": "LRFinder(at=30, steps=20)"} in first["callbacks"]
     assert (last["status"], last["error"], last["left_out"]) == ("finished", None, 0)

@@ -87,7 +87,8 @@ def test_a_real_run_has_the_monitors_own_changes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rates, np.float32([rate for (rate,) in model.trace]))
     told = [(r["step"], r["old"], r["new"]) for r in story.valid if r["kind"] == "change"]
     assert set(told) <= {(change.step, change.old, change.new) for change in monitor.changes}
-    assert story.groups == [GROUP]
+    assert story.groups == [GROUP | {"scheduled": True}]
+    assert "(scheduler)" in now(story).sentence
     assert story.factors == ["Warmup", "DivergenceGuard"]
     found = now(story)
     assert found.state == "ended"

@@ -132,10 +132,12 @@ class Run(Listener):
         from lightning_lr import __version__
 
         left, made = updates_in_run(self.trainer, None), self._made()
+        scheduled = {id(config.scheduler.optimizer) for config in self.trainer.lr_scheduler_configs}
+        optimizers = zip(self.ledger.optimizers, self.names, strict=True)
         self.journal.record(
             "run",
             package=__version__,
-            groups=[name.facts for names in self.names for name in names],
+            groups=[{**name.facts, "scheduled": id(o) in scheduled} for o, names in optimizers for name in names],
             factors=[peer.name for peer in self.peers if peer.has_factor],
             callbacks=[{"name": peer.name, "written": repr(peer)} for peer in self.peers],
             resumed=resumed,

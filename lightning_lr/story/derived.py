@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from lightning_lr.story.parts import Piece, series
 from lightning_lr.story.record import Record
+
+
+def groups_told(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """`tag`, `optimizer` and `group` of the param groups that a run names, by tag, and whether they are `scheduled`."""
+    found = {}
+    for record in records:
+        for group in record.get("groups", ()) if record["kind"] == "run" else ():
+            names = {key: str(group.get(key, "")) for key in ("tag", "optimizer", "group")}
+            known = {"scheduled": bool(group["scheduled"])} if "scheduled" in group else {}
+            found[group["tag"]] = names | known
+    return found
+
+
+def plateaus(records: Iterable[Record]) -> list[str]:
+    """The names of the callbacks that lower a run's rate on a plateau."""
+    told = [one for record in records if record["kind"] == "run" for one in record.get("callbacks", ())]
+    return list(dict.fromkeys(one["name"] for one in told if str(one["written"]).startswith("PlateauDecay(")))
 
 
 def lost_losses(parts: Sequence[Piece], tags: Iterable[str]) -> list[Record]:

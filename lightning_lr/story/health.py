@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_lr.story.derived import plateaus
 from lightning_lr.story.record import Record
 from lightning_lr.story.shares import Rate, middle, rates_now, short
 from lightning_lr.story.story import FACTOR, Story
@@ -130,7 +131,7 @@ def _rates_lost(story: Story, last: int, lately: int) -> list[str]:
     since = [step for step in begun if step is not None]
     if since and len(since) == len(begun) and max(since) <= last - min(lately, SHORTEST):
         found.append(f"every rate is 0 since step {max(since):,}")
-    for name in story.plateaus:
+    for name in plateaus(story.valid):
         _, values = story.series(f"{FACTOR}{name}")
         if len(values) and values[-1] < HELD_DOWN:
             found.append(f"{middle(name)} has taken the rate down to {values[-1]:.1g} times what it was")

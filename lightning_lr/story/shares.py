@@ -58,7 +58,7 @@ class Rate:
         tag: of its scalar.
         value: the effective rate, absolute.
         base: the scheduler's; None where a factor of 0 hides it.
-        scheduled: whether the base has ever changed.
+        scheduled: whether a scheduler makes the base; where nothing says so, whether it has ever changed.
         shares: of the callbacks whose factor isn't 1.
     """
 
@@ -120,8 +120,9 @@ def _rate(story: Story, tag: str, reasons: Reasons, *, whole: bool) -> Rate | No
     told = tuple(share for share in shares if share is not None and abs(share.factor - 1.0) > 1e-6)
     product = math.prod(share.factor for share in told)
     base = float(values[-1]) / product if product else None
-    scheduled = (tag, SCHEDULER) in reasons
-    if whole and not scheduled and base is not None:
+    known = next((group.get("scheduled") for group in story.groups if group["tag"] == tag), None)
+    scheduled = (tag, SCHEDULER) in reasons if known is None else bool(known)
+    if whole and known is None and not scheduled and base is not None:
         # without a monitor, the schedule's own changes are not told
         begun = math.prod(float(own[0]) for source in story.factors if len(own := _factor(story, source, tag)[1]))
         scheduled = begun > 0 and not math.isclose(float(values[0]) / begun, base, rel_tol=1e-3)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lr.story.derived import lost_losses, resumptions
+from lightning_lr.story.derived import groups_told, lost_losses, resumptions
 from lightning_lr.story.events import EventFile
 from lightning_lr.story.old import old_records
 from lightning_lr.story.parts import Piece, pieces, series, two_writers
@@ -137,12 +137,9 @@ class Story:
         return steps, values.astype(np.float64)
 
     @property
-    def groups(self) -> list[dict[str, str]]:
-        """`tag`, `optimizer` and `group` of every param group."""
-        found: dict[str, dict[str, str]] = {}
-        for record in self.valid:
-            for group in record.get("groups", ()) if record["kind"] == "run" else ():
-                found[group["tag"]] = {key: str(group.get(key, "")) for key in ("tag", "optimizer", "group")}
+    def groups(self) -> list[dict[str, Any]]:
+        """`tag`, `optimizer` and `group` of every param group, and whether it is `scheduled`, where that is known."""
+        found = groups_told(self.valid)
         for record in self.valid if not found else ():
             if record["kind"] in ("first", "change", "drift"):
                 found.setdefault(record["tag"], {key: record[key] for key in ("tag", "optimizer", "group")})
@@ -156,12 +153,6 @@ class Story:
         """The names of the callbacks that have a factor, in their order."""
         runs = [name for record in self.valid if record["kind"] == "run" for name in record.get("factors", ())]
         return list(dict.fromkeys([*runs, *(tag.removeprefix(FACTOR).split("/")[0] for tag in self.tags.factors)]))
-
-    @property
-    def plateaus(self) -> list[str]:
-        """The names of the callbacks that lower the rate on a plateau."""
-        told = [one for record in self.valid if record["kind"] == "run" for one in record.get("callbacks", ())]
-        return list(dict.fromkeys(one["name"] for one in told if str(one["written"]).startswith("PlateauDecay(")))
 
     @property
     def findings(self) -> list[dict[str, Any]]:
