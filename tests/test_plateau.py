@@ -257,6 +257,15 @@ def test_a_metric_that_one_rank_lacks_is_an_error_on_every_rank(pool: Pool, hook
         assert "must be logged on every rank alike, but rank 1 did not log it" in answer
 
 
+def test_one_check_is_said_to_be_one(tmp_path: Path) -> None:
+    monitor = llr.LRMonitor()
+    callbacks = [llr.PlateauDecay("scripted", patience=0), monitor]
+    trainer(tmp_path, callbacks=callbacks, max_epochs=3).fit(Scripted([1.0] * 3, "validation"), Loader(1), held_out())
+    assert [change.cause for change in monitor.changes] == [
+        "PlateauDecay 1 -> 0.1: scripted 1 is no better than 1 for 1 check"
+    ]
+
+
 # several optimizers ----------------------------------------------------------------------------------------------
 
 

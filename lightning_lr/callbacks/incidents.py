@@ -120,6 +120,10 @@ class Incidents:
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}
         module: Any = run.trainer.lightning_module
         names = [] if finite(signals) or back is not None else nonfinite_gradients(module)
+        if verdict.kind == "hold":
+            # also where it is the last one, with which the trial ended
+            held = f"{self.name}: held this update{of} for a trial, at {SIDES[signals.side]} ({numbers})"
+            run.journal.record(**record | {"what": "held", "cause": "", "evidence": None}, words=held)
         if verdict.kind == "accept" and verdict.scale < 1.0:
             words, more = f"limited this update's gradient{of}", f"limited{of}"
             bound = verdict.scale * signals.grad_norm
@@ -137,10 +141,6 @@ class Incidents:
         elif verdict.outcome in TOLD:
             words = more = f"{TOLD[verdict.outcome]}{of}"
             record["what"] = f"trial {verdict.outcome}"
-        elif verdict.kind == "hold":
-            words = f"{self.name}: held this update{of} for a trial, at {SIDES[signals.side]} ({numbers})"
-            run.journal.record(**record | {"what": "held"}, words=words)
-            return
         else:
             return
         # those of a trial's last batch say nothing that its cause doesn't
