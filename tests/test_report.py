@@ -96,6 +96,60 @@ def test_what_happens_to_all_groups_at_once_is_one_row(tmp_path: Path) -> None:
     assert [(row.steps, row.group) for row in changes(story)[0]] == [("9", "all"), ("20", "lr-SGD/pg2")]
 
 
+def seen(folder: Path) -> Story:
+    story = Story(str(folder), folder.name)
+    story.refresh()
+    return story
+
+
+def test_a_change_by_hand_is_no_schedulers(tmp_path: Path) -> None:
+    writer = run(tmp_path).record(0, **{**RUN, "groups": [{**GROUP, "scheduled": False}]})
+    writer.record(**change(30, 0.1, 0.5, "scheduler", ""))
+    drift = {"source": "scheduler", "first": 0.5, "last": 0.1, "changes": 9, "start": 40, "end": 50}
+    writer.record(52, kind="drift", **GROUP, **drift)
+    assert [row.cause for row in changes(seen(tmp_path))[0]] == [
+        "the optimizer's own rate 0.1 -> 0.5",
+        "the optimizer's own rate, 9 changes",
+    ]
+
+
+def test_where_a_loss_went_for_good_has_a_row(tmp_path: Path) -> None:
+    run(tmp_path).scalars("train_loss", [(step, math.nan) for step in range(100, 110)])
+    (row,) = changes(seen(tmp_path))[0]
+    assert (row.steps, row.cause) == ("100", "train_loss is nan from here on")
+
+
+def test_many_first_rates_hide_no_change(tmp_path: Path) -> None:
+    groups = [{"tag": f"lr-SGD/pg{i}", "optimizer": "SGD", "group": f"pg{i}"} for i in range(30)]
+    writer = run(tmp_path).record(0, **{**RUN, "groups": groups})
+    for i, group in enumerate(groups):
+        writer.record(0, kind="first", **group, new=0.1 / (1 + i), parts=[])
+    writer.record(**{**change(50, 0.1, 0.01, reason="the large one"), **groups[0]})
+    assert "the large one" in changes(seen(tmp_path))[0][-1].cause
+
+
+def test_incidents_have_words_in_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        writer = run(tmp_path / name).record(9, **HURT, what="trial data").record(10, **HURT, what="rewound")
+        writer.record(10, **HURT, what="rewound").record(100, **END)
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 rewinds, 1 trial that blamed the data" in said
+    assert re.search(r"^ +rewinds +2 +10 ", said, re.MULTILINE)
+    assert "trial data" not in said
+
+
+def test_half_a_file_is_told_where_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c", "d"):
+        writer = run(tmp_path / name).record(100, **END)
+        if name == "b":
+            writer.path.write_bytes(writer.path.read_bytes()[:-7])
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^b: the file ends in the middle of a record", said, re.MULTILINE)
+    assert not re.search(r"^[acd]: ", said, re.MULTILINE)
+
+
 def test_several_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         run(tmp_path / name).record(100, **END)

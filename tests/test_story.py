@@ -217,6 +217,18 @@ def test_a_run_that_is_resumed_where_it_stopped_loses_nothing(tmp_path: Path) ->
     assert story.remarks == []
 
 
+def test_a_run_that_goes_on_where_it_had_finished_was_not_resumed_lower(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "a.ckpt"
+    for epochs in (2, 4):
+        logger = pl.loggers.TensorBoardLogger(tmp_path, name="", version="v")
+        fit = trainer(tmp_path, callbacks=[DivergenceGuard(), LRMonitor()], logger=logger, max_epochs=epochs)
+        fit.fit(Model(cosine), Loader(), ckpt_path=checkpoint if checkpoint.exists() else None)
+        fit.save_checkpoint(checkpoint)
+    assert read(tmp_path / "v").remarks == []
+    story = read(tmp_path / "v")
+    assert [record["kind"] for record in story.records].count("run") == 2
+
+
 def test_a_second_fit_in_one_file_replaces_the_first(tmp_path: Path) -> None:
     writer = Writer(tmp_path).record(0, **RUN).scalars("lr-SGD", [(s, 0.1) for s in range(5)]).record(5, **END)
     writer.record(0, **RUN).scalars("lr-SGD", [(0, 0.2), (1, 0.2)])
@@ -420,7 +432,7 @@ def test_a_loss_that_is_lost_without_a_guard_has_a_note_where_it_was_lost(tmp_pa
     write(tmp_path, **{"lr-SGD": [0.1] * 5, "train_loss": losses})
     story = story_of(tmp_path)
     assert [r for r in story.records if r["kind"] == "note"] == [
-        {"kind": "note", "source": "", "step": 3, "words": "train_loss is nan from here on"}
+        {"kind": "note", "source": "", "what": "lost", "step": 3, "words": "train_loss is nan from here on"}
     ]
     assert "incidents" not in now(story).sentence
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from lightning_lr.story import Story
@@ -22,6 +23,12 @@ LONG = 160
 
 SCHEDULED = 0.3
 """What a change by the schedule weighs, by one of a callback: it was planned."""
+
+
+OWN = "the optimizer's own rate"
+
+FIRST = 0.2
+"""What a group's first rate weighs where others are shown that began at the same step."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ def changes(story: Story, most: int | None = MOST) -> tuple[list[Change], int]:
         if record["kind"] == "drift":
             span = record["start"], record.get("end", record["step"])
             drifts.setdefault((record["tag"], record["source"]), []).append(span)
-    rows = [row for record in story.valid if (row := _row(record, drifts)) is not None]
+    by_hand = {group["tag"] for group in story.groups if group.get("scheduled") is False}
+    rows = [row for record in story.valid if (row := _row(record, drifts, by_hand)) is not None]
     rows = _together(sorted(rows, key=lambda row: row.start), len(story.groups))
     if most is None or len(rows) <= most:
         return rows, 0
@@ -121,9 +129,13 @@ def _together(rows: list[Change], groups: int) -> list[Change]:
     for row in rows:
         # a first update has no change that could be alike, only a rate
         alike.setdefault((row.steps, row.cause, "" if row.old else row.new), []).append(row)
-    found = []
+    found, begun = [], set()
     for own in alike.values():
         names = {row.group for row in own}
+        if not own[0].old and own[0].new:
+            # of many first rates none but the first hides a change
+            own[0] = replace(own[0], weight=FIRST) if own[0].steps in begun else own[0]
+            begun.add(own[0].steps)
         more = "all" if len(names) == groups else f"{own[0].group} +{len(names) - 1}"
         found.append(replace(own[0], group=more) if len(names) > 1 else own[0])
         # of one group several are rare, and told apart
@@ -131,7 +143,7 @@ def _together(rows: list[Change], groups: int) -> list[Change]:
     return found
 
 
-def _row(record: Record, drifts: Drifts) -> Change | None:
+def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> Change | None:
     kind, step = record["kind"], record["step"]
     if kind == "first":
         shares = [f"x {number(part['new']):.4g} {part['source']}" for part in _parts(record)]
@@ -140,12 +152,15 @@ def _row(record: Record, drifts: Drifts) -> Change | None:
         return Change(step, f"{step:,}", record["tag"], "", f"{number(record['new']):.4g}", cause, math.inf)
     if kind == "drift":
         first, last = number(record["first"]), number(record["last"])
-        planned = record["source"] == "scheduler"
+        planned, source = record["source"] == "scheduler", _named(record["source"], record["tag"], by_hand)
         sign = "" if planned else "x "
-        cause = f"{record['source']}, {record['changes']:,} changes" + (" of its rate" if planned else " of its factor")
+        of = "" if source == OWN else " of its rate" if planned else " of its factor"
+        cause = f"{source}, {record['changes']:,} changes{of}"
         steps = f"{record['start']:,} to {record.get('end', step):,}"
         weight = 2 * size(first, last) * (SCHEDULED if planned else 1)
         return Change(record["start"], steps, record["tag"], f"{sign}{first:.4g}", f"{sign}{last:.4g}", cause, weight)
+    if record.get("what") == "lost":
+        return Change(step, f"{step:,}", "", "", "", record["words"], math.inf)
     if kind != "change":
         return None
     old, new = number(record["old"]), number(record["new"])
@@ -154,21 +169,26 @@ def _row(record: Record, drifts: Drifts) -> Change | None:
         return None
     own = [size(p["old"], p["new"]) for p in _parts(record) if p["source"] != "scheduler"]
     weight = max([*own, SCHEDULED * size(old, new)]) + (0.1 if own else 0.0)
-    return Change(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record), weight)
+    return Change(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record, by_hand), weight)
 
 
-def _cause(record: Record) -> str:
+def _cause(record: Record, by_hand: Container[str]) -> str:
     loud = loudest(record)
     if not loud:
         return str(record.get("cause", ""))
     words = []
     for part in loud:
-        sign = "" if part["source"] == "scheduler" else "x "
-        share = f"{part['source']} {sign}{number(part['old']):.4g} -> {sign}{number(part['new']):.4g}"
+        sign, source = "" if part["source"] == "scheduler" else "x ", _named(part["source"], record["tag"], by_hand)
+        share = f"{source} {sign}{number(part['old']):.4g} -> {sign}{number(part['new']):.4g}"
         words.append(f"{share}: {short(str(part['reason']), LONG)}" if part.get("reason") else share)
     if record.get("running"):
         words.append("and goes on like this")
     return "; ".join(words)
+
+
+def _named(source: str, tag: str, by_hand: Container[str]) -> str:
+    """Who changes a group's rate: where it has no scheduler, what is called so is the user's own hand."""
+    return OWN if source == "scheduler" and tag in by_hand else source
 
 
 def _within(step: int, spans: list[tuple[int, int]]) -> bool:

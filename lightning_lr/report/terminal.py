@@ -15,7 +15,7 @@ from rich.text import Text
 from lightning_lr.report.spark import spark
 from lightning_lr.report.tables import MOST, Kind, changes, incidents, plain
 from lightning_lr.story import Now, Story, now
-from lightning_lr.story.health import STATES
+from lightning_lr.story.health import STATES, said
 
 COLOURS = {
     "healthy": "green",
@@ -64,8 +64,8 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
             console.print(Text(f"and {len(ours) - len(shown):,} more runs ({states}): --all shows them", "dim"))
     in_detail = ours if whole or len(ours) <= DETAILED else []
     for story in ours if not in_detail else ():
-        if story.damage:
-            console.print(Text(f"{plain(story.name)}: {plain(story.damage, 400)}", "yellow"))
+        for words in story.broken:
+            console.print(Text(f"{plain(story.name)}: {plain(words, 400)}", "yellow"))
     for i, story in enumerate(in_detail):
         if i or len(ours) > 1:
             console.print()
@@ -100,7 +100,7 @@ def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console
         state = nows[story]
         loss = next(iter(story.tags.losses), None)
         _, losses = story.series(loss) if loss else (None, np.zeros(0))
-        kinds = [f"{kind.count:,} {plain(kind.what, 20)}" for kind in incidents(story)]
+        kinds = [f"{kind.count:,} {plain(said(kind.what, kind.count), 30)}" for kind in incidents(story)]
         rates = list(state.rates.values())
         more = f" +{len(rates) - 1}" if len(rates) > 1 else ""
         table.add_row(
@@ -163,7 +163,7 @@ def _incidents(kinds: Sequence[Kind]) -> Table:
         table.add_column(name, justify="right" if name == "how many" else "left", no_wrap=name != "cause of the last")
     for kind in kinds:
         steps = f"{kind.first:,}" if kind.first == kind.last else f"{kind.first:,} to {kind.last:,}"
-        table.add_row(Text(plain(kind.what)), f"{kind.count:,}", steps, Text(plain(kind.cause, 200)))
+        table.add_row(Text(plain(said(kind.what, kind.count))), f"{kind.count:,}", steps, Text(plain(kind.cause, 200)))
     return table
 
 

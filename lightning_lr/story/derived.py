@@ -39,31 +39,32 @@ def lost_losses(parts: Sequence[Piece], tags: Iterable[str]) -> list[Record]:
             good = np.flatnonzero(finite)
             first = int(good[-1]) + 1 if len(good) else 0
             words = f"{tag} is {values[first]:g} from here on"
-            found.append({"kind": "note", "source": "", "step": int(steps[first]), "words": words})
+            found.append({"kind": "note", "source": "", "what": "lost", "step": int(steps[first]), "words": words})
     return found
 
 
 def resumptions(records: Iterable[Record]) -> list[str]:
     """A sentence for each time that a run was resumed at a step which it had passed, and how that had ended."""
-    found, end, passed = [], None, False
+    found, end, passed = [], Record(), False
     for record in records:
         if record["kind"] == "end":
             end = record
         passed |= bool(record.get("superseded"))
         if record["kind"] == "run" and record.get("resumed"):
-            if passed:
+            # one that goes on where it had ended makes nothing anew, though the step of the end is its first
+            if passed and record.get("made", -1) != end.get("updates"):
                 found.append(
                     f"the run was resumed at step {record['step']:,}{_ended(end)}: what it has made anew replaces what "
                     f"was there"
                 )
-            end, passed = None, False
+            end, passed = Record(), False
     if passed and not found:
         found.append("the run was resumed at a lower step: what it has made anew replaces what was there")
     return found
 
 
-def _ended(end: Record | None) -> str:
-    if end is None:
+def _ended(end: Record) -> str:
+    if not end:
         return ""
     error = f": {end['error']}" if end.get("error") else ""
     return f" (it had {end.get('status', 'ended')} at step {end['step']:,}{error})"

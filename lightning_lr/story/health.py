@@ -88,12 +88,12 @@ def now(story: Story) -> Now:
     state, troubles, since = _state(story, incidents, last)
     head = {"healthy": "Healthy", "watch": "Watch", "trouble": "Trouble"}[state]
     state, head = _ended(story, state, head, last)
-    said = [f"{head}: {'; '.join(troubles)}" if troubles else head]
+    words = [f"{head}: {'; '.join(troubles)}" if troubles else head]
     if rates:
-        said.append(_rates(rates))
+        words.append(_rates(rates))
     # of what a run died of without a guard, "no incidents" would be a strange end
     guard = _guard(incidents, last, ended=not story.writing) if incidents or not troubles else ""
-    sentence = (": " if not troubles else ". ").join(part for part in said if part)
+    sentence = (": " if not troubles else ". ").join(part for part in words if part)
     return Now(state, f"{sentence}; {guard}." if guard else f"{sentence}.", since, by_tag, factors, tuple(troubles))
 
 
@@ -200,7 +200,7 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
     counts = _counts(incidents)
     grave = {what: i for i, what in enumerate(GRAVE)}
     told = [
-        f"{counts[what]:,} {SAID.get(what, (what, what))[counts[what] > 1]}"
+        f"{counts[what]:,} {said(what, counts[what])}"
         for what in sorted(counts, key=lambda what: grave.get(what, len(grave)))
     ]
     ago = last - incidents[-1]["step"]
@@ -208,6 +208,16 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
     where = f"{steps} before the end" if ended else f"{steps} ago"
     the_last = "the last one " if sum(counts.values()) > 1 else ""
     return f"{', '.join(told)}, {the_last}{where if ago else 'at the last step'}"
+
+
+def said(what: str, number: int) -> str:
+    """What is said of so many incidents of a kind, after their number.
+
+    Example:
+        >>> said("rewound", 2), said("trial data", 1)
+        ('rewinds', 'trial that blamed the data')
+    """
+    return SAID.get(what, (what, what))[number > 1]
 
 
 def _counts(incidents: list[Record]) -> Counter[str]:

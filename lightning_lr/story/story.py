@@ -208,12 +208,18 @@ class Story:
     @property
     def remarks(self) -> list[str]:
         """What should be known about the files, in words."""
-        found = [self.damage] if self.damage else []
+        found = self.broken
         if two_writers(list(self._files.values())):
             found.append("two writers wrote into this folder at the same time: their points are shown together")
+        return found + resumptions(self.records)
+
+    @property
+    def broken(self) -> list[str]:
+        """What is missing of the files, in words."""
+        found = [self.damage] if self.damage else []
         if any(file.half for file in self._files.values()) and not self.writing:
             found.append("the file ends in the middle of a record: its writer was killed, or the disk is full")
-        return found + resumptions(self.records)
+        return found
 
     # how -------------------------------------------------------------------------------------------------------
 
