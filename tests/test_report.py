@@ -374,3 +374,10 @@ def test_a_run_that_is_the_folder_itself_has_the_folders_name(tmp_path: Path, ca
     write(tmp_path / "version_7", **{TAG: [0.1] * 10})
     main(["report", str(tmp_path / "version_7"), "--json"])
     assert json.loads(capsys.readouterr().out)["runs"][0]["name"] == "version_7"
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    write(tmp_path / "run", **{TAG: [0.1 + step for step in range(20_000)]})
+    command = f"{sys.executable} -m lightning_lr report {tmp_path} --json | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('{"version"', "")

@@ -64,7 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"lightning-lr: {plain(story.name)}: {error}", file=sys.stderr)
         else:
             readable.append(story)
-    return _write(args, readable)
+    try:
+        answer = _write(args, readable)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `... | head` has read enough; Python would complain once more at its own end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    return answer
 
 
 def _write(args: argparse.Namespace, stories: list[Story]) -> int:

@@ -69,7 +69,8 @@ export function detailPanel(place, source, giveFocusBack) {
     document.addEventListener("keydown", onKey);
     place.hidden = false;
     window.dispatchEvent(new Event("resize"));
-    if (from) title.focus();
+    // without it the keys may still go to the page around this one
+    title.focus({ preventScroll: !from });
     try {
       const asked = { from: mark.step_end === mark.step || mark.count === 1 ? mark.step_end : mark.step, to: mark.step_end, limit: MOST_RECORDS, bins: 10 };
       const found = await source.records(run, { ...asked, kind: kindsOf(mark), ...filled(mark) });
