@@ -379,7 +379,7 @@ def test_a_run_that_is_the_folder_itself_has_the_folders_name(tmp_path: Path, ca
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     values = [0.1 + step for step in range(3000)]
     # more than a pipe holds
-    write(tmp_path / "run", **{tag: values for tag in (TAG, *(f"loss_{i}" for i in range(8)))})
+    write(tmp_path / "run", **dict.fromkeys((TAG, *(f"loss_{i}" for i in range(8))), values))
     command = f"{sys.executable} -m lightning_lr report {tmp_path} --json | head -c 10"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('{"version"', "")
