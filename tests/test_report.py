@@ -383,3 +383,16 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m lightning_lr report {tmp_path} --json | head -c 10"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('{"version"', "")
+
+
+def test_without_rich_the_terminals_report_says_what_it_needs(tmp_path: Path) -> None:
+    write(tmp_path / "run", **{TAG: [0.1]})
+    blocked = "import sys; sys.modules['rich'] = None; from lightning_lr.report.cli import main; sys.exit(main())"
+    said = [
+        subprocess.run([sys.executable, "-c", blocked, "report", tmp_path, *more], capture_output=True, text=True)
+        for more in ([], ["--json"])
+    ]
+    assert [done.returncode for done in said] == [1, 0]
+    assert said[0].stderr == (
+        "lightning-lr: the report in the terminal needs rich: pip install rich (--html and --json don't)\n"
+    )

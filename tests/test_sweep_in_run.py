@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from packaging.version import Version
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
@@ -625,10 +626,17 @@ def lines(text: str) -> int:
     return text.count("\n") - sum(int(n or 1) for n in re.findall(r"\x1b\[(\d*)A", text))
 
 
+def with_rich() -> None:
+    """Skips where Lightning's own bar can't be drawn."""
+    pytest.importorskip("rich")
+    if Version(pl.__version__) < Version("2.6"):
+        pytest.skip("the RichProgressBar of this Lightning fails with this rich, with or without a sweep")
+
+
 @pytest.mark.parametrize("kind", ["TQDMProgressBar", "RichProgressBar"])
 def test_the_bar_of_a_sweep_stays_within_lightnings_own_and_leaves_no_line(kind: str, tmp_path: Path) -> None:
     if kind == "RichProgressBar":
-        pytest.importorskip("rich")
+        with_rich()
     plain, swept = (screen(kind, finder, tmp_path, True) for finder in ("without", "with"))
     assert "LRFinder" in swept
     assert lines(swept) == lines(plain)
@@ -637,7 +645,7 @@ def test_the_bar_of_a_sweep_stays_within_lightnings_own_and_leaves_no_line(kind:
 @pytest.mark.parametrize("kind", ["TQDMProgressBar", "RichProgressBar"])
 def test_without_a_terminal_a_sweep_adds_no_line(kind: str, tmp_path: Path) -> None:
     if kind == "RichProgressBar":
-        pytest.importorskip("rich")
+        with_rich()
     plain, swept = (screen(kind, finder, tmp_path, False) for finder in ("without", "with"))
     assert "LRFinder" not in swept
     assert swept.count("\n") == plain.count("\n")

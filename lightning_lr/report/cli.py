@@ -90,8 +90,16 @@ def _write(args: argparse.Namespace, stories: list[Story]) -> int:
             return USAGE
         print(f"{args.html}: {len(stories)} run{'' if len(stories) == 1 else 's'}")
     else:
-        from lightning_lr.report.terminal import show
-
+        try:
+            from lightning_lr.report.terminal import show
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] != "rich":
+                raise
+            print(
+                "lightning-lr: the report in the terminal needs rich: pip install rich (--html and --json don't)",
+                file=sys.stderr,
+            )
+            return NOTHING
         show(stories, whole=args.all or bool(args.run), every=args.all)
     if any(story.last_step is not None or story.has_data for story in stories):
         return FINE
