@@ -1,5 +1,6 @@
 // Finder: what a sweep over rates has found: its curve, its trials, the range that can't be told apart, and the pick.
 
+import { runParts } from "./parts.js";
 import { make, writeNumber, writeStep } from "./text.js";
 import { CHART_CONFIG, themeColours } from "./palette.js";
 import { isNumber, logTicks } from "./axes.js";
@@ -86,25 +87,21 @@ function sweepTitle(finding) {
 }
 
 export function finderCharts(place, { state, source, Plotly }) {
-  const parts = new Map();
+  const parts = runParts(place, build, () => draw());
 
-  function partOf(name) {
-    if (!parts.has(name)) {
-      const chart = make("div", { class: "chart", role: "img" });
-      const pick = make("select", { "aria-label": "which sweep", onchange: () => draw() });
-      const part = { title: make("h2", {}), words: make("p", {}), pick, chart, findings: [], count: -1 };
-      part.section = make("section", { "aria-label": `Finder of ${name}` }, [part.title, pick, part.words, chart]);
-      new ResizeObserver(() => chart.clientWidth && chart.clientWidth !== part.width && draw()).observe(chart);
-      parts.set(name, part);
-    }
-    return parts.get(name);
+  function build(name) {
+    const chart = make("div", { class: "chart", role: "img" });
+    const pick = make("select", { "aria-label": "which sweep", onchange: () => draw() });
+    const part = { title: make("h2", {}), words: make("p", {}), pick, chart, findings: [], count: -1 };
+    part.section = make("section", { "aria-label": `Finder of ${name}` }, [part.title, pick, part.words, chart]);
+    return part;
   }
 
   const shownRuns = () => state.chosenRuns().filter((run) => run.findings > 0);
 
   async function load() {
     for (const run of shownRuns()) {
-      const part = partOf(run.name);
+      const part = parts.of(run.name);
       if (part.count === run.findings) continue;
       part.findings = (await source.finding(run.name)).findings;
       part.count = run.findings;
@@ -118,12 +115,11 @@ export function finderCharts(place, { state, source, Plotly }) {
 
   async function draw() {
     const runs = shownRuns();
-    const sections = runs.map((run) => partOf(run.name).section);
-    if (sections.length !== place.children.length || sections.some((section, i) => place.children[i] !== section)) place.replaceChildren(...sections);
+    parts.show(runs);
     if (!runs.length) return;
     const charts = await Plotly;
     for (const run of runs) {
-      const part = partOf(run.name);
+      const part = parts.of(run.name);
       const finding = part.findings[Number(part.pick.value) || 0];
       part.title.textContent = runs.length > 1 ? `The finder: ${run.name}` : "The finder";
       if (!finding || !part.chart.clientWidth) continue;

@@ -1,5 +1,6 @@
 // Heat: how far updates move the weights of each layer, in parts of their size, where that was recorded.
 
+import { runParts } from "./parts.js";
 import { escapeText, make, shorten } from "./text.js";
 import { CHART_CONFIG, themeColours } from "./palette.js";
 import { drawnRange, stepTicks } from "./range.js";
@@ -48,34 +49,29 @@ function heatFigure(found, state, width) {
 }
 
 export function heatMaps(place, { state, source, Plotly, zoom }) {
-  const parts = new Map();
+  const parts = runParts(place, build, () => draw());
   const shownRuns = () => state.chosenRuns().filter((run) => run.update_tags.length);
 
-  function partOf(name) {
-    if (!parts.has(name)) {
-      const chart = make("div", { class: "chart", role: "img", "aria-label": `Heat map of the updates by the weights of ${name}, by module and step` });
-      const part = { title: make("h2", {}), chart, found: null, listening: false };
-      const words = make("p", { class: "hint", text: "The size of an update by that of the weights, for each module. About 1e-3 is usual; blue is less, orange more." });
-      part.section = make("section", { "aria-label": `Effective step of ${name}` }, [part.title, words, chart]);
-      new ResizeObserver(() => chart.clientWidth && chart.clientWidth !== part.width && draw()).observe(chart);
-      parts.set(name, part);
-    }
-    return parts.get(name);
+  function build(name) {
+    const chart = make("div", { class: "chart", role: "img", "aria-label": `Heat map of the updates by the weights of ${name}, by module and step` });
+    const part = { title: make("h2", {}), chart, found: null, listening: false };
+    const words = make("p", { class: "hint", text: "The size of an update by that of the weights, for each module. About 1e-3 is usual; blue is less, orange more." });
+    part.section = make("section", { "aria-label": `Effective step of ${name}` }, [part.title, words, chart]);
+    return part;
   }
 
   async function load(range) {
-    for (const run of shownRuns()) partOf(run.name).found = await source.heat(run.name, { ...range, columns: 300 });
+    for (const run of shownRuns()) parts.of(run.name).found = await source.heat(run.name, { ...range, columns: 300 });
     await draw();
   }
 
   async function draw() {
     const runs = shownRuns();
-    const sections = runs.map((run) => partOf(run.name).section);
-    if (sections.length !== place.children.length || sections.some((section, i) => place.children[i] !== section)) place.replaceChildren(...sections);
+    parts.show(runs);
     if (!runs.length) return;
     const charts = await Plotly;
     for (const run of runs) {
-      const part = partOf(run.name);
+      const part = parts.of(run.name);
       part.title.textContent = runs.length > 1 ? `Effective step: ${run.name}` : "Effective step";
       if (!part.found?.modules.length || !part.chart.clientWidth) continue;
       part.width = part.chart.clientWidth;
