@@ -219,12 +219,10 @@ class Watched(DivergenceGuard):
         self.found: list[int] = []
         tell = self.record.tell
 
-        def told(
-            run: Any, index: int, update: int, measured: Any, signals: Any, verdict: Verdict, back: str = ""
-        ) -> None:
+        def told(run: Any, index: int, update: int, measured: Any, signals: Any, verdict: Verdict, *more: Any) -> None:
             if verdict.kind in ("drop", "rewind", "give_up") or verdict.outcome == "data":
                 self.found.append(update - 1)
-            tell(run, index, update, measured, signals, verdict, back)
+            tell(run, index, update, measured, signals, verdict, *more)
 
         self.record.tell = told  # type: ignore[method-assign]
 
