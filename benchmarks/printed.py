@@ -3,7 +3,7 @@
 The JSON has the cells as they were printed, and what they hang on: arguments, date, versions, processor. It has no path
 and no name of a host. `docs/tables.py` makes the tables of the manual from it.
 
-    {"benchmark": "quiet.py", "arguments": "--tasks digits", "date": "2026-11-25", "versions": {"python": "3.11.7", ...},
+    {"benchmark": "quiet.py", "arguments": "--tasks digits", "date": "2026-11-25", "versions": {"python": ...},
      "processor": "AMD EPYC", "cores": 2,
      "tables": {"quiet": {"columns": ["task", ...], "rows": [["digits", 135, ...]]}}}
 """
@@ -55,6 +55,9 @@ def row(*cells: object) -> None:
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed as JSON, too")
+    parser.add_argument(
+        "--note", help="for the JSON: what is to be known of this run, such as other work on the machine"
+    )
 
 
 def write(parser: argparse.ArgumentParser, args: argparse.Namespace, *packages: str, made: Path | None = None) -> None:
@@ -77,6 +80,8 @@ def write(parser: argparse.ArgumentParser, args: argparse.Namespace, *packages: 
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+    if args.note:
+        found["note"] = args.note
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +116,7 @@ def _given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
-_ASIDE = ["help", "only_show", "jobs", "label", "verbose"]
+_ASIDE = ["help", "note", "only_show", "jobs", "label", "verbose"]
 """Arguments that change nothing about what is measured."""
 
 
