@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 
 from found_rates import LENGTHS
-from results import Table, one, result, rows
+from results import Table, exists, one, result, rows
+
+GUARD_FILES = ["guard_overhead", "guard_overhead_two", "guard_overhead_large"]
+"""The last two have what the first one lacks."""
+
+LEAST = "CPU, fastest tenth"
+"""The clock that other work on the machine disturbs the least."""
 
 GUARD_PARTS = {
-    "tiny (MLP, 4k parameters), one process": "guard_overhead",
-    "tiny (MLP, 4k parameters), two processes": "guard_overhead",
-    "50 ms and more (MLP, 3.2M parameters), one process": "guard_overhead_large",
+    "tiny (MLP, 4k parameters), one process": LEAST,
+    "tiny (MLP, 4k parameters), two processes": "wall",
+    "50 ms and more (MLP, 3.2M parameters), one process": LEAST,
 }
+"""And the clock: where processes wait for one another only that on the wall tells."""
+
 GUARD_ARMS = {
     "five empty callbacks": "five callbacks that do nothing", "one norm of the gradients": "one norm of the gradients",
     "one sum over the ranks": "one sum over the ranks", "Warmup alone (the ledger)": "`Warmup` (the ledger)",
@@ -20,19 +28,23 @@ GUARD_ARMS = {
 }  # fmt: skip
 
 
+def file_of(part: str) -> str:
+    return next(file for file in GUARD_FILES if exists(file) and part in result(file)["tables"])
+
+
 def update_cost() -> Table:
-    kept = {part: {row["arm"]: row for row in rows(file, part)} for part, file in GUARD_PARTS.items()}
-    bare = [arms["bare"]["CPU: us" if "two" not in part else "wall: us"] for part, arms in kept.items()]
-    lines: list[list[object]] = [["bare `Trainer`", *(f"{us:,} us" for us in bare)]]
+    kept = {part: {row["arm"]: row for row in rows(file_of(part), part)} for part in GUARD_PARTS}
+    bare = [f"{kept[part]['bare'][f'{clock}: us']:,} us" for part, clock in GUARD_PARTS.items()]
+    lines: list[list[object]] = [["bare `Trainer`", *bare]]
     for arm, name in GUARD_ARMS.items():
         cells = []
-        for part, arms in kept.items():
-            clock = "wall" if "two" in part else "CPU"
-            found = arms.get(arm)
-            cells.append("" if found is None else f"{found[f'{clock}: more, us']} us ({found[f'{clock}: ratio']})")
+        for part, clock in GUARD_PARTS.items():
+            found = kept[part].get(arm, {})
+            more, ratio = (found.get(f"{clock}: {what}", "") for what in ("more, us", "ratio"))
+            cells.append(f"{more} us ({ratio})" if more else f"({ratio})" if ratio else "")
         lines.append([name, *cells])
     columns = ["an update", "4,000 parameters", "4,000 parameters, two processes", "3.2 million parameters"]
-    return Table(columns, lines, list(dict.fromkeys(GUARD_PARTS.values())))
+    return Table(columns, lines, list(dict.fromkeys(map(file_of, GUARD_PARTS))))
 
 
 def monitor_cost() -> Table:
@@ -42,22 +54,17 @@ def monitor_cost() -> Table:
     }  # fmt: skip
     parts = [part for part in result("overhead")["tables"] if part.startswith("tiny")]
     kept = [{row["arm"]: row for row in rows("overhead", part)} for part in parts]
-    lines: list[list[object]] = [["bare `Trainer`", *(f"{arms['bare']['CPU: us']:,} us" for arms in kept)]]
+    lines: list[list[object]] = [["bare `Trainer`", *(f"{arms['bare'][f'{LEAST}: us']:,} us" for arms in kept)]]
     for arm, name in names.items():
-        lines.append([name, *(f"{arms[arm]['CPU: more, us']} us ({arms[arm]['CPU: ratio']})" for arms in kept)])
+        lines.append(
+            [name, *(f"{arms[arm][f'{LEAST}: more, us']} us ({arms[arm][f'{LEAST}: ratio']})" for arms in kept)]
+        )
     shown = []
     for part in parts:
         schedule, every = re.findall(r"(\w+) schedule, log_every_n_steps=(\d+)", part)[0]
         often = "at every update" if every == "1" else f"every {every}"
         shown.append(f"{schedule} rate, logged {often}")
     return Table(["an update of 4,000 parameters", *shown], lines, ["overhead"])
-
-
-def sweep_cost() -> Table:
-    found = rows("finder_cost", "sweep")
-    columns = list(found[0])
-    shown = ["model", "plain update, ms", *(f"`{c.split(':')[0]}`: ratio [least, most]" for c in columns[2:])]
-    return Table(shown, [[row[column] for column in columns] for row in found], ["finder_cost"])
 
 
 def run_cost() -> Table:
@@ -67,5 +74,5 @@ def run_cost() -> Table:
             found = one(file, "cost", updates=length, arm=arm)
             taken = f"{found['updates not made (sweeps, guard): mean']}, at most {found['most']}"
             lines.append([f"{length:,}", name, taken, found["CPU time: median"]])
-    columns = ["updates", "", "updates that sweeps and trials take", "CPU time, beside a bare run"]
+    columns = ["updates", "", "updates that sweeps and trials take", "processor's time, beside a bare run"]
     return Table(columns, lines, ["rates", "rates_3000"])

@@ -41,6 +41,10 @@ def result(file: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{file}.json").read_text())
 
 
+def exists(file: str) -> bool:
+    return (RESULTS / f"{file}.json").exists()
+
+
 def rows(file: str, table: str) -> list[Row]:
     kept = result(file)["tables"][table]
     return [dict(zip(kept["columns"], cells, strict=True)) for cells in kept["rows"]]

@@ -31,9 +31,8 @@ def figures() -> Table:
     fixed = one("rates", "autopilot", updates=1000, arm="AdamW 1e-3, cosine", optimizer="adamw")
     ratio, near = "final loss / best: median", "within 5%"
     healthy = one("zoo", "healthy, all")
-    cost = {
-        row["arm"]: row for row in rows("guard_overhead_large", "50 ms and more (MLP, 3.2M parameters), one process")
-    }
+    large = list(costs.GUARD_PARTS)[-1]
+    cost = {row["arm"]: row for row in rows(costs.file_of(large), large)}
     finals = [
         f"{found[ratio]} times in the median, {count(found[near])} of {found['cases']} within 5%"
         for found in (fixed, pilot)
@@ -44,8 +43,8 @@ def figures() -> Table:
         ["runs at 10, 100 and 1,000 times their rate that end well", *rates],
         ["kinds of healthy training that the guard hurts", "", f"{healthy['hurt']} of {healthy['kinds']}"],
         ["final loss beside the best rate of a grid, AdamW (without: 1e-3 and a cosine)", *finals],
-        ["an update of 3.2 million parameters (with: the guard)", f"{cost['bare']['CPU: us'] / 1000:.0f} ms",
-         f"{cost['DivergenceGuard']['CPU: ratio']} times that"],
+        ["an update of 3.2 million parameters (with: the guard)", f"{cost['bare'][f'{costs.LEAST}: us'] / 1000:.0f} ms",
+         f"{cost['DivergenceGuard'][f'{costs.LEAST}: ratio']} times that"],
     ]  # fmt: skip
     return Table(["", "without", "with"], lines, [])
 
@@ -77,8 +76,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "by-kind": found_rates.by_kind, "rules": found_rates.rules, "robustness": found_rates.robustness,
     "rescued": guarded.rescued, "faults": guarded.faults, "touched": guarded.touched,
     "zoo-healthy": guarded.zoo_healthy, "zoo-faults": guarded.zoo_faults, "elsewhere": guarded.elsewhere,
-    "update-cost": costs.update_cost, "monitor-cost": costs.monitor_cost, "sweep-cost": costs.sweep_cost,
-    "run-cost": costs.run_cost, "figures": figures, "sources": sources,
+    "update-cost": costs.update_cost, "monitor-cost": costs.monitor_cost, "run-cost": costs.run_cost,
+    "figures": figures, "sources": sources,
 }  # fmt: skip
 
 
