@@ -38,12 +38,14 @@ def figures() -> Table:
         for found in (fixed, pilot)
     ]
     lines: list[list[object]] = [
-        ["`DivergenceGuard`: runs with a fault that end well, tasks that took part in tuning", *(everything[way] for way in ways)],
+        ["`DivergenceGuard`: runs with a fault that end well, tasks that took part in tuning",
+         *(everything[way] for way in ways)],
         ["the same, kinds of training that took no part", fair["bare"], fair["guard"]],
         ["runs at 10, 100 and 1,000 times their rate that end well", *rates],
         ["kinds of healthy training that it hurts", "", f"{healthy['hurt']} of {healthy['kinds']}"],
         ["`autopilot`: final loss beside the best rate of a grid, AdamW (without: 1e-3 and a cosine)", *finals],
-        ["an update of 3.2 million parameters with `DivergenceGuard`", f"{cost['bare'][f'{costs.LEAST}: us'] / 1000:.0f} ms",
+        ["an update of 3.2 million parameters with `DivergenceGuard`",
+         f"{cost['bare'][f'{costs.LEAST}: us'] / 1000:.0f} ms",
          f"{cost['DivergenceGuard'][f'{costs.LEAST}: ratio']} times that"],
     ]  # fmt: skip
     return Table(["", "without", "with"], lines, [])
