@@ -27,7 +27,7 @@ from torch import nn
 from lightning_lr import SweepPolicy
 from lightning_lr.policies.suggestion import RULES
 from lightning_lr.policies.sweep import BRACKET
-from lightning_lr.policies.trials import HORIZON, Horizon
+from lightning_lr.policies.tried_rates import HORIZON, Horizon
 
 SWEEP = 60
 ARMS = ("bracket", *RULES, "lightning", "prodigy", "schedulefree", "fixed 1e-3")

@@ -24,8 +24,8 @@ from timing import Clock, Net, Times, fit, in_turn, on_ranks, quiet, table
 from torch.optim import Optimizer
 
 import lightning_lr as llr
-from lightning_lr.snapshot import Snapshot
-from lightning_lr.source import Source
+from lightning_lr.copies.snapshot import Snapshot
+from lightning_lr.copies.source import Source
 
 try:
     from pytorch_lightning.callbacks.spike import SpikeDetection

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 
-from lightning_lr.records import PLUGIN, TAG
+from lightning_lr.record.records import PLUGIN, TAG
 from lightning_lr.story import Story, now, runs, thin
 from lightning_lr.story.checksum import checksums
 

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from lightning_lr.callbacks.monitor import LRMonitor
     from lightning_lr.callbacks.plateau import PlateauDecay
     from lightning_lr.callbacks.warmup import Warmup
-    from lightning_lr.change import RateChange
-    from lightning_lr.finding import Finding
-    from lightning_lr.metric import MetricError
     from lightning_lr.policies.cooldown import CooldownPolicy
     from lightning_lr.policies.divergence import DivergencePolicy, DivergenceState
     from lightning_lr.policies.divergence_state import Signals, Verdict
@@ -23,6 +20,9 @@ if TYPE_CHECKING:
     from lightning_lr.policies.suggestion import Suggestion
     from lightning_lr.policies.sweep import SweepPolicy, SweepState
     from lightning_lr.policies.warmup import WarmupPolicy
+    from lightning_lr.rates.change import RateChange
+    from lightning_lr.signals.metric import MetricError
+    from lightning_lr.sweeps.finding import Finding
 
 __version__ = "0.1.0.dev0"
 
@@ -59,9 +59,9 @@ _HOMES = {
     "callbacks.monitor": ["LRMonitor"],
     "callbacks.plateau": ["PlateauDecay"],
     "callbacks.warmup": ["Warmup"],
-    "change": ["RateChange"],
-    "finding": ["Finding"],
-    "metric": ["MetricError"],
+    "rates.change": ["RateChange"],
+    "sweeps.finding": ["Finding"],
+    "signals.metric": ["MetricError"],
     "policies.cooldown": ["CooldownPolicy"],
     "policies.divergence": ["DivergencePolicy", "DivergenceState"],
     "policies.divergence_state": ["Signals", "Verdict"],

@@ -11,7 +11,7 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from lightning_lr.records import as_json, summary
+from lightning_lr.record.records import as_json, summary
 
 TAG = "lr-SGD"
 GROUP = {"tag": TAG, "optimizer": "SGD", "group": ""}

@@ -93,7 +93,7 @@ def _serve(rank: int, size: int, port: int, tasks: Any, answers: Any) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    from lightning_lr import shares
+    from lightning_lr.copies import shares
 
     # the tests' models are small, and their copies are to be divided too
     shares.WORTH = 1

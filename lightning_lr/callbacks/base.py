@@ -11,9 +11,10 @@ from lightning_utilities.core import rank_zero
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn.parameter import is_lazy
 
-from lightning_lr.callbacks.run import Run
-from lightning_lr.journal import Journal
-from lightning_lr.ledger import Ledger
+from lightning_lr.rates.ledger import Ledger
+from lightning_lr.record.journal import Journal
+from lightning_lr.run.peer import Peer
+from lightning_lr.run.run import Run
 from lightning_lr.saved import SavedStateError, fields, plain
 
 STATE = 3
@@ -45,7 +46,7 @@ def _callback_bases() -> tuple[type, ...]:
     return tuple(bases)
 
 
-class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
+class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
     """A callback that shares one ledger and one journal with the others of its trainer.
 
     A subclass sets factors under its own `name`, and overrides what it needs of `started`, `before_update`,
@@ -56,11 +57,6 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
             different names.
     """
-
-    has_factor = True
-    monitors = False
-    copies = False
-    """Whether it copies weights, and needs all of them from the start."""
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
@@ -118,50 +114,6 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         """Remembers what the callback was made with: its `__init__` calls `keep_arguments(locals())` first."""
         self.arguments = {k: v for k, v in scope.items() if k not in ("self", "__class__", "scope")}
 
-    def written(self, **arguments: Any) -> str:
-        """How the user writes this callback with other arguments: in `autopilot`'s words where that made it.
-
-        Example:
-            >>> from lightning_lr import LRFinder, autopilot
-            >>> LRFinder().written(optimizer=0)
-            'LRFinder(optimizer=0)'
-            >>> autopilot()[0].written(optimizer=0)
-            "autopilot(finder={'optimizer': 0})"
-        """
-        if self.option is not None:
-            return f"autopilot({self.option}={arguments!r})"
-        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-
-    @property
-    def left_out(self) -> str:
-        """How the user does without this callback: `leave LRFinder out`, or `write autopilot(finder=None)`."""
-        return f"leave {type(self).__name__} out" if self.option is None else f"write autopilot({self.option}=None)"
-
-    @property
-    def settling(self) -> bool:
-        """Whether metrics say nothing about the rate now (warm-up, a sweep, the updates after a rewind)."""
-        return False
-
-    @property
-    def found_nothing(self) -> bool:
-        """Whether it has looked for a rate, and there is none but the user's own."""
-        return False
-
-    @property
-    def given_up(self) -> bool:
-        """Whether it has asked the trainer to stop because nothing more can be learned."""
-        return False
-
-    @property
-    def trying(self) -> bool:
-        """Whether it runs batches at other weights than the run's own now."""
-        return False
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """What it has counted in the run, for the record of its end."""
-        return {}
-
     def go_first(self, trainer: Any) -> None:
         """Moves it to the front of the trainer's callbacks: no other one sees a trial's weights at a batch's end or at
         an exception."""
@@ -173,15 +125,6 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         """Training starts: the ledger is on the optimizers, and all saved state has been restored."""
-
-    def before_update(self, optimizer: int) -> None:
-        """Called within the optimizer's step before the rate is written; see `Listener.before_update`."""
-
-    def gradients_ready(self, optimizer: int) -> None:
-        """Called within the optimizer's step when its gradients are there; see `Listener.gradients_ready`."""
-
-    def after_update(self, optimizer: int) -> None:
-        """Called within the optimizer's step after a real update; see `Listener.after_update`."""
 
     def own_state(self) -> dict[str, Any]:
         """What only this callback knows, as plain numbers, strings and lists."""
@@ -205,7 +148,7 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
         if not self._leads:
             return
         self.run.attach()
-        for peer in self.run.peers:
+        for peer in self._peers:
             if peer.has_factor and not peer._loaded and trainer.ckpt_path and trainer.global_step > 0:
                 rank_zero_warn(
                     f"the checkpoint holds no state of {peer.name}: it starts afresh at step {trainer.global_step}"
@@ -312,6 +255,10 @@ class LRCallback(*_callback_bases()):  # pyright: ignore[reportUntypedBaseClass,
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None}
+
+    @property
+    def _peers(self) -> list[LRCallback]:
+        return [peer for peer in self.run.peers if isinstance(peer, LRCallback)]
 
     @property
     def _leads(self) -> bool:

@@ -8,10 +8,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import one_length
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.callbacks.clock import Clock, limits_of
-from lightning_lr.callbacks.late_stop import LateStop
-from lightning_lr.callbacks.length import updates_in_epochs, updates_in_last_epochs, updates_in_run
 from lightning_lr.policies.cooldown import CooldownPolicy
+from lightning_lr.run.clock import Clock, limits_of
+from lightning_lr.run.late_stop import LateStop
+from lightning_lr.run.length import updates_in_epochs, updates_in_last_epochs, updates_in_run
 
 Shape = Literal["linear", "1-sqrt", "cosine"]
 
@@ -61,6 +61,8 @@ class Cooldown(LRCallback):
         ValueError: give exactly one of steps, epochs and fraction, got steps=100, epochs=1
     """
 
+    temporary = True
+
     def __init__(
         self,
         steps: int | None = None,
@@ -87,6 +89,10 @@ class Cooldown(LRCallback):
     @property
     def settling(self) -> bool:
         return self._fall is not None
+
+    @property
+    def falls(self) -> bool:
+        return not self.rests
 
     def reset(self) -> None:
         self._length: int | None = None

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.callbacks.checks import check
-from lightning_lr.callbacks.guarded import readable
-from lightning_lr.callbacks.guarding import DivergenceError, Guarding
-from lightning_lr.callbacks.incidents import Incidents
-from lightning_lr.callbacks.run import same
 from lightning_lr.console import count
-from lightning_lr.generations import Generations
+from lightning_lr.copies.copy_pair import CopyPair
+from lightning_lr.guard.checks import check
+from lightning_lr.guard.guarded import readable
+from lightning_lr.guard.guarding import DivergenceError, Guarding
+from lightning_lr.guard.incidents import Incidents
 from lightning_lr.policies.divergence import DivergencePolicy
+from lightning_lr.run.run import same
 
 __all__ = ["DivergenceError", "DivergenceGuard"]
 
@@ -139,7 +139,7 @@ class DivergenceGuard(LRCallback):
         return [] if self._guarded is None else [judge.state for judge in self._guarded.judges]
 
     @property
-    def generations(self) -> Generations | None:
+    def generations(self) -> CopyPair | None:
         """The copies; None outside of a run."""
         return None if self._guarded is None else self._guarded.keeper.generations
 

@@ -10,25 +10,27 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_lr.arguments import whole_number
-from lightning_lr.callbacks.aside import references
-from lightning_lr.callbacks.bar import sweep_bar
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.callbacks.held import Held
-from lightning_lr.callbacks.length import accumulation, updates_in_run
-from lightning_lr.callbacks.plan import AUTO, comes_back_at, horizon_of, steps_for
-from lightning_lr.callbacks.room import AUTO_REST, LEAST_REST, fits, needed, no_room, outlook, shortened
-from lightning_lr.callbacks.space import REMEDY, space
-from lightning_lr.callbacks.sweep import Sweep
-from lightning_lr.curves import FINDER
-from lightning_lr.finding import Finding
-from lightning_lr.footprint import out_of_memory
-from lightning_lr.memory import parted
-from lightning_lr.policies.agenda import Agenda, AgendaState, places
+from lightning_lr.copies.footprint import out_of_memory
+from lightning_lr.copies.optimizer_memory import parted
 from lightning_lr.policies.sweep import BRACKET, LEAST_STEPS, SECOND_STEPS, SweepPolicy
+from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState, places
+from lightning_lr.record.curves import FINDER
+from lightning_lr.run.length import accumulation, updates_in_run
 from lightning_lr.shards import reshard
+from lightning_lr.sweeps.device_space import REMEDY, space
+from lightning_lr.sweeps.finding import Finding
+from lightning_lr.sweeps.paused_checks import PausedChecks
+from lightning_lr.sweeps.plan import AUTO, comes_back_at, horizon_of, steps_for
+from lightning_lr.sweeps.progress_bar import sweep_bar
+from lightning_lr.sweeps.room import AUTO_REST, LEAST_REST, fits, needed, no_room, outlook, shortened
+from lightning_lr.sweeps.running_sweep import RunningSweep
+from lightning_lr.trials.aside import references
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
+ASKED = 3
+"""Rewinds without lasting progress after which a guard beside it makes it look for a rate once more."""
 
 SWEPT = frozenset(("min_lr", "max_lr", "steps", "suggest", "optimizer", "replay"))
 """Arguments that make a sweep another one."""
@@ -107,7 +109,7 @@ class LRFinder(LRCallback):
         True
     """
 
-    copies = True
+    copies = sweeps = True
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class LRFinder(LRCallback):
         self.steps: int | Literal["auto"] = steps
         self.policy = SweepPolicy(min_lr, max_lr, steps_for(None) if isinstance(steps, str) else steps, suggest)
         unasked = isinstance(at, str)
-        self.agenda = Agenda((0,) if unasked else places("at", at), places("epochs", epochs), unasked)
+        self.agenda = SweepSchedule((0,) if unasked else places("at", at), places("epochs", epochs), unasked)
         self._least_rest = AUTO_REST if isinstance(steps, str) else LEAST_REST
         self.comes_back = isinstance(at, str) and suggest == BRACKET
         """Whether it looks at what it found again, later in the run."""
@@ -146,8 +148,8 @@ class LRFinder(LRCallback):
             optimizer = whole_number("optimizer", optimizer, 0, "it is an index, or None where there is one only")
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
         self.findings: list[Finding] = []
-        self._sweep: Sweep | None = None
-        self._held: Held | None = None
+        self._sweep: RunningSweep | None = None
+        self._held: PausedChecks | None = None
         self.reset()
 
     # what users ask --------------------------------------------------------------------------------------------
@@ -185,6 +187,10 @@ class LRFinder(LRCallback):
         """
         self._places = replace(self._places, requested=reason)
 
+    def rewound(self, rewinds: int) -> None:
+        if rewinds == ASKED:
+            self.request(f"{ASKED} rewinds without lasting progress")
+
     def plot(self) -> Any:
         """The latest sweep's curve, as a `matplotlib.figure.Figure`.
 
@@ -206,7 +212,7 @@ class LRFinder(LRCallback):
         self._close()
         self._release()
         self.findings = []
-        self._places = AgendaState()
+        self._places = SweepScheduleState()
         self._before_sweep = self._places
         self._why = self._takes = ""
         self._saved: dict[str, Any] | None = None
@@ -247,7 +253,7 @@ class LRFinder(LRCallback):
         if saved is not None:
             self._begin(trainer, pl_module, saved)
         elif self._was_held:
-            self._held = Held(trainer)
+            self._held = PausedChecks(trainer)
         self._was_held = False
         self._look_ahead(trainer)
 
@@ -441,7 +447,7 @@ class LRFinder(LRCallback):
         bar = sweep_bar(trainer, self.name, most, done) if self.progress_bar else None
         horizon = horizon_of(trainer, self.ledger.optimizers[self._index], self.run.peers)
         began = self.policy.start(around=around, paired=self.replay, horizon=horizon)
-        self._sweep = Sweep(
+        self._sweep = RunningSweep(
             *(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, began),
             replay=self.replay,
             saved=saved,
@@ -449,7 +455,7 @@ class LRFinder(LRCallback):
         if self._sweep.failed:
             self._end_short()
         else:
-            self._held = Held(trainer)
+            self._held = PausedChecks(trainer)
 
     # shown -----------------------------------------------------------------------------------------------------
 
@@ -513,7 +519,7 @@ class LRFinder(LRCallback):
         return {**own, **state}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        self._places = AgendaState.from_dict(state["agenda"])
+        self._places = SweepScheduleState.from_dict(state["agenda"])
         self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
         # under other bounds a sweep that was under way starts over
         self._saved = None if self.changed.keys() & SWEPT else state["sweep"]
@@ -523,7 +529,7 @@ class LRFinder(LRCallback):
         if self._saved is not None and "again" not in self._saved:
             self._saved = None
         if self._saved is not None:
-            self._before_sweep, self._places = self._places, AgendaState.from_dict(self._saved["agenda"])
+            self._before_sweep, self._places = self._places, SweepScheduleState.from_dict(self._saved["agenda"])
             self._again, self._why = self._saved["again"], self._saved["why"]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,15 +8,15 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.callbacks.losses import Losses
-from lightning_lr.callbacks.ratios import Ratios
-from lightning_lr.change import RateChange
 from lightning_lr.internals import logs_now, show_metrics
-from lightning_lr.pages import write_layout
-from lightning_lr.picture import draw, sentence_and_table
+from lightning_lr.monitoring.losses import Losses
+from lightning_lr.monitoring.picture import draw, sentence_and_table
+from lightning_lr.monitoring.update_ratios import UpdateRatios
+from lightning_lr.rates.change import RateChange
+from lightning_lr.record.pages import write_layout
 
 if TYPE_CHECKING:
-    from lightning_lr.remembered import Remembered
+    from lightning_lr.monitoring.remembered import Remembered
 
 LINES = 8
 """The latest of the story, in a notebook."""
@@ -90,7 +90,7 @@ class LRMonitor(LRCallback):
             )
         self.logging_interval = logging_interval
         self.update_ratio = update_ratio
-        self._ratios: Ratios | None = None
+        self._ratios: UpdateRatios | None = None
         self._losses = Losses()
         self.momentum, self.weight_decay = momentum or log_momentum, weight_decay or log_weight_decay
         self.prog_bar, self.layout = prog_bar, layout
@@ -141,7 +141,7 @@ class LRMonitor(LRCallback):
         if self._run is None:
             return None
         # TensorBoard's classes take a while to import
-        from lightning_lr.remembered import Remembered
+        from lightning_lr.monitoring.remembered import Remembered
 
         factors = [peer.name for peer in self._run.peers if peer.has_factor]
         return Remembered(self._run.journal, list(self.rates), factors, self._losses.series)
@@ -161,7 +161,7 @@ class LRMonitor(LRCallback):
                 f"{self.written(logging_interval=self.logging_interval)}: logging_interval has no effect, rates are "
                 f"written when they change; leave it out"
             )
-        self._ratios = Ratios(self.run, pl_module) if self.update_ratio else None
+        self._ratios = UpdateRatios(self.run, pl_module) if self.update_ratio else None
         if self.layout:
             tags = (name.tag for names in self.run.names for name in names)
             write_layout(trainer.loggers if trainer.is_global_zero else (), tags, ratios=self.update_ratio)

@@ -9,13 +9,13 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import real_number, whole_number
-from lightning_lr.callbacks import missing
 from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.console import count
 from lightning_lr.internals import restarted_before_validation, restarted_in_validation, results, training_results
-from lightning_lr.metric import Metric, MetricError, logged_names
-from lightning_lr.metric_name import looks_like_a_score, of_validation
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
+from lightning_lr.signals import missing_metric
+from lightning_lr.signals.metric import Metric, MetricError, logged_names
+from lightning_lr.signals.metric_name import looks_like_a_score, of_validation
 
 
 class PlateauDecay(LRCallback):
@@ -107,6 +107,9 @@ class PlateauDecay(LRCallback):
         self._not_finite = 0
         self._told = self._without_validation = False
 
+    def rewound(self, rewinds: int) -> None:
+        self.forget()
+
     def forget(self) -> None:
         """Drops the checks that speak against the rate: they were made before a rewind, say."""
         self.state = self.policy.forget(self.state)
@@ -124,9 +127,9 @@ class PlateauDecay(LRCallback):
                 f"0, so write {self.written(optimizer=0)}"
             )
         if self._mode_unknown:
-            rank_zero_warn(missing.without_mode(self))
+            rank_zero_warn(missing_metric.without_mode(self))
         elif self._without_validation:
-            rank_zero_warn(missing.without_validation(self))
+            rank_zero_warn(missing_metric.without_validation(self))
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         if self._produced in (None, "validation") and restarted_in_validation(trainer):
             rank_zero_warn(
@@ -164,7 +167,7 @@ class PlateauDecay(LRCallback):
         self._check_late()
         self._asked = False
         if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
-            raise MetricError(missing.after_an_epoch(self, sorted(trainer.callback_metrics)))
+            raise MetricError(missing_metric.after_an_epoch(self, sorted(trainer.callback_metrics)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._awaits("step"):
@@ -180,7 +183,7 @@ class PlateauDecay(LRCallback):
                 self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
         if self._misses_metric and not self._told:
             training = logged_names(training_results(trainer))
-            words = missing.after_validation(self, logged_names(results(trainer)), training)
+            words = missing_metric.after_validation(self, logged_names(results(trainer)), training)
             if words is not None:
                 self._told = True
                 rank_zero_warn(words)

@@ -8,8 +8,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_lr.arguments import one_length
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.callbacks.length import updates_in_epochs, updates_in_run
 from lightning_lr.policies.warmup import WarmupPolicy, untuned_steps
+from lightning_lr.run.length import updates_in_epochs, updates_in_run
 
 Shape = Literal["linear", "cosine", "exponential", "constant"]
 
@@ -44,6 +44,8 @@ class Warmup(LRCallback):
         Traceback (most recent call last):
         ValueError: give exactly one of steps, epochs and fraction, got steps=100, epochs=1
     """
+
+    temporary = True
 
     def __init__(
         self,

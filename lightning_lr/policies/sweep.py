@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning_lr.arguments import whole_number
 from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
-from lightning_lr.policies.trials import STEP, Horizon, Trial, Trials, second_opinion
+from lightning_lr.policies.tried_rates import STEP, Horizon, TriedRate, TriedRates, second_opinion
 from lightning_lr.saved import fields
 
 BRACKET = "bracket"
@@ -117,7 +117,7 @@ class SweepState:
 
     rates: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[TriedRate, ...] = ()
     ramp_start: int = 0
     trial_start: int = 0
     trial_length: int = 0
@@ -144,7 +144,7 @@ class SweepState:
         """
         own = fields(saved, 2, cls)
         trials = [
-            Trial(rate, start, length, None if losses is None else tuple(losses))
+            TriedRate(rate, start, length, None if losses is None else tuple(losses))
             for rate, start, length, losses in own["trials"]
         ]
         lists = {"rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": tuple(trials)}
@@ -355,20 +355,20 @@ class SweepPolicy:
             state = replace(state, rates=(*state.rates, rate))
             return state, Next(rate, False, self._batch(state, len(losses)))
         scored = None if lost else losses[-self.probes :]
-        trial = Trial(rate, state.trial_start, state.trial_length, scored)
+        trial = TriedRate(rate, state.trial_start, state.trial_length, scored)
         state = replace(state, trials=(*state.trials, trial))
-        trials = Trials(self._base(state), state.trials, state.paired)
+        trials = TriedRates(self._base(state), state.trials, state.paired)
         if state.around is not None:
             return self._second(state, trials)
         return self._search(state, trials)
 
-    def _second(self, state: SweepState, trials: Trials) -> tuple[SweepState, Next]:
+    def _second(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, Next]:
         following, said = second_opinion(trials, low=self.min_lr, high=self.max_lr)
         if following is not None and self.steps - len(state.losses) >= state.trial_length:
             return self._begin(state, following)
         return state, Next(None, True, suggestion=said)
 
-    def _search(self, state: SweepState, trials: Trials) -> tuple[SweepState, Next]:
+    def _search(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, Next]:
         left = self.steps - len(state.losses)
         ceiling = self.max_lr if state.bound is None else min(self.max_lr, state.bound)
         following = trials.following(self.min_lr, ceiling, bounded=state.bound is not None)

@@ -1,1 +1,4 @@
-"""The report: the story of runs in a terminal, as JSON, or as one page of HTML."""
+"""Report: the story of runs in a terminal, as JSON, or as one page of HTML.
+
+It reads nothing itself, and knows neither torch nor Lightning.
+"""

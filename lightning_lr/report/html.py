@@ -10,7 +10,7 @@ from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
-from lightning_lr.records import as_json
+from lightning_lr.record.records import as_json
 from lightning_lr.report.bundle import bundle
 from lightning_lr.story import Story
 from lightning_lr.tensorboard.answers import finding, heat, records, series

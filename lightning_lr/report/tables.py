@@ -32,7 +32,7 @@ FIRST = 0.2
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeRow:
     """A row.
 
     Args:
@@ -54,7 +54,7 @@ class Change:
     weight: float
 
 
-def changes(story: Story, most: int | None = MOST) -> tuple[list[Change], int]:
+def changes(story: Story, most: int | None = MOST) -> tuple[list[ChangeRow], int]:
     """The changes of the rates, by their steps.
 
     Args:
@@ -123,9 +123,9 @@ def plain(text: str, longest: int = 60) -> str:
     return middle("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), longest)
 
 
-def _together(rows: list[Change], groups: int) -> list[Change]:
+def _together(rows: list[ChangeRow], groups: int) -> list[ChangeRow]:
     """What happened to several groups at once and for the same cause is one row, with the first one's rates."""
-    alike: dict[tuple[str, str, str], list[Change]] = {}
+    alike: dict[tuple[str, str, str], list[ChangeRow]] = {}
     for row in rows:
         # a first update has no change that could be alike, only a rate
         alike.setdefault((row.steps, row.cause, "" if row.old else row.new), []).append(row)
@@ -143,13 +143,13 @@ def _together(rows: list[Change], groups: int) -> list[Change]:
     return found
 
 
-def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> Change | None:
+def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> ChangeRow | None:
     kind, step = record["kind"], record["step"]
     if kind == "first":
         shares = [f"x {number(part['new']):.4g} {part['source']}" for part in _parts(record)]
         reasons = [short(str(part["reason"]), LONG) for part in _parts(record) if part.get("reason")]
         cause = f"first update{''.join(f' {share}' for share in shares)}{': ' if reasons else ''}{'; '.join(reasons)}"
-        return Change(step, f"{step:,}", record["tag"], "", f"{number(record['new']):.4g}", cause, math.inf)
+        return ChangeRow(step, f"{step:,}", record["tag"], "", f"{number(record['new']):.4g}", cause, math.inf)
     if kind == "drift":
         first, last = number(record["first"]), number(record["last"])
         planned, source = record["source"] == "scheduler", _named(record["source"], record["tag"], by_hand)
@@ -158,9 +158,11 @@ def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> Change | No
         cause = f"{source}, {record['changes']:,} changes{of}"
         steps = f"{record['start']:,} to {record.get('end', step):,}"
         weight = 2 * size(first, last) * (SCHEDULED if planned else 1)
-        return Change(record["start"], steps, record["tag"], f"{sign}{first:.4g}", f"{sign}{last:.4g}", cause, weight)
+        return ChangeRow(
+            record["start"], steps, record["tag"], f"{sign}{first:.4g}", f"{sign}{last:.4g}", cause, weight
+        )
     if record.get("what") == "lost":
-        return Change(step, f"{step:,}", "", "", "", record["words"], math.inf)
+        return ChangeRow(step, f"{step:,}", "", "", "", record["words"], math.inf)
     if kind != "change":
         return None
     old, new = number(record["old"]), number(record["new"])
@@ -169,7 +171,7 @@ def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> Change | No
         return None
     own = [size(p["old"], p["new"]) for p in _parts(record) if p["source"] != "scheduler"]
     weight = max([*own, SCHEDULED * size(old, new)]) + (0.1 if own else 0.0)
-    return Change(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record, by_hand), weight)
+    return ChangeRow(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record, by_hand), weight)
 
 
 def _cause(record: Record, by_hand: Container[str]) -> str:

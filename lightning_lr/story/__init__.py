@@ -1,8 +1,12 @@
-"""The story of a run's learning rates, read from its event files: without torch, and without Lightning."""
+"""Story: what happened to the learning rates of a run, read from its event files.
 
+Without torch and without Lightning, whatever state the files are in. It shows nothing, and knows neither the tab
+nor the report.
+"""
+
+from lightning_lr.statistics.thin import thin
 from lightning_lr.story.health import Now, now
 from lightning_lr.story.runs import NothingToRead, runs
 from lightning_lr.story.story import Story, Tags
-from lightning_lr.story.thin import thin
 
 __all__ = ["NothingToRead", "Now", "Story", "Tags", "now", "runs", "thin"]

@@ -1,6 +1,6 @@
 """Records: what a run says of itself as data, out of the texts of its event files.
 
-What the kinds hold is said in `lightning_lr.records`, which writes them.
+What the kinds hold is said in `lightning_lr.record.records`, which writes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_lr.records import PLUGIN, TAG
+from lightning_lr.record.records import PLUGIN, TAG
 from lightning_lr.story.events import Part, Text
 
 Record = dict[str, Any]

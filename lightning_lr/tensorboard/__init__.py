@@ -1,1 +1,5 @@
-"""TensorBoard's tab "Learning rates": what it serves, and the page; it imports neither torch nor Lightning."""
+"""TensorBoard's tab "Learning rates": what it serves, and the page.
+
+It imports neither torch nor Lightning, since TensorBoard loads it at its start, and reads event files only through
+the story.
+"""

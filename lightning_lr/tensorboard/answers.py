@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lr.story.thin import thin
+from lightning_lr.statistics.thin import thin
 from lightning_lr.tensorboard.marks import key, marks, start
 from lightning_lr.tensorboard.parameters import NotFoundError, Parameters
 

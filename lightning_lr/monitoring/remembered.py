@@ -1,0 +1,69 @@
+"""Remembered: the story of the last fit, out of its own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_lr.record.curves import FACTOR
+from lightning_lr.record.journal import Journal
+from lightning_lr.record.series import Series
+from lightning_lr.story import Tags, now
+from lightning_lr.story.derived import groups_told
+
+
+class Remembered:
+    """Has the names of `lightning_lr.story.Story`, for all who draw one or sum it up.
+
+    Args:
+        journal: of the fit.
+        rates: the tags of the rates.
+        factors: the names of the callbacks with a factor.
+        losses: by name.
+    """
+
+    structured = True
+
+    def __init__(
+        self, journal: Journal, rates: Sequence[str], factors: Sequence[str], losses: Mapping[str, Series]
+    ) -> None:
+        self.records = self.valid = list(journal.records.kept)
+        self._series = {**journal.curves.series, **losses}
+        own = [tag for tag in self._series if tag.startswith(FACTOR)]
+        self.tags = Tags(rates=[tag for tag in rates if tag in self._series], factors=own, losses=list(losses))
+        self.factors = list(factors)
+        self.groups = list(groups_told(self.records).values())
+        self.end = next((record for record in reversed(self.records) if record["kind"] == "end"), None)
+        self.writing = self.end is None
+
+    @property
+    def has_data(self) -> bool:
+        """Has anything been seen?"""
+        return bool(self.tags.rates)
+
+    def series(self, tag: str) -> tuple[Any, Any]:
+        """Steps, int64, and values, float64, shape (n,) each; empty for a tag that isn't there."""
+        return self._series.get(tag, Series()).points()
+
+    @property
+    def first_step(self) -> int | None:
+        """The first step of which anything is known."""
+        return min(self._ends(0), default=None)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last one."""
+        return max(self._ends(-1), default=None)
+
+    @property
+    def sentence(self) -> str:
+        """How the run does."""
+        story: Any = self
+        return now(story).sentence
+
+    def _ends(self, at: int) -> list[int]:
+        ends = [record["step"] for record in self.records]
+        for tag in (*self.tags.rates, *self.tags.factors, *self.tags.losses):
+            steps, _ = self.series(tag)
+            ends += [int(steps[at])] if len(steps) else []
+        return ends

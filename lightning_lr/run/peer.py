@@ -1,0 +1,93 @@
+"""What a run asks of each of the callbacks that share it, and what it tells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Peer:
+    """One of the callbacks of a run, as the others see it: they ask here, and never for a class by its name.
+
+    Attributes:
+        name: under which its factor is kept and shown.
+        option: its argument of `autopilot`, where that made it; else None.
+    """
+
+    has_factor = True
+    """Whether the ledger holds a factor of its name."""
+    monitors = False
+    """Whether it shows the rates."""
+    copies = False
+    """Whether it copies weights, and needs all of them from the start."""
+    sweeps = False
+    """Whether it exchanges the run's weights for those of a sweep."""
+    temporary = False
+    """Whether its factor only leads up to the planned rate, or away from it at the end."""
+
+    name: str
+    option: str | None
+
+    @property
+    def falls(self) -> bool:
+        """Whether it lowers the rate at the run's end, whatever happens."""
+        return False
+
+    @property
+    def settling(self) -> bool:
+        """Whether metrics say nothing about the rate now (warm-up, a sweep, the updates after a rewind)."""
+        return False
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether it has looked for a rate, and there is none but the user's own."""
+        return False
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it has asked the trainer to stop because nothing more can be learned."""
+        return False
+
+    @property
+    def trying(self) -> bool:
+        """Whether it runs batches at other weights than the run's own now."""
+        return False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What it has counted in the run, for the record of its end."""
+        return {}
+
+    @property
+    def left_out(self) -> str:
+        """How the user does without this callback: `leave LRFinder out`, or `write autopilot(finder=None)`."""
+        return f"leave {type(self).__name__} out" if self.option is None else f"write autopilot({self.option}=None)"
+
+    def written(self, **arguments: Any) -> str:
+        """How the user writes this callback with other arguments: in `autopilot`'s words where that made it.
+
+        Example:
+            >>> from lightning_lr import LRFinder, autopilot
+            >>> LRFinder().written(optimizer=0)
+            'LRFinder(optimizer=0)'
+            >>> autopilot()[0].written(optimizer=0)
+            "autopilot(finder={'optimizer': 0})"
+        """
+        if self.option is not None:
+            return f"autopilot({self.option}={arguments!r})"
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+    def before_update(self, optimizer: int) -> None:
+        """Called within the optimizer's step before the rate is written; see `Listener.before_update`."""
+
+    def gradients_ready(self, optimizer: int) -> None:
+        """Called within the optimizer's step when its gradients are there; see `Listener.gradients_ready`."""
+
+    def after_update(self, optimizer: int) -> None:
+        """Called within the optimizer's step after a real update; see `Listener.after_update`."""
+
+    def rewound(self, rewinds: int) -> None:
+        """The run's weights have come back from a copy, once more.
+
+        Args:
+            rewinds: how often without lasting progress.
+        """

@@ -1,0 +1,88 @@
+"""Missing: what `PlateauDecay` says where its metric, or the mode of it, isn't there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lightning_lr.signals.metric_name import closest, looks_like_a_score, of_training, of_validation
+
+ALIKE, SAME_BUT_FOR_A_SLIP = 0.6, 0.8
+"""How much two names have in common, as a share of both, that are worth a question, and that are hardly two names."""
+
+
+class Watcher(Protocol):
+    """A callback that lowers the rate by a metric: how it is called, and how the user writes it."""
+
+    name: str
+    monitor: str
+    mode: str | None
+    option: str | None
+
+    @property
+    def left_out(self) -> str: ...
+
+
+def without_mode(watcher: Watcher) -> str:
+    """For a metric that is called like a score: nobody said whether more of it is better."""
+    return (
+        f"{watcher.name} monitors {watcher.monitor!r}, of which more may be better, and has no mode: it makes no check "
+        f"and changes no rate. Write {_call(watcher, watcher.monitor, 'max')}, or mode='min' if less is better"
+    )
+
+
+def without_validation(watcher: Watcher) -> str:
+    """For a metric of validation, in a run that has none."""
+    return (
+        f"{watcher.name} monitors {watcher.monitor!r}, but this run has no validation: no rate is changed unless "
+        f"training logs that name. Name what training logs, as in {_call(watcher, 'train_loss')}, or {watcher.left_out}"
+    )
+
+
+def after_validation(watcher: Watcher, validation: Sequence[str], training: Sequence[str]) -> str | None:
+    """After the first validation, be it the sanity check; None where the metric may well come from training.
+
+    Args:
+        watcher: that has not met its metric yet.
+        validation: the names that validation has logged.
+        training: those that training has logged so far.
+    """
+    certain = of_validation(watcher.monitor)
+    if watcher.monitor in (*validation, *training) or (not certain and of_training(watcher.monitor)):
+        return None
+    close = closest(watcher.monitor, validation, ALIKE if certain else SAME_BUT_FOR_A_SLIP)
+    if not certain and close is None:
+        return None
+    return (
+        f"{watcher.name} monitors {watcher.monitor!r}, which validation has not logged; it logged "
+        f"{_listed(validation)}. {_remedy(watcher, close)}. If it is logged later, all is well"
+    )
+
+
+def after_an_epoch(watcher: Watcher, logged: Sequence[str]) -> str:
+    """For a metric that a whole epoch and its validation have not logged."""
+    return (
+        f"{watcher.name} monitors {watcher.monitor!r}, which nobody has logged; logged were: {_listed(logged)}. "
+        f"{_remedy(watcher, closest(watcher.monitor, logged, ALIKE))}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no metrics at all"
+
+
+def _remedy(watcher: Watcher, close: str | None) -> str:
+    if close is not None:
+        return f"Did you mean {close!r}? Then write {_call(watcher, close, watcher.mode)}"
+    return f"Log it with self.log({watcher.monitor!r}, ...), or name another metric, {_kind(watcher)}(monitor=...)"
+
+
+def _call(watcher: Watcher, monitor: str, mode: str | None = None) -> str:
+    """How the user writes it with another metric: `autopilot` takes metric and mode itself."""
+    if mode is None and looks_like_a_score(monitor):
+        mode = "max"
+    return f"{_kind(watcher)}({monitor!r}{'' if mode is None else f', mode={mode!r}'})"
+
+
+def _kind(watcher: Watcher) -> str:
+    return "autopilot" if watcher.option is not None else type(watcher).__name__

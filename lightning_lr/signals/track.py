@@ -1,0 +1,68 @@
+"""Track: what the latest update of one optimizer did to its weights."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_lr.signals.pulse import Pulse, Sample, Shift
+
+
+class Track:
+    """Samples the weights of an optimizer before each of its updates, which costs one kernel; nobody waits for it.
+
+    What the samples say is worked out only where somebody asks for it.
+
+    Example:
+        >>> import torch
+        >>> w, track = torch.ones(3), Track()
+        >>> track.see([w], updates=0)
+        >>> _ = w.mul_(1.25)
+        >>> shift = track.see([w], updates=1)
+        >>> shift is track.see([w], updates=1)  # an update that was dropped
+        True
+        >>> shift.ratios(torch.device("cpu"))["all"]
+        0.25
+    """
+
+    def __init__(self) -> None:
+        self.shift: Shift | None = None
+        """What the last update that was made has changed; None where that is not known."""
+        self._pulse = Pulse({})
+        self._sample: Sample | None = None
+        self._updates = -1
+
+    def see(self, tensors: Sequence[Tensor], updates: int) -> Shift | None:
+        """Samples the weights, unless no update was made since it did so last.
+
+        Args:
+            tensors: all that the optimizer updates.
+            updates: the number of updates that it has made.
+
+        Returns:
+            What the last of these has changed: None for the first, after `forget`, and where several were made unseen.
+        """
+        same = self._follows(tensors)
+        if same and updates == self._updates:
+            return self.shift
+        before, self._sample = self._sample, self._pulse.take()
+        one = updates == self._updates + 1
+        self.shift = Shift(self._pulse, before, self._sample) if one and before is not None else None
+        self._updates = updates
+        return self.shift
+
+    def forget(self) -> None:
+        """Other weights are put in place than the last update has made, or the run is over: frees their memory."""
+        self.shift, self._sample, self._updates = None, None, -1
+        self._pulse = Pulse({})
+
+    def _follows(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the tensors are those of before; if not, it goes by them from now on."""
+        known = self._pulse.tensors
+        if len(known) == len(tensors) and all(map(operator.is_, known, tensors)):
+            return bool(tensors)
+        self.forget()
+        self._pulse = Pulse({"": tensors})
+        return False

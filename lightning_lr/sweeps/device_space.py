@@ -1,0 +1,39 @@
+"""Is there memory on the device for a sweep?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch.optim import Optimizer
+
+from lightning_lr.copies.footprint import Room, amount, room, second_state
+
+REMEDY = "Smaller batches, or sharded weights, leave room for it"
+
+
+class Space(NamedTuple):
+    """What can be told of a sweep's memory before it begins; every rank has the same but for a device's name.
+
+    Args:
+        room: what it takes, and what is free.
+        takes: what it takes, in words.
+        free: what is free, in words; empty where nobody can tell (the CPU).
+    """
+
+    room: Room
+    takes: str
+    free: str
+
+
+def space(trainer: Any, module: Any, optimizers: list[Optimizer]) -> Space:
+    """Asks on every rank; one small collective where there are several."""
+    footprint = second_state(module, optimizers)
+    found = room(trainer, footprint)
+    where = found.device if trainer.world_size == 1 else f"the device of rank {found.rank}"
+    more = "" if footprint.foreseen else ", and what the optimizer adds to it,"
+    takes = f"{amount(found.takes)}{more} on {where} for a second state of weights and optimizer"
+    if found.needs > found.takes:
+        takes += f" ({amount(found.needs)} with the gradients to come)"
+    if found.free == float("inf"):
+        return Space(found, takes, "")
+    return Space(found, takes, f"{amount(max(found.free, 0.0))} are free there beside the run's own peak")
