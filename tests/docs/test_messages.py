@@ -44,6 +44,7 @@ UNSAID = (
     "index must be in [0,",
     "), the batches kept so far, got",
     "the trial's state is in place already",
+    "points must be at least",
 )
 """Beginnings of words that nobody reads as a message of a run, or only as a part of another one."""
 
