@@ -1,7 +1,6 @@
 """Draws the rooms of the package and their imports: `python docs/rooms.py [PACKAGE] [FIGURE]`.
 
-A room is a folder, or a file beside them. It stands above all rooms that it imports; an arrow that has to point up, or a
-circle, is drawn in red.
+A room is a folder, or a file beside them. It stands above all rooms that it imports. A circle is drawn in red.
 """
 
 from __future__ import annotations
@@ -86,4 +85,6 @@ def draw(package: Path, figure: Path) -> None:
 
 if __name__ == "__main__":
     given = [Path(word) for word in sys.argv[1:]]
-    draw(given[0] if given else HOME.parent / "lightning_lr", given[1] if len(given) > 1 else HOME / "figures/rooms.png")
+    draw(
+        given[0] if given else HOME.parent / "lightning_lr", given[1] if len(given) > 1 else HOME / "figures/rooms.png"
+    )
