@@ -24,7 +24,6 @@ from lightning_lr.report.tables import changes
 from lightning_lr.report.terminal import show
 from lightning_lr.story import Story
 from lightning_lr.tensorboard.files import STATIC
-from lightning_lr.tensorboard.marks import key
 from tests.eventfiles import END, GROUP, HURT, RUN, TAG, Writer, run, write
 
 OLD = Path(__file__).parent.parent / "old"
@@ -149,115 +148,6 @@ def test_half_a_file_is_told_where_runs_stand_side_by_side(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert re.search(r"^b: the file ends in the middle of a record", said, re.MULTILINE)
     assert not re.search(r"^[acd]: ", said, re.MULTILINE)
-
-
-def read(folder: Path) -> Story:
-    story = Story(str(folder), folder.name)
-    story.refresh()
-    return story
-
-
-def test_of_several_causes_each_that_matters_is_named_the_largest_first(tmp_path: Path) -> None:
-    plateau = {"source": "PlateauDecay", "old": 1.0, "new": 0.5, "reason": "why"}
-    writer = run(tmp_path).record(0, **RUN)
-    for step, base in ((10, 0.001), (20, 0.0999)):
-        scheduler = {"source": "scheduler", "old": 0.1, "new": base, "reason": ""}
-        fields = {"old": 0.1, "new": base / 2, "parts": [scheduler, plateau], "cause": "c"}
-        writer.record(step, kind="change", **GROUP, **fields)
-    assert [row.cause for row in changes(read(tmp_path))[0]] == [
-        "scheduler 0.1 -> 0.001; PlateauDecay x 1 -> x 0.5: why",
-        "PlateauDecay x 1 -> x 0.5: why",
-    ]
-    assert [key(record).cause for record in read(tmp_path).valid if record["kind"] == "change"] == [
-        "scheduler",
-        "PlateauDecay",
-    ]
-
-
-def test_groups_that_begin_at_different_rates_have_their_own_rows(tmp_path: Path) -> None:
-    groups = [{"tag": f"lr-SGD/pg{i}", "optimizer": "SGD", "group": f"pg{i}"} for i in (1, 2, 3)]
-    writer = run(tmp_path).record(0, **{**RUN, "groups": groups})
-    for group, rate in zip(groups, (0.1, 0.01, 0.01), strict=True):
-        writer.record(0, kind="first", **group, new=rate, parts=[])
-    rows, _ = changes(read(tmp_path))
-    assert [(row.group, row.new) for row in rows] == [("lr-SGD/pg1", "0.1"), ("lr-SGD/pg2 +1", "0.01")]
-
-
-def test_a_change_by_hand_is_no_schedulers(tmp_path: Path) -> None:
-    writer = run(tmp_path).record(0, **{**RUN, "groups": [{**GROUP, "scheduler": False}]})
-    writer.record(**change(30, 0.1, 0.5, "scheduler", ""))
-    drift = {"source": "scheduler", "first": 0.5, "last": 0.1, "changes": 9, "start": 40, "end": 50}
-    writer.record(52, kind="drift", **GROUP, **drift)
-    assert [row.cause for row in changes(read(tmp_path))[0]] == [
-        "the optimizer's own rate 0.1 -> 0.5",
-        "the optimizer's own rate, 9 changes of its rate",
-    ]
-
-
-def test_where_a_loss_went_for_good_has_a_row(tmp_path: Path) -> None:
-    run(tmp_path).scalars("train_loss", [(step, math.nan) for step in range(100, 110)])
-    (row,) = changes(read(tmp_path))[0]
-    assert (row.steps, row.cause) == ("100", "train_loss is nan from here on")
-
-
-def test_the_incidents_are_counted_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    writer = run(tmp_path / "a").record(9, **HURT, what="trial data").record(10, **HURT, what="rewound")
-    writer.record(10, **HURT, what="rewound").record(100, **END)
-    run(tmp_path / "b").record(100, **END)
-    assert main(["report", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "2 rewinds, a trial blamed the data" in said
-    assert "trial data" not in said
-
-
-def test_damage_is_told_where_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a", "b", "c", "d", "e"):
-        writer = run(tmp_path / name).record(100, **END)
-        data = writer.path.read_bytes()
-        if name == "b":
-            writer.path.write_bytes(data[:-400] + b"damage" + data[-394:])
-        if name == "d":
-            writer.path.write_bytes(data[:-7])
-    assert main(["report", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"^b: .*checksum is wrong at byte", said, re.MULTILINE)
-    assert re.search(r"^d: the file ends in the middle of a record", said, re.MULTILINE)
-    assert not re.search(r"^[ace]: ", said, re.MULTILINE)
-
-
-def test_of_many_runs_the_bad_ones_come_first_then_the_latest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for i in range(30):
-        writer = run(tmp_path / f"r{i:02}", 2, 1e9 + 1e6 * i)
-        if i != 7:
-            writer.record(2, **{**END, "status": "failed" if i == 3 else "finished"})
-    assert main(["report", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    names = re.findall(r"^(r\d\d) ", said, re.MULTILINE)
-    assert names == ["r03", "r07", *(f"r{i}" for i in range(29, 11, -1))]
-    assert "and 10 more runs (10 ended): --all shows them" in said
-
-
-def test_a_narrow_terminal_has_room_for_the_state(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    for name in ("sweep_of_long_names_1", "sweep_of_long_names_2"):
-        run(tmp_path / name / "version_0")
-    assert main(["report", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("unfinished") == 2
-
-
-def test_the_log_folder_itself_has_its_own_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(tmp_path / "version_0")
-    for folder in (str(tmp_path / "version_0"), f"{tmp_path}/version_0/"):
-        assert main(["report", folder, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["runs"][0]["name"] == "version_0"
-    monkeypatch.chdir(tmp_path / "version_0")
-    assert main(["report", ".", "--run", "version_0"]) == 0
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,22 +209,6 @@ def test_a_resumed_run_replaces_what_it_makes_anew(tmp_path: Path) -> None:
     assert any("resumed" in remark for remark in story.remarks)
 
 
-def test_a_resumed_run_says_where_and_how_the_part_before_ended(tmp_path: Path) -> None:
-    for name, end, words in (
-        ("failed", {**END, "status": "failed", "error": "KeyError: x"}, "had failed at step 12: KeyError: x"),
-        ("killed", None, "went on to step 9, and has no end"),
-        ("finished", {**END, "status": "finished"}, "had finished at step 12"),
-    ):
-        first = Writer(tmp_path / name, 1e9).record(0, **RUN).scalars("lr-SGD", [(step, 0.1) for step in range(10)])
-        if end:
-            first.record(12, **end)
-        second = Writer(tmp_path / name, 2e9).record(6, **{**RUN, "resumed": True})
-        second.scalars("lr-SGD", [(step, 0.2) for step in range(6, 9)])
-        assert read(tmp_path / name).remarks == [
-            f"the run was resumed at step 6, and the part before {words}: what was made anew replaces what was there"
-        ]
-
-
 def test_a_run_that_is_resumed_where_it_stopped_loses_nothing(tmp_path: Path) -> None:
     Writer(tmp_path, 1e9).record(0, **RUN).scalars("lr-SGD", [(0, 0.1), (1, 0.1)])
     Writer(tmp_path, 2e9).record(2, **{**RUN, "resumed": True}).scalars("lr-SGD", [(2, 0.1)])
@@ -390,80 +374,6 @@ def test_a_loss_that_is_not_finite_or_has_not_fallen_is_no_health(tmp_path: Path
     assert found.state == "watch"
     assert "has not fallen" in found.sentence
     assert told(tmp_path / "end", losses=broken, end=True).state == "failed"
-
-
-def test_where_a_loss_stays_not_finite_is_a_note(tmp_path: Path) -> None:
-    begin = [(step, 1.0 / (1 + step)) for step in range(0, 100, 5)]
-    writer = Writer(tmp_path).record(0, **RUN).scalars("lr-SGD", [(0, 0.1)]).scalars("train_loss", begin)
-    assert [record["kind"] for record in read(tmp_path).records] == ["run"]
-    writer.scalars("train_loss", [(100, math.nan), (105, 1.0), (110, math.nan), (115, math.inf)])
-    (note,) = (record for record in read(tmp_path).valid if record["kind"] == "note")
-    assert (note["step"], note["source"], note["words"]) == (110, "", "train_loss is nan from here on")
-    found = now(read(tmp_path)).sentence
-    assert "incidents" not in found
-    # the guard's own words say more
-    writer.record(110, **HURT, what="dropped")
-    assert [record["kind"] for record in read(tmp_path).valid] == ["run", "incident"]
-    Writer(tmp_path / "other").scalar("train_loss", 0, math.nan)
-    assert not read(tmp_path / "other").has_data
-
-
-def test_a_rate_cut_again_and_again_for_nothing_is_to_be_looked_at(tmp_path: Path) -> None:
-    callbacks = [{"name": "Decay", "written": "PlateauDecay('val_loss', name='Decay')"}]
-    for name, best in (("flat", 1.5), ("falling", 0.0)):
-        writer = Writer(tmp_path / name).record(0, **{**RUN, "factors": ["Decay"], "callbacks": callbacks})
-        writer.scalars("lr-factor/Decay", [(40 * i, 0.5**i) for i in range(12)])
-        for i in range(12):
-            # the best value so far falls from cut to cut, or stays
-            reason = f"val_loss 1.6 is no better than {best or 2 - i / 10:g} for 2 checks"
-            part = {"source": "Decay", "old": 0.5**i, "new": 0.5 ** (i + 1), "reason": reason}
-            writer.scalar("lr-SGD", 40 * i, 0.1 * 0.5**i)
-            writer.record(40 * i, kind="change", **GROUP, old=0.1, new=0.05, parts=[part], cause="c")
-        writer.record(500, **END)
-    found = now(read(tmp_path / "flat"))
-    assert found.state == "watch"
-    assert found.troubles == ("Decay has cut the rate 12 times without a better value, to 0.000244 of what it was",)
-    assert now(read(tmp_path / "falling")).state == "ended"
-
-
-@pytest.mark.parametrize(("zero", "planned", "state"), [(50, 100, "watch"), (99, 100, "ended"), (98, None, "ended")])
-def test_a_rate_that_is_0_before_the_planned_end_is_to_be_looked_at(
-    tmp_path: Path, zero: int, planned: int | None, state: str
-) -> None:
-    other = {"tag": "lr-SGD/pg2", "optimizer": "SGD", "group": "pg2"}
-    writer = Writer(tmp_path).record(0, **{**RUN, "groups": [GROUP, other], "updates": planned})
-    for tag in ("lr-SGD", "lr-SGD/pg2"):
-        writer.scalars(tag, [(0, 0.1), (zero - 1, 0.1), (zero, 0.0), (99, 0.0)])
-    writer.record(100, **END)
-    found = now(read(tmp_path))
-    assert found.state == state
-    assert ("the rate is 0 since step 50" in found.sentence) == (state == "watch")
-
-
-def test_a_run_that_ended_with_something_to_look_at_says_so_in_its_state(tmp_path: Path) -> None:
-    found = told(tmp_path, (990, {**HURT, "what": "dropped"}), end=True)
-    assert (found.state, found.sentence[:38]) == (
-        "watch",
-        "Finished at step 1000, to be looked at"[:38].replace("1000", "1,000")[:38],
-    )
-
-
-def test_the_sentence_counts_the_incidents_in_words(tmp_path: Path) -> None:
-    whats = ["rewound", "rewound", "dropped", *["held"] * 10, *["limited"] * 4, "trial data", "trial passed"]
-    found = told(tmp_path, *((500 + i, {**HURT, "what": what}) for i, what in enumerate(whats)), end=True)
-    assert found.sentence.endswith(
-        "2 rewinds, 1 update dropped, a trial blamed the data, 10 held for trials, 4 limited, 1 trial passed, "
-        "the last one 482 steps before the end."
-    )
-
-
-def test_a_rate_set_by_hand_is_no_schedulers(tmp_path: Path) -> None:
-    for scheduler, words in ((False, "the optimizer's own"), (True, "scheduler")):
-        writer = Writer(tmp_path / words).record(0, **{**RUN, "groups": [{**GROUP, "scheduler": scheduler}]})
-        writer.scalars("lr-SGD", [(0, 0.1), (30, 0.5)])
-        part = {"source": "scheduler", "old": 0.1, "new": 0.5, "reason": ""}
-        writer.record(30, kind="change", **GROUP, old=0.1, new=0.5, parts=[part], cause="c")
-        assert f"lr-SGD at 0.5 ({words})" in now(read(tmp_path / words)).sentence
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def run(root: Path, monitor: str, accumulate: int, checkpoint: Path | None = Non
     return model, made
 
 
+@pytest.mark.invariant(8)
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks.*ModelCheckpoint")
 @pytest.mark.filterwarnings("ignore:the checkpoint was saved at the end of an epoch before its validation")
 @pytest.mark.parametrize("accumulate", [1, 2])
