@@ -108,6 +108,9 @@ class PlateauDecay(LRCallback):
         self._told = self._without_validation = False
 
     def rewound(self, rewinds: int) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         """Drops the checks that speak against the rate: they were made before a rewind, say."""
         self.state = self.policy.forget(self.state)
         self._micro_batches, self._updates = [], []

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_lr.batches import replay as module
 from lightning_lr.batches.batch import HOST, KeptBatch, UnkeepableError, contents
 from lightning_lr.batches.plain import from_plain, to_plain
 from lightning_lr.batches.replay import Replay
-from lightning_lr.callbacks import replay as module
 from lightning_lr.copies import host_memory as host
 from tests.pool import Pool
 from tests.small import Sharded, pl, sgd, trainer

@@ -26,12 +26,12 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics import CatMetric
 
 import lightning_lr as llr
-from lightning_lr.callbacks import keeper
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.copies import host_memory as host
 from lightning_lr.copies.copy_pair import CopyPair
 from lightning_lr.copies.snapshot import Snapshot
 from lightning_lr.copies.source import Source
+from lightning_lr.guard import keeper
 from lightning_lr.shards import local, reshard
 from lightning_lr.trials import own_state
 from lightning_lr.trials.own_state import OwnState

@@ -101,6 +101,7 @@ def private_of_others(path: Path, own: set[str]) -> list[str]:
     return found
 
 
+@pytest.mark.invariant(15)
 def test_private_names_of_others_stand_in_one_file_only() -> None:
     paths = [path for path in Path(internals.__file__).parent.parent.rglob("*.py") if path.parent.name != "internals"]
     own = set(PYTHON)

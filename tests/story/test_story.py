@@ -410,7 +410,7 @@ def test_a_schedule_is_seen_without_a_monitor_too(tmp_path: Path) -> None:
 
 
 def test_neither_torch_nor_lightning_is_imported() -> None:
-    names = "story, report.cli, report.terminal, report.html, report.data, records"
+    names = "story, report.cli, report.terminal, report.html, report.data, record.records"
     code = (
         "import sys\n"
         f"for name in {names.split(', ')!r}: __import__('lightning_lr.' + name)\n"

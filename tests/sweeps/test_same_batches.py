@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lr as llr
+from lightning_lr.batches import replay
 from lightning_lr.batches.batch import KeptBatch, contents
-from lightning_lr.callbacks import plan, replay, rerun
+from lightning_lr.sweeps import plan, rerun
 from lightning_lr.sweeps.room import needed
 from tests.pool import Pool
 from tests.small import Loader, Sharded, digits, trainer
