@@ -99,6 +99,7 @@ def test_an_overflow_that_the_scaler_calibrates_is_no_incident(tmp_path: Path) -
     assert guard.summary()["judged"] < 6 * BATCHES
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("configure", [adamw, momentum])
 def test_broken_weights_are_rewound_and_never_seen_by_validation_or_checkpoints(configure: Any, tmp_path: Path) -> None:
     model, guard = Faulty(configure, {40: "weight"}), DivergenceGuard(snapshot_every=10)

@@ -442,7 +442,10 @@ def test_a_rate_that_is_0_before_the_planned_end_is_to_be_looked_at(
 
 def test_a_run_that_ended_with_something_to_look_at_says_so_in_its_state(tmp_path: Path) -> None:
     found = told(tmp_path, (990, {**HURT, "what": "dropped"}), end=True)
-    assert (found.state, found.sentence[:38]) == ("watch", "Finished at step 1000, to be looked at"[:38].replace("1000", "1,000")[:38])
+    assert (found.state, found.sentence[:38]) == (
+        "watch",
+        "Finished at step 1000, to be looked at"[:38].replace("1000", "1,000")[:38],
+    )
 
 
 def test_the_sentence_counts_the_incidents_in_words(tmp_path: Path) -> None:

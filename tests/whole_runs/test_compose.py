@@ -53,6 +53,7 @@ def test_warm_up_with_cosine_with_plateau_decay_is_the_product_of_the_three(accu
     assert [row[0] for row in model.trace] == pytest.approx(golden(), rel=1e-12)
 
 
+@pytest.mark.invariant(2)
 def test_the_scheduler_and_the_checkpoint_never_see_a_factor(tmp_path: Path) -> None:
     plain, composed = Scripted(cosine), Scripted(cosine)
     trainer(tmp_path, max_epochs=6).fit(plain, Loader(4), held_out())
