@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_lr.policies.divergence_state import Signals, Verdict
+from lightning_lr.policies.verdict import Signals, Verdict
 from lightning_lr.run.run import Run
 from lightning_lr.signals.measure import Measured
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_lr.copies.copy_pair import CopyPair
-from lightning_lr.policies.divergence_state import Side, Verdict
+from lightning_lr.policies.verdict import Side, Verdict
 from lightning_lr.rates.ledger import Ledger
 from lightning_lr.trials.aside import Aside
 from lightning_lr.trials.own_state import OwnState

@@ -15,7 +15,7 @@ from lightning_lr.guard.guarded import Guarded
 from lightning_lr.guard.incidents import Back, few
 from lightning_lr.guard.judge import Job, Judge, finish, finite
 from lightning_lr.guard.limits import limit_gradients, scale_gradients
-from lightning_lr.policies.divergence_state import Side, Verdict
+from lightning_lr.policies.verdict import Side, Verdict
 
 
 class DivergenceError(RuntimeError):

@@ -15,7 +15,7 @@ from lightning_lr.console import count
 from lightning_lr.guard.facts import SIDES, incident
 from lightning_lr.guard.incident_folder import FIRST_KEPT, LATEST_KEPT, keep_few, nonfinite_gradients, write_incident
 from lightning_lr.guard.judge import finite
-from lightning_lr.policies.divergence_state import Signals, Verdict
+from lightning_lr.policies.verdict import Signals, Verdict
 from lightning_lr.record.curves import INCIDENT
 from lightning_lr.run.run import Run
 from lightning_lr.signals.measure import Measured

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lr.copies.shares import writable
 from lightning_lr.internals import scale_of, unscales_itself
-from lightning_lr.policies.divergence_state import Side, Signals, Verdict
+from lightning_lr.policies.verdict import Side, Signals, Verdict
 from lightning_lr.rates.reference import reference_rates
 from lightning_lr.run.run import Run
 from lightning_lr.shards import local, pieces

@@ -15,9 +15,9 @@ from lightning_lr.copies.shares import Shares
 from lightning_lr.copies.source import Source
 from lightning_lr.guard.judge import Judge
 from lightning_lr.internals import is_kind
-from lightning_lr.policies.copies import CopyPolicy
+from lightning_lr.policies.copy_policy import CopyPolicy
 from lightning_lr.policies.divergence import PROOF
-from lightning_lr.policies.divergence_state import Side, Verdict
+from lightning_lr.policies.verdict import Side, Verdict
 from lightning_lr.shards import reshard
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_lr.policies import backoff as rates
 from lightning_lr.policies import evidence, suspicion
 from lightning_lr.policies.backoff import Rate
-from lightning_lr.policies.divergence_state import Side, Signals, Verdict
+from lightning_lr.policies.divergence_state import DivergenceState, Mark
 from lightning_lr.policies.evidence import Trying
-from lightning_lr.policies.suspicion import Seen
-from lightning_lr.saved import fields
+from lightning_lr.policies.verdict import Side, Signals, Verdict
 from lightning_lr.statistics.window import centre
 
 PROOF = 8
@@ -27,81 +26,6 @@ BUDGET, FREE = 0.02, 64
 
 NOTHING_FINITE = 300
 """Updates in a row that were not finite, at whatever weights, after which nothing is left to try."""
-
-
-class Mark(NamedTuple):
-    """What was known when a copy was taken.
-
-    Args:
-        update: the number of the update before which it was taken.
-        seen: all that had been seen.
-    """
-
-    update: int
-    seen: Seen
-
-
-class DivergenceState(NamedTuple):
-    """What the guard knows of one optimizer.
-
-    Args:
-        update: updates judged so far, those not applied included.
-        seen: what has been seen of losses and gradients.
-        rate: what is known about rates.
-        newest: of the newest copy.
-        best: of the best.
-        trying: the trial under way.
-        spent: updates that trials without a rewind have taken.
-    """
-
-    update: int = 0
-    seen: Seen = Seen()
-    rate: Rate = Rate()
-    newest: Mark = Mark(0, Seen())
-    best: Mark = Mark(0, Seen())
-    trying: Trying | None = None
-    spent: int = 0
-
-    @property
-    def rewinds(self) -> int:
-        """In a row, without lasting progress."""
-        return self.rate.rewinds
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dict of numbers, lists and dicts, for a checkpoint."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, tuple) and hasattr(value, "_asdict"):
-                return {key: plain(item) for key, item in value._asdict().items()}  # pyright: ignore
-            return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-        return {"version": 2, **plain(self)}
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> DivergenceState:
-        """The state that `to_dict` gave.
-
-        Raises:
-            SavedStateError: for a version that this release doesn't know.
-        """
-        own = fields(saved, 2, cls)
-
-        def tuples(held: dict[str, Any]) -> dict[str, Any]:
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
-
-        def seen(held: dict[str, Any]) -> Seen:
-            return Seen(**tuples(held))
-
-        def mark(held: dict[str, Any]) -> Mark:
-            return Mark(held["update"], seen(held["seen"]))
-
-        trying = own["trying"]
-        if trying is not None:
-            trying = Trying(**tuples(trying))
-        return cls(
-            own["update"], seen(own["seen"]), Rate(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
-            own["spent"],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -226,7 +150,7 @@ class DivergencePolicy:
     def rewound(self, state: DivergenceState, to: Side) -> DivergenceState:
         """The state after somebody else gave a copy back."""
         rate = state.rate._replace(since=0, recent=0.0)
-        return _back(state._replace(rate=rate, trying=None), to)
+        return state._replace(rate=rate, trying=None).back(to)
 
     def broken_off(self, state: DivergenceState) -> DivergenceState:
         """The state after a trial that couldn't go on."""
@@ -251,7 +175,7 @@ class DivergencePolicy:
             cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
             # nothing speaks against the weights of late
             to = "newest" if seen.high == 0 else "best"
-            return self._answer(_back(state, to), signals, "give_up", cause, to=to)
+            return self._answer(state.back(to), signals, "give_up", cause, to=to)
         if self.trials and suspicion.reason(seen, started=True) == "nonfinite":
             return self._try(state, "nonfinite", signals)
         return self._answer(state, signals, "drop", f"{what} is not finite")
@@ -330,7 +254,7 @@ class DivergencePolicy:
         self, state: DivergenceState, signals: Signals, to: Side, cause: str, **numbers: Any
     ) -> tuple[DivergenceState, Verdict]:
         seen, here = state.seen, numbers.get("here")
-        back, initial = _back(state, to), seen.initial or 0.0
+        back, initial = state.back(to), seen.initial or 0.0
         rate, blamed = rates.failed(
             state.rate,
             signals.rate,
@@ -351,15 +275,3 @@ class DivergencePolicy:
         seen, factor = state.seen, state.rate.factor(signals.rate)
         limit, measure = suspicion.largest_norm(seen, self.limit), suspicion.wants_size(seen)
         return state, Verdict(kind, cause, limit=limit, factor=factor, measure=measure, **more)
-
-
-def _back(state: DivergenceState, to: Side) -> DivergenceState:
-    """A copy came back, and with it what had been seen by then; how often a suspicion was wrong is not forgotten."""
-    mark, seen = state.newest if to == "newest" else state.best, state.seen
-    then = mark.seen._replace(patience=seen.patience, size=seen.size, high=0, up=0, nonfinite=0)
-    if then.updates < suspicion.LOOK and seen.initial is not None:
-        # the start's level is known: what comes now may be an explosion again
-        then = then._replace(initial=seen.initial, updates=suspicion.LOOK, asked=suspicion.LOOK)
-    mark = Mark(mark.update, then)
-    # the newest may have something wrong that its loss doesn't show: the best stays, for the next time
-    return state._replace(seen=then, newest=mark, best=state.best if to == "newest" else mark)

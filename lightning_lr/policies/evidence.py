@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lightning_lr.policies.divergence_state import Outcome, Side
 from lightning_lr.policies.suspicion import Reason
+from lightning_lr.policies.verdict import Outcome, Side
 from lightning_lr.statistics.window import centre
 
 MOST = 8

@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 import lightning_lr as llr
-from lightning_lr.policies.divergence_state import Side
+from lightning_lr.policies.verdict import Side
 from tests.pool import Pool
 from tests.scripted import LONGER, SIDES, guard
 from tests.small import Loader, Model, Sharded, held_out, trainer

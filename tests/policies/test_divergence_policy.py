@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from lightning_lr.policies import backoff, suspicion
 from lightning_lr.policies.backoff import Rate
-from lightning_lr.policies.copies import CopyPolicy
-from lightning_lr.policies.divergence import NOTHING_FINITE, DivergencePolicy, DivergenceState
-from lightning_lr.policies.divergence_state import Signals, Verdict
+from lightning_lr.policies.copy_policy import CopyPolicy
+from lightning_lr.policies.divergence import NOTHING_FINITE, DivergencePolicy
+from lightning_lr.policies.divergence_state import DivergenceState
 from lightning_lr.policies.evidence import MOST
+from lightning_lr.policies.verdict import Signals, Verdict
 
 NAN, INF = math.nan, math.inf
 POLICY = DivergencePolicy()
