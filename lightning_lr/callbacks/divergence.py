@@ -14,9 +14,9 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.console import count
 from lightning_lr.copies.copy_pair import CopyPair
 from lightning_lr.guard.checks import check
-from lightning_lr.guard.guarded import readable
-from lightning_lr.guard.guarding import DivergenceError, Guarding
+from lightning_lr.guard.guarded_run import GuardedRun, readable
 from lightning_lr.guard.incidents import Incidents
+from lightning_lr.guard.update_guard import DivergenceError
 from lightning_lr.policies.divergence import DivergencePolicy
 from lightning_lr.run.run import same
 
@@ -103,7 +103,7 @@ class DivergenceGuard(LRCallback):
         self.loss_falls, self.snapshot_every, self.memory_limit = loss_falls, snapshot_every, memory_limit
         self.save_snapshots, self.lag, self.on_give_up = save_snapshots, lag, on_give_up
         self.incidents_dir = None if incidents_dir is None else Path(incidents_dir)
-        self._guarded: Guarding | None = None
+        self._guarded: GuardedRun | None = None
         self.reset()
 
     # what users ask --------------------------------------------------------------------------------------------
@@ -139,14 +139,14 @@ class DivergenceGuard(LRCallback):
         return [] if self._guarded is None else [judge.state for judge in self._guarded.judges]
 
     @property
-    def generations(self) -> CopyPair | None:
+    def copy_pair(self) -> CopyPair | None:
         """The copies; None outside of a run."""
-        return None if self._guarded is None else self._guarded.keeper.generations
+        return None if self._guarded is None else self._guarded.keeper.copies
 
     @property
     def trying(self) -> bool:
         """Whether a trial is under way."""
-        return self._guarded is not None and self._guarded.tryout is not None
+        return self._guarded is not None and self._guarded.trial is not None
 
     @property
     def given_up(self) -> bool:
@@ -177,7 +177,7 @@ class DivergenceGuard(LRCallback):
         self.record = Incidents(self.name, self.incidents_dir)
         if self._guarded is not None:
             # before it is seen how much memory is free
-            self._guarded.keeper.generations.clear()
+            self._guarded.keeper.copies.clear()
         self._guarded = None
         self._saved: dict[str, Any] | None = None
 
@@ -200,8 +200,8 @@ class DivergenceGuard(LRCallback):
         known = [] if self._guarded is None else self._guarded.judges
         if self._guarded is not None:
             self._guarded.close()
-            self._guarded.keeper.generations.clear()
-        self._guarded = Guarding(self, self.run, pl_module, known, saved)
+            self._guarded.keeper.copies.clear()
+        self._guarded = GuardedRun(self, self.run, pl_module, known, saved)
         keeper = self._guarded.keeper
         if keeper.possible:
             rank_zero_info(
@@ -220,15 +220,15 @@ class DivergenceGuard(LRCallback):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self._guarded is not None:
-            self._guarded.meter.add(loss, trainer.accumulate_grad_batches, self._guarded.ground.scaler)
+            self._guarded.meter.add(loss, trainer.accumulate_grad_batches, self._guarded.gauge.scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         if self._guarded is not None:
-            self._guarded.gradients_of(optimizer)
+            self._guarded.updates.gradients_of(optimizer)
 
     def gradients_ready(self, optimizer: int) -> None:
         if self._guarded is not None:
-            self._guarded.step_begins(optimizer)
+            self._guarded.updates.step_begins(optimizer)
 
     def after_update(self, optimizer: int) -> None:
         if self._guarded is not None:
@@ -246,12 +246,12 @@ class DivergenceGuard(LRCallback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if self._guarded is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._guarded.judge_late()
+            self._guarded.updates.judge_late()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self._guarded is not None:
-            self._guarded.judge_late()
-            copies = self._guarded.keeper.generations.kept
+            self._guarded.updates.judge_late()
+            copies = self._guarded.keeper.copies.kept
             self.record.last_words(self.run, sum(copy.size for copy in copies))
         super().on_train_end(trainer, pl_module)
 
@@ -271,10 +271,10 @@ class DivergenceGuard(LRCallback):
     def _let_go(self) -> None:
         """The run is over: gives its memory back."""
         assert self._guarded is not None
-        self._guarded.ground.forget()
+        self._guarded.gauge.forget()
         if not self.save_snapshots:
             # else a checkpoint that is saved after `fit` is to hold them
-            self._guarded.keeper.generations.free()
+            self._guarded.keeper.copies.free()
 
     # state -----------------------------------------------------------------------------------------------------
 

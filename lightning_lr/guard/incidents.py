@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.console import count
-from lightning_lr.guard.facts import SIDES, incident
 from lightning_lr.guard.incident_folder import FIRST_KEPT, LATEST_KEPT, keep_few, nonfinite_gradients, write_incident
-from lightning_lr.guard.judge import finite
+from lightning_lr.guard.incident_record import SIDES, incident
+from lightning_lr.guard.unjudged import finite
 from lightning_lr.policies.verdict import Signals, Verdict
 from lightning_lr.record.curves import INCIDENT
 from lightning_lr.run.run import Run
