@@ -192,12 +192,12 @@ class Keeper:
 
     def _tell_none(self, one: int) -> None:
         """Two copies are more than a process may take."""
+        half = " (half of what is free)" if self._guarded.guard.memory_limit == "auto" else ""
         rank_zero_warn(
-            f"{self._guarded.name}: two copies take {2 * one} bytes of host memory on each rank, and a process "
-            f"may take {self.copies.limit}{' (half of what is free)' * (self._guarded.guard.memory_limit == 'auto')}: it makes "
-            f"none, so that it limits and drops updates, but can't try anything out, and ends the run where the "
-            f"weights are not finite. If there is more room than it seems write "
-            f"{self._guarded.guard.written(memory_limit=2 * one)}"
+            f"{self._guarded.name}: two copies take {2 * one} bytes of host memory on each rank, and a process may "
+            f"take {self.copies.limit}{half}: it makes none, so that it limits and drops updates, but can't try "
+            f"anything out, and ends the run where the weights are not finite. If there is more room than it seems "
+            f"write {self._guarded.guard.written(memory_limit=2 * one)}"
         )
 
     def _tell_short(self) -> None:

@@ -7,11 +7,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_lr.policies import backoff as rates
-from lightning_lr.policies import evidence, suspicion
-from lightning_lr.policies.backoff import Rate
+from lightning_lr.policies import history, suspicion
+from lightning_lr.policies.backoff import LASTING, Backoff
+from lightning_lr.policies.conclusion import concluded
 from lightning_lr.policies.divergence_state import DivergenceState, Mark
-from lightning_lr.policies.evidence import Trying
+from lightning_lr.policies.evidence import Evidence
 from lightning_lr.policies.verdict import Side, Signals, Verdict
 from lightning_lr.statistics.window import centre
 
@@ -78,7 +78,7 @@ class DivergencePolicy:
 
     def start(self, planned_rate: float = 0.0) -> DivergenceState:
         """The state before the first update; `planned_rate`: the highest that the user's schedule plans."""
-        return DivergenceState(rate=Rate(healthy=planned_rate))
+        return DivergenceState(rate=Backoff(healthy=planned_rate))
 
     def step(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Judges one update."""
@@ -89,21 +89,21 @@ class DivergencePolicy:
             return self._nonfinite(state, signals)
         before, norm = state.seen, signals.grad_norm
         if signals.size is not None:
-            before = suspicion.sized(before, signals.size)
+            before = before.sized(signals.size)
         scale, cause = 1.0, ""
-        if suspicion.exceeds(before, self.limit, norm):
-            norm = suspicion.largest_norm(before, self.limit)
+        if before.exceeds(self.limit, norm):
+            norm = before.largest_norm(self.limit)
             scale = norm / signals.grad_norm
             cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the largest of late"
-        seen = suspicion.accepted(before, signals.loss, norm)
+        seen = before.accepted(signals.loss, norm)
         if self.trials and self.loss_falls:
-            why = suspicion.reason(seen, started=state.best.seen.updates > suspicion.LOOK)
+            why = suspicion.reason(seen, started=state.best.seen.updates > history.LOOK)
             if why and state.spent <= FREE + BUDGET * state.update:
                 return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
         # without trials nothing could ever clear a level of its suspicion
         level = not self.trials or (seen.up == 0 and signals.loss <= before.usual)
         calm = not self.loss_falls or (seen.high == 0 and level)
-        rate = rates.calm(state.rate, signals.rate, self.backoff, grow=calm)
+        rate = state.rate.accepted(signals.rate, self.backoff, grow=calm)
         state = state._replace(seen=seen, rate=rate)
         return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
 
@@ -138,8 +138,8 @@ class DivergencePolicy:
             return False
         if not self.loss_falls:
             return True
-        losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        plateau = suspicion.WINDOW * (1 if seen.growth <= suspicion.LARGE else 4)
+        losses = seen.losses[-min(since, history.LEVEL) :]
+        plateau = history.WINDOW * (1 if seen.growth <= suspicion.LARGE else 4)
         fit = seen.gained or seen.updates >= plateau
         return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
@@ -184,7 +184,7 @@ class DivergencePolicy:
         """Begins a trial: this update is its first, at the present weights."""
         seen = state.seen
         # neither one that came back just now and broke again, nor one of a start that may be exploding
-        early = not seen.gained and seen.updates < suspicion.WINDOW
+        early = not seen.gained and seen.updates < history.WINDOW
         newest = state.newest.update != state.best.update and why in ("high", "nonfinite")
         newest = newest and not early and not state.rewinds
         # before there is a level, and where the loss doesn't fall, any finite loss is as usual
@@ -195,71 +195,48 @@ class DivergencePolicy:
         here = () if why == "nonfinite" else (signals.loss,)
         began = seen.initial if seen.gained and seen.initial is not None else math.inf
         worse = 0.5 if seen.growth < 2.0 * suspicion.LARGE else 0.25
-        trying = Trying(why, usual, margin, seen.far, began, worse, "newest" if newest else "best", newest, here)
-        return self._look(state._replace(trying=trying), signals)
+        evidence = Evidence(why, usual, margin, seen.far, began, worse, "newest" if newest else "best", newest, here)
+        return self._look(state._replace(trying=evidence), signals)
 
     def _look(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         assert state.trying is not None
-        side = evidence.next_side(state.trying)
-        return self._answer(state, signals, "hold", look=side, batches=state.trying.batches)
+        return self._answer(state, signals, "hold", look=state.trying.next_side, batches=state.trying.batches)
 
-    def _tried(self, state: DivergenceState, trying: Trying, signals: Signals) -> tuple[DivergenceState, Verdict]:
+    def _tried(self, state: DivergenceState, evidence: Evidence, signals: Signals) -> tuple[DivergenceState, Verdict]:
         if signals.broken:
             return self._rewind(state, signals, "best", "the weights are not finite")
         # where updates were dropped for their gradients, a finite loss says nothing
-        useless = trying.why == "nonfinite" and not math.isfinite(signals.grad_norm)
-        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, math.inf if useless else signals.loss))
-        state = state._replace(trying=trying)
+        useless = evidence.why == "nonfinite" and not math.isfinite(signals.grad_norm)
+        evidence, outcome = evidence.after(signals.side, math.inf if useless else signals.loss).judged()
+        state = state._replace(trying=evidence)
         if not outcome:
             return self._look(state, signals)
-        seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
-        here = centre(trying.here) if trying.here else math.inf
-        there = centre(trying.there) if trying.there else None
-        what = "loss or gradient" if here == math.inf and trying.why == "nonfinite" else "loss"
-        # not when that was: whoever reads it counts steps, and policies count updates
-        words = f"{what} {here:.3g} here" + ("" if there is None else f", {there:.3g} at the copy's weights")
-        words += (
-            f" ({len(trying.here)} and {len(trying.there)} batches)"
-            if trying.there
-            else f" ({len(trying.here)} batches)"
-        )
-        if outcome == "weights":
-            knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
-            # it had learned, and is worse than untrained: its weights are no longer measured then
-            lost = min(trying.here, default=math.inf) >= trying.began and state.rate.rewinds < rates.HELPLESS
-            knows = knows or lost
-            large = suspicion.LARGE * (2.0 if trying.why == "level" else 1.0)
-            if not knows and here < math.inf and seen.growth <= large:
-                outcome = (
-                    "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
-                )
-            elif mark.seen.gained and here < math.inf and state.rate.rewinds >= rates.HELPLESS:
-                outcome = "data"
-                words += f", and {state.rate.rewinds} rewinds have not helped"
-                state = state._replace(rate=rates.absolved(state.rate))
-        numbers: dict[str, Any] = {"outcome": outcome, "here": here, "there": there, "batches": trying.batches}
-        if outcome == "weights":
-            return self._rewind(state, signals, trying.to, f"{words}: the weights are to blame", **numbers)
-        seen = suspicion.doubted(seen, trying.why, 2 if outcome == "data" else 1)
-        if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
-            seen = suspicion.new_level(seen, here)
-            state = state._replace(rate=rates.held(state.rate, signals.rate))
+        end = concluded(state, evidence, outcome)
+        if end.absolves:
+            state = state._replace(rate=state.rate.absolved())
+        if end.outcome == "weights":
+            cause = f"{end.words}: the weights are to blame"
+            return self._rewind(state, signals, evidence.to, cause, **end.numbers)
+        blames_data = end.outcome == "data"
+        seen = suspicion.doubted(state.seen, evidence.why, 2 if blames_data else 1)
+        if blames_data and evidence.why in ("high", "level") and end.here < math.inf:
+            seen = seen.at_new_level(end.here)
+            state = state._replace(rate=state.rate.held(signals.rate))
         # while nothing is finite the trial's own updates count too
-        count = seen.nonfinite + trying.batches if trying.why == "nonfinite" and outcome == "data" else 0
-        state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + trying.batches)
-        blame = "it was a batch" if outcome == "passed" else "the data is to blame"
-        return self._answer(state, signals, "hold", f"{words}: {blame}", **numbers)
+        count = seen.nonfinite + evidence.batches if evidence.why == "nonfinite" and blames_data else 0
+        state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + evidence.batches)
+        blame = "the data is to blame" if blames_data else "it was a batch"
+        return self._answer(state, signals, "hold", f"{end.words}: {blame}", **end.numbers)
 
     def _rewind(
         self, state: DivergenceState, signals: Signals, to: Side, cause: str, **numbers: Any
     ) -> tuple[DivergenceState, Verdict]:
         seen, here = state.seen, numbers.get("here")
         back, initial = state.back(to), seen.initial or 0.0
-        rate, blamed = rates.failed(
-            state.rate,
+        rate, blamed = state.rate.failed(
             signals.rate,
             self.backoff,
-            learned=back.seen.gained or (back.seen.updates >= rates.LASTING and back.seen.growth <= suspicion.LARGE),
+            learned=back.seen.gained or (back.seen.updates >= LASTING and back.seen.growth <= suspicion.LARGE),
             sudden=here is None,
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
             growth=max(seen.growth, suspicion.LARGE),
@@ -273,5 +250,5 @@ class DivergencePolicy:
         self, state: DivergenceState, signals: Signals, kind: Any, cause: str = "", **more: Any
     ) -> tuple[DivergenceState, Verdict]:
         seen, factor = state.seen, state.rate.factor(signals.rate)
-        limit, measure = suspicion.largest_norm(seen, self.limit), suspicion.wants_size(seen)
+        limit, measure = seen.largest_norm(self.limit), suspicion.wants_size(seen)
         return state, Verdict(kind, cause, limit=limit, factor=factor, measure=measure, **more)

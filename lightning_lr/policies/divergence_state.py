@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lightning_lr.policies import suspicion
-from lightning_lr.policies.backoff import Rate
-from lightning_lr.policies.evidence import Trying
-from lightning_lr.policies.suspicion import Seen
+from lightning_lr.policies.backoff import Backoff
+from lightning_lr.policies.evidence import Evidence
+from lightning_lr.policies.history import LOOK, History
 from lightning_lr.policies.verdict import Side
 from lightning_lr.saved import fields
 
@@ -21,7 +20,7 @@ class Mark(NamedTuple):
     """
 
     update: int
-    seen: Seen
+    seen: History
 
 
 class DivergenceState(NamedTuple):
@@ -38,11 +37,11 @@ class DivergenceState(NamedTuple):
     """
 
     update: int = 0
-    seen: Seen = Seen()
-    rate: Rate = Rate()
-    newest: Mark = Mark(0, Seen())
-    best: Mark = Mark(0, Seen())
-    trying: Trying | None = None
+    seen: History = History()
+    rate: Backoff = Backoff()
+    newest: Mark = Mark(0, History())
+    best: Mark = Mark(0, History())
+    trying: Evidence | None = None
     spent: int = 0
 
     @property
@@ -72,17 +71,17 @@ class DivergenceState(NamedTuple):
         def tuples(held: dict[str, Any]) -> dict[str, Any]:
             return {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
 
-        def seen(held: dict[str, Any]) -> Seen:
-            return Seen(**tuples(held))
+        def seen(held: dict[str, Any]) -> History:
+            return History(**tuples(held))
 
         def mark(held: dict[str, Any]) -> Mark:
             return Mark(held["update"], seen(held["seen"]))
 
         trying = own["trying"]
         if trying is not None:
-            trying = Trying(**tuples(trying))
+            trying = Evidence(**tuples(trying))
         return cls(
-            own["update"], seen(own["seen"]), Rate(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
+            own["update"], seen(own["seen"]), Backoff(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
             own["spent"],
         )  # fmt: skip
 
@@ -93,9 +92,9 @@ class DivergenceState(NamedTuple):
         """
         mark, seen = self.newest if to == "newest" else self.best, self.seen
         then = mark.seen._replace(patience=seen.patience, size=seen.size, high=0, up=0, nonfinite=0)
-        if then.updates < suspicion.LOOK and seen.initial is not None:
+        if then.updates < LOOK and seen.initial is not None:
             # the level at the start is known: what comes now may be an explosion again
-            then = then._replace(initial=seen.initial, updates=suspicion.LOOK, asked=suspicion.LOOK)
+            then = then._replace(initial=seen.initial, updates=LOOK, asked=LOOK)
         mark = Mark(mark.update, then)
         # the newest may have something wrong that its loss doesn't show: the best stays, for the next time
         return self._replace(seen=then, newest=mark, best=self.best if to == "newest" else mark)
