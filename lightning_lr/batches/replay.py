@@ -223,7 +223,7 @@ class Replay:
         """The bytes that kept batches may take on a device, as it was when the first one was seen there."""
         if device not in self._limits:
             on_host = device == HOST
-            free = host.free_memory() / self._trainer.num_devices if on_host else footprint.free_memory(device)
+            free = host.free_memory() / self._trainer.num_devices if on_host else footprint.free_on_device(device)
             self._limits[device] = min(self._room, max(free, 0.0) / SHARE)
         return self._limits[device]
 

@@ -53,7 +53,7 @@ class Room(NamedTuple):
         return self.needs <= self.free
 
 
-def second_state(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprint:
+def second_state_footprint(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprint:
     """What a `SecondState` takes from its first update on: weights, buffers, and the optimizers' state.
 
     State that an optimizer has yet to make is taken from that of its other parameters, or from what is known of torch's
@@ -61,7 +61,7 @@ def second_state(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprin
 
     Example:
         >>> layer = nn.Linear(3, 1)
-        >>> made = second_state(layer, [torch.optim.Adam(layer.parameters())])
+        >>> made = second_state_footprint(layer, [torch.optim.Adam(layer.parameters())])
         >>> made.bytes, made.foreseen
         ({device(type='cpu'): 48}, True)
     """
@@ -89,7 +89,7 @@ def second_state(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprin
     return Footprint(held, gradients, foreseen)
 
 
-def free_memory(device: torch.device) -> float:
+def free_on_device(device: torch.device) -> float:
     """What a run like the one so far leaves free on a device, in bytes; inf where nobody can tell.
 
     What the allocator holds and doesn't use is free; what the run's own peak needed is not: the next batch needs it
@@ -106,7 +106,7 @@ def room(trainer: Any, footprint: Footprint) -> Room:
     tightest = Room(trainer.global_rank, "", 0.0, 0.0, math.inf)
     for device in footprint.bytes:
         takes = footprint.bytes[device]
-        needs, free = takes + footprint.gradients.get(device, 0), float(free_memory(device))
+        needs, free = takes + footprint.gradients.get(device, 0), float(free_on_device(device))
         if not tightest.device or needs - free > tightest.needs - tightest.free:
             tightest = Room(trainer.global_rank, str(device), takes, needs, free)
     if trainer.world_size == 1:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_lr.copies.optimizer_memory import nested, slots
 from lightning_lr.copies.origins import Rename, owner_of
-from lightning_lr.copies.parked import back
+from lightning_lr.copies.parked import on_devices
 from lightning_lr.shards import local
 
 MEMORY = ("optimizer/", "group/")
@@ -49,7 +49,7 @@ class Homes:
             optimizers: all of them.
         """
         if not isinstance(kept, Tensor):
-            return back(kept, None if parameter is None else local(parameter.detach()).device)
+            return on_devices(kept, None if parameter is None else local(parameter.detach()).device)
         if key in self._apart:
             return kept.to(self._apart[key], copy=True)
         if parameter is None or _counts_on_host(key, kept, parameter, optimizers):

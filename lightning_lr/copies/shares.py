@@ -30,7 +30,7 @@ BLOCKS = 16
 NOTHING = torch.empty(0)
 
 
-class Kept(NamedTuple):
+class Share(NamedTuple):
     """What a rank keeps of one tensor.
 
     Args:
@@ -82,17 +82,17 @@ class Shares:
         self.rank = torch.distributed.get_rank() if there else 0
         self.divides = divides and self.ranks > 1
 
-    def plan(self, live: dict[str, Tensor], rank: int | None = None) -> dict[str, Kept]:
+    def plan(self, live: dict[str, Tensor], rank: int | None = None) -> dict[str, Share]:
         """What a rank is to keep of each tensor, this one by default; no memory is made yet."""
         totals: dict[torch.dtype, int] = {}
-        found: dict[str, Kept] = {}
+        found: dict[str, Share] = {}
         for key, tensor in live.items():
             count, start = tensor.numel(), -1
             if self.divides and key.startswith(ALIKE) and count >= WORTH:
                 start = totals.get(tensor.dtype, 0)
                 totals[tensor.dtype] = start + count
             stride = tensor.stride() if _dense(tensor) else torch.empty(tensor.shape, device="meta").stride()
-            found[key] = Kept(tuple(tensor.shape), tuple(stride), tensor.dtype, start, 0, 0, count)
+            found[key] = Share(tuple(tensor.shape), tuple(stride), tensor.dtype, start, 0, 0, count)
         for key, kept in found.items():
             if kept.start >= 0:
                 total = totals[kept.dtype]
@@ -126,7 +126,7 @@ class Shares:
         return number * number != self.ranks * square
 
     @torch.no_grad()
-    def gather(self, kept: dict[str, Kept], into: dict[str, Tensor]) -> None:
+    def gather(self, kept: dict[str, Share], into: dict[str, Tensor]) -> None:
         """Writes the divided ones, part after part, each from the rank that has it; a collective.
 
         Args:
@@ -164,9 +164,9 @@ class Shares:
         each = -(-total // self.ranks)
         return min(rank * each, total), min((rank + 1) * each, total)
 
-    def _pieces(self, kept: dict[str, Kept]) -> Iterator[tuple[int, list[tuple[str, int, int]]]]:
+    def _pieces(self, kept: dict[str, Share]) -> Iterator[tuple[int, list[tuple[str, int, int]]]]:
         """Owner and parts of tensors, of one dtype and at most `CHUNK` elements together; the same on every rank."""
-        kinds: dict[str, list[tuple[str, Kept]]] = {}
+        kinds: dict[str, list[tuple[str, Share]]] = {}
         for key, part in sorted(kept.items(), key=lambda item: item[1].start):
             kinds.setdefault(str(part.dtype), []).append((key, part))
         for _, parts in sorted(kinds.items()):
@@ -189,12 +189,12 @@ class Shares:
                     yield owner, waiting
 
 
-def alike(plan: dict[str, Kept], kept: dict[str, Kept]) -> bool:
+def alike(plan: dict[str, Share], kept: dict[str, Share]) -> bool:
     """Whether the memory that is there serves a plan."""
     return plan.keys() == kept.keys() and all(kept[key][:-1] == one[:-1] for key, one in plan.items())
 
 
-def allocated(plan: dict[str, Kept], *, pinned: bool) -> tuple[dict[str, Kept], Arena]:
+def allocated(plan: dict[str, Share], *, pinned: bool) -> tuple[dict[str, Share], Arena]:
     """The plan with memory for it, and what that is a part of."""
     counts: dict[torch.dtype, list[int]] = {}
     for kept in plan.values():
@@ -236,7 +236,7 @@ def sums_of(tensor: Tensor) -> Tensor:
     return sums
 
 
-def shaped(data: Tensor, kept: Kept) -> Tensor:
+def shaped(data: Tensor, kept: Share) -> Tensor:
     """A tensor of such a shape over elements in the order of its memory."""
     return data.as_strided(kept.shape, kept.stride)
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.copies.flight import Flight
 from lightning_lr.copies.homes import MEMORY, Homes
 from lightning_lr.copies.host_memory import Arena
+from lightning_lr.copies.host_transfer import HostTransfer
 from lightning_lr.copies.nest import Nest
 from lightning_lr.copies.optimizer_memory import bytes_of
 from lightning_lr.copies.origins import Origins, Rename
-from lightning_lr.copies.parked import Parked, back, moved, on_host
-from lightning_lr.copies.shares import Kept, Shares, alike, allocated, flat
+from lightning_lr.copies.parked import Parked, map_tensors, on_devices, on_host
+from lightning_lr.copies.shares import Share, Shares, alike, allocated, flat
 from lightning_lr.copies.source import Live, Source
 from lightning_lr.internals import foreach_copy, metric_updates, set_metric
 from lightning_lr.shards import local
@@ -49,11 +49,11 @@ class Snapshot:
 
     def __init__(self, source: Source, shares: Shares | None = None) -> None:
         self.source, self.shares = source, shares or Shares(torch.device("cpu"))
-        self._host: dict[str, Kept] = {}
+        self._host: dict[str, Share] = {}
         self._arena: Arena | None = None
         self._plain: dict[str, Any] = {}
         self._nest = Nest()
-        self._flight = Flight()
+        self._transfer = HostTransfer()
         self.fingerprint: list[Tensor] = []
         """Of the latest `take`, where ranks divide it; see `Shares.fingerprint`."""
         self._origins, self._homes = Origins(), Homes()
@@ -82,15 +82,15 @@ class Snapshot:
                 for kept, whole, tensor in chosen
                 if kept.hi > kept.lo
             ]
-            self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
-        self._plain = self._nest.keep(plain, self._flight)
+            self._transfer.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
+        self._plain = self._nest.keep(plain, self._transfer)
         self._origins.remember(tensors, self.source.optimizers)
         self._homes.remember(tensors, self.source.optimizers)
         self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else []
 
     def fence(self) -> None:
         """What is written on devices from here on is written after the latest `take` has read it; nobody waits."""
-        self._flight.fence()
+        self._transfer.fence()
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -134,7 +134,7 @@ class Snapshot:
             if metric_updates(metric) < count or not held:
                 metric.reset()
                 continue
-            set_metric(metric, count, back(held, metric.device))
+            set_metric(metric, count, on_devices(held, metric.device))
         self.source.resets()
 
     def forget_metric(self, name: str) -> None:
@@ -149,7 +149,7 @@ class Snapshot:
         """
         self._write(own=True)
 
-    def _make(self, plan: dict[str, Kept], *, pinned: bool) -> None:
+    def _make(self, plan: dict[str, Share], *, pinned: bool) -> None:
         """Makes the memory, unless what there is serves."""
         if self._arena is None or not alike(plan, self._host):
             # what can't be used again goes first: never is there more than what is held at the end
@@ -186,7 +186,7 @@ class Snapshot:
 
     def wait(self) -> None:
         """Waits until the host memory holds what the last `take` copied."""
-        self._flight.wait()
+        self._transfer.wait()
 
     def state_dict(self) -> dict[str, Any]:
         """The copy, for a checkpoint, by the names of now: tensors, numbers, lists and dicts.
@@ -197,7 +197,7 @@ class Snapshot:
         self.wait()
         self._rename()
         whole = {key: kept.whole for key, kept in self._host.items()}
-        plain = moved(self._plain, lambda held: held.tensor if isinstance(held, Parked) else held)
+        plain = map_tensors(self._plain, lambda held: held.tensor if isinstance(held, Parked) else held)
         return {"tensors": {k: v for k, v in whole.items() if v is not None}, "plain": plain}
 
     @torch.no_grad()
@@ -225,7 +225,7 @@ class Snapshot:
 
     def __getstate__(self) -> dict[str, Any]:
         # references to live tensors can't be pickled: elsewhere, names have to do
-        return {**self.__dict__, "_origins": Origins(), "_arena": None, "_nest": Nest(), "_flight": Flight()}
+        return {**self.__dict__, "_origins": Origins(), "_arena": None, "_nest": Nest(), "_transfer": HostTransfer()}
 
     def _rename(self) -> None:
         """Gives all that is kept the keys that its tensors have now."""

@@ -14,7 +14,7 @@ from lightning_lr.copies.optimizer_memory import parted
 from lightning_lr.copies.source import Source
 from lightning_lr.guard.gauge import Gauge
 from lightning_lr.guard.guard_trial import GuardTrial
-from lightning_lr.guard.incident_record import facts
+from lightning_lr.guard.incident_record import unfilled
 from lightning_lr.guard.incidents import Incidents
 from lightning_lr.guard.judge import Judge, judges_of
 from lightning_lr.guard.keeper import Keeper
@@ -142,7 +142,7 @@ class GuardedRun:
         if first:
             self.buffers.keep()
             if self.trial is None and not self.given_up:
-                self.keeper.copies.look()
+                self.keeper.copies.notice_resets()
                 self.keeper.copy()
             if self._parted and any(peer.sweeps for peer in self.run.peers):
                 # a sweep exchanges sharded weights in place
@@ -166,7 +166,7 @@ class GuardedRun:
                 judge.state = self.policy.broken_off(judge.state)
                 name = self.run.names_at((judge.index, 0)).optimizer
                 line = f"{self.name}: trial broken off: {name}, which it is of, makes no updates"
-                record = {**facts(self.run, self.name, judge.index), "what": "broken off", "told": True}
+                record = {**unfilled(self.run, self.name, judge.index), "what": "broken off", "told": True}
                 self.run.journal.tell(line, record=record)
             if self.trial.over or self.trial.idle:
                 self.close()

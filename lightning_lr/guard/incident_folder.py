@@ -1,4 +1,4 @@
-"""Incident: what is written down, on the rank that saw it, about an update that was not accepted."""
+"""Incident folder: the files that are written about an update that was not accepted, on the rank that saw it."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr.console import count
-from lightning_lr.guard.incident_record import incident
-from lightning_lr.guard.incidents import Back, few
+from lightning_lr.guard.incident_record import incident_record
+from lightning_lr.guard.incidents import Rewind, few
 from lightning_lr.guard.judge import Judge
 from lightning_lr.guard.limits import limit_gradients, scale_gradients
 from lightning_lr.guard.unjudged import UnjudgedUpdate, finish, finite
@@ -171,7 +171,7 @@ class UpdateGuard:
         self._record.tell(self._run, judge.index, judge.state.update, measured, signals, verdict, ratio, back)
         if verdict.kind == "give_up":
             known = self._run, self._name, judge.index, judge.state.update, measured, signals, verdict
-            self._give_up(judge, verdict, {**incident(*known), "what": "gave up", "told": True})
+            self._give_up(judge, verdict, {**incident_record(*known), "what": "gave up", "told": True})
 
     def _apply(self, judge: Judge, verdict: Verdict) -> None:
         """Makes the update at hand what the verdict says: limited, dropped, or made as it is."""
@@ -189,7 +189,7 @@ class UpdateGuard:
         if self._guarded.trial is not None:
             self._guarded.trial.plan(verdict)
 
-    def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> Back:
+    def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> Rewind:
         """Gives a copy back; says where it was taken and what is lost."""
         if self._guarded.trial is not None:
             self._guarded.trial.leave()
@@ -215,7 +215,7 @@ class UpdateGuard:
                 other.state = self._guarded.policy.rewound(other.state, verdict.to)
         for peer in self._run.peers:
             peer.rewound(judge.state.rewinds)
-        return Back(target.step, lost)
+        return Rewind(target.step, lost)
 
     def _give_up(self, judge: Judge, verdict: Verdict, record: dict[str, Any]) -> None:
         self._guarded.given_up = True

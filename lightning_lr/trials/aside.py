@@ -31,28 +31,28 @@ class Aside:
         self._trainer, self._module, self._ledger = trainer, module, ledger
         self.scaler = scaler_in_use(trainer)
         self._random = RandomState(*drawing(trainer, module))
-        self._trials: list[SecondState] = []
+        self._second_states: list[SecondState] = []
         self._unlogged = Unlogged()
 
     def trial(self) -> SecondState:
         """A new state, not in place yet; `drop` lets go of it."""
         made = SecondState(self._module, self._ledger.optimizers, self.scaler)
-        self._trials.append(made)
+        self._second_states.append(made)
         return made
 
-    def drop(self, trial: SecondState) -> None:
+    def drop(self, state: SecondState) -> None:
         """Lets go of a state that is not in place."""
-        self._trials.remove(trial)
+        self._second_states.remove(state)
 
     def clear(self) -> None:
         """Lets go of all states, wherever one of them was being made."""
         self.leave()
-        self._trials = []
+        self._second_states = []
 
     @property
     def resting(self) -> bool:
         """Whether the healthy state is in place."""
-        return not any(trial.inside for trial in self._trials)
+        return not any(state.inside for state in self._second_states)
 
     def window_begins(self, batch_idx: int) -> bool:
         """Whether the batch is the first of an update; under manual optimization each one is."""
@@ -70,8 +70,8 @@ class Aside:
 
     def leave(self) -> None:
         """Puts the healthy state in place; the rest of the batch still counts for nothing."""
-        for trial in self._trials:
-            trial.end_batch()
+        for state in self._second_states:
+            state.end_batch()
 
     def rest(self) -> None:
         """Puts the healthy state in place, wherever in a batch something raised."""

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_lr.copies.host_memory import Arena
 from lightning_lr.copies.optimizer_memory import entries, states
 from lightning_lr.copies.parked import cloned
-from lightning_lr.copies.shares import Kept, Shares, alike, allocated, sums_of, writable
+from lightning_lr.copies.shares import Share, Shares, alike, allocated, sums_of, writable
 from lightning_lr.internals import buffers_of, foreach_copy, metric_memory, writes
 from lightning_lr.shards import local, reshard
 
@@ -46,7 +46,7 @@ class OwnState:
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer], scaler: Any = None) -> None:
         self._module, self._optimizers, self._scaler = module, list(optimizers), scaler
         self._sharded = reshard(module)
-        self._plan: dict[str, Kept] = {}
+        self._plan: dict[str, Share] = {}
         self._arena: Arena | None = None
         self._tensors: dict[str, Tensor] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []

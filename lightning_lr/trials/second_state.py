@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_lr.copies.optimizer_memory import SETTINGS, nested
-from lightning_lr.copies.parked import Parked, beside, cloned, moved, on_host, placed, swap
+from lightning_lr.copies.parked import Parked, beside, cloned, map_tensors, on_host, placed, swap
 from lightning_lr.copies.shares import writable
 from lightning_lr.internals import buffers_of, metric_memory
 from lightning_lr.shards import local, reshard
@@ -147,8 +147,8 @@ class SecondState:
 
     def _move(self, move: Callable[[Any], Any]) -> None:
         self._tensors = {tensor: move(held) for tensor, held in self._tensors.items()}
-        self._states = [{p: moved(state, move) for p, state in states.items()} for states in self._states]
-        self._settings = moved(self._settings, move)
+        self._states = [{p: map_tensors(state, move) for p, state in states.items()} for states in self._states]
+        self._settings = map_tensors(self._settings, move)
 
     def _copy(self) -> None:
         if self._sharded:

@@ -1,4 +1,4 @@
-"""Flight: copies from CUDA devices to the host, on streams of their own."""
+"""HostTransfer: copies from CUDA devices to host memory, on streams of their own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_lr.internals import foreach_copy
 
 
-class Flight:
-    """Copies under way. On any other device than CUDA a copy is made at once."""
+class HostTransfer:
+    """Copies to host memory that are under way. From any other device than CUDA a copy is made at once."""
 
     def __init__(self) -> None:
         self._events: list[Any] = []
@@ -61,7 +61,7 @@ class Flight:
                 torch.cuda.current_stream(device).wait_event(event)
 
     def wait(self) -> None:
-        """The host waits until all have come down."""
+        """Waits until all copies are complete."""
         for _, event in self._events:
             event.synchronize()
         self._events, self._open = [], False
