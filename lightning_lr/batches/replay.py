@@ -32,7 +32,7 @@ class Replay:
     kept one takes its place, as the loader gave it. All that follows is done to it as to any other batch: precision,
     hooks, augmentation, the way to the device, the training step.
 
-    What was asked for goes for one batch; ask at the end of a batch, or before the first one. A batch of None, which
+    A request holds for one batch; make it at the end of a batch, or before the first one. A batch of None, which
     Lightning skips, is not kept, and the next one is. Batches of validation are left alone.
 
     All ranks keep batches or none does: one small collective for each batch that is to be kept, none for one that is
@@ -82,7 +82,7 @@ class Replay:
         return sum(self._taken.values())
 
     def begin(self) -> None:
-        """Borrows the place where batches are exchanged."""
+        """Patches the method through which batches are exchanged."""
         if self._give_back is not None:
             return
         plugin = self._trainer.precision_plugin
@@ -103,7 +103,7 @@ class Replay:
         self._see_fetcher()
 
     def close(self) -> None:
-        """Gives the place back, and lets go of all batches; safe to call twice, and wherever something raised."""
+        """Takes the patch back, and lets go of all batches; safe to call twice, and wherever something raised."""
         self.pass_next()
         self._kept, self._taken, self._largest = [], {}, {}
         if self._give_back is not None:

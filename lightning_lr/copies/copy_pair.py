@@ -35,15 +35,15 @@ class KeptCopy:
 
 
 class CopyPair:
-    """Keeps the best copy and the newest, which may be one. Memory is used again.
+    """Keeps the best copy and the newest, which may be the same one. Memory is reused.
 
     Args:
         source: what is copied.
         limit: the most host memory for both together, in bytes; None: no limit.
         shares: how ranks divide the copies; None: each keeps all.
-        largest: the largest of the numbers that the ranks give, on every rank: they must not decide by their own.
-        parted: whether their copies differ in size; else they ask one another only while there are lists, which
-            may grow unequally.
+        largest: returns, on every rank, the largest of the numbers that the ranks give it: ranks must decide alike.
+        parted: whether the ranks' copies differ in size; otherwise they compare sizes only while there are lists,
+            which may grow unequally.
 
     Example:
         >>> import torch
@@ -156,7 +156,7 @@ class CopyPair:
                 copy.snapshot.forget_metric(name)
 
     def fence(self) -> None:
-        """Before somebody writes what is copied: see `Snapshot.fence`."""
+        """To be called before what is copied is written: see `Snapshot.fence`."""
         for copy in self.kept:
             copy.snapshot.fence()
 
@@ -168,7 +168,7 @@ class CopyPair:
         self._best = self._newest = self._free = None
 
     def free(self) -> None:
-        """Gives all memory back; of the copies it is left known when they were taken."""
+        """Gives all memory back; when the copies were taken stays known."""
         best, newest = self._best, self._newest
         self.clear()
         self._best, self._newest, self.freed = best, newest, True

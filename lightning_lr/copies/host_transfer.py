@@ -40,7 +40,7 @@ class HostTransfer:
                 if device not in self._streams:
                     self._streams[device] = torch.cuda.Stream(device)
                 stream = self._streams[device]
-                # what has written them so far comes first
+                # work that writes them, as far as it was given, comes first
                 stream.wait_stream(here)
             with torch.cuda.stream(stream):
                 foreach_copy(targets, sources, non_blocking=True)
@@ -50,7 +50,7 @@ class HostTransfer:
             if aside:
                 self._open = True
                 for tensor in sources:
-                    # somebody who lets go of one must not have its memory used again meanwhile
+                    # the allocator must not reuse the memory of a tensor that is released meanwhile
                     tensor.record_stream(stream)
 
     def fence(self) -> None:

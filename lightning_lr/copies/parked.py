@@ -1,4 +1,4 @@
-"""Parked: a second state's tensors, wherever they are: moved, copied, exchanged."""
+"""Parked: tensors in host memory that know their device; values that hold tensors, mapped, copied and exchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Parked(NamedTuple):
 
 
 def map_tensors(value: Any, move: Callable[[Any], Any]) -> Any:
-    """A value with all tensors in it moved, parked ones too; all else is the same."""
+    """A value with `move` applied to all tensors in it, parked ones too; all else stays the same."""
     if isinstance(value, (Tensor, Parked)):
         return move(value)
     if isinstance(value, dict):
@@ -83,7 +83,7 @@ def beside(saved: dict[str, Any], live: Any) -> dict[str, Any]:
 def swap(a: Tensor, b: Tensor) -> None:
     """Exchanges the values of two tensors of one shape and type, bit for bit, without memory.
 
-    Memory that is short would leave a model of which half is another's.
+    Running out of memory halfway would leave a mixture of two models.
 
     Example:
         >>> one, other = torch.tensor([1.0, float("nan")]), torch.tensor([-2.0, 0.5])

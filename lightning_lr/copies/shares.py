@@ -1,4 +1,4 @@
-"""Shares: what all ranks hold alike is copied once, not once a rank: each keeps a part of the bytes."""
+"""Shares: what all ranks hold alike is copied once, not once per rank: each keeps a part of the bytes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Shares:
         return found
 
     def fingerprint(self, live: dict[str, Tensor]) -> list[Tensor]:
-        """A number that is the same where ranks hold the same weights, every bit, and its square; nobody waits for it.
+        """A number that is equal on ranks that hold the same weights, to the bit, and its square; without a host sync.
 
         Of what optimizers remember the shapes are compared: ranks whose moments differ have different weights, too.
         """
@@ -237,7 +237,7 @@ def sums_of(tensor: Tensor) -> Tensor:
 
 
 def shaped(data: Tensor, kept: Share) -> Tensor:
-    """A tensor of such a shape over elements in the order of its memory."""
+    """A tensor of the share's shape, over elements in the order in which they lie in memory."""
     return data.as_strided(kept.shape, kept.stride)
 
 

@@ -28,9 +28,9 @@ OWN = ("parameter/0/", "buffer/0/")
 class Snapshot:
     """One copy of a source. Its memory is made at the first `take` and used again at the next.
 
-    It copies each rank's own shard, and of what all ranks hold alike each rank's share. From CUDA it copies into pinned
-    memory on a stream of its own, and nobody waits: what is about to write the source calls `fence` first. It knows
-    tensors again whose names have changed meanwhile (pruning, parametrisations).
+    It copies each rank's own shard, and each rank's share of what all ranks hold alike. From CUDA it copies into pinned
+    memory on a stream of its own, without a host sync: whoever is about to write the source calls `fence` first.
+    Tensors whose names have changed meanwhile (pruning, parametrizations) are recognized.
 
     Args:
         source: what is copied, and given back.
@@ -64,11 +64,11 @@ class Snapshot:
         return sum(kept.bytes for kept in self._host.values()) + bytes_of(self._plain)
 
     @torch.no_grad()
-    def take(self, told: Live | None = None) -> None:
-        """Copies the source as it is now; `told`: what the source has just told that it has."""
-        if told is None:
+    def take(self, found: Live | None = None) -> None:
+        """Copies the source as it is now; `found`: what `source.live()` has just returned, if it was called already."""
+        if found is None:
             self.source.settle()
-        tensors, plain, steady = told or self.source.live()
+        tensors, plain, steady = found or self.source.live()
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()
         self._plain = {}
@@ -89,12 +89,12 @@ class Snapshot:
         self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else []
 
     def fence(self) -> None:
-        """What is written on devices from here on is written after the latest `take` has read it; nobody waits."""
+        """Makes work that the devices get from here on wait until the latest `take` has read; without a host sync."""
         self._transfer.fence()
 
     @torch.no_grad()
     def adopt(self) -> None:
-        """Takes in parameters that an optimizer has only now: frozen until here, they are as they were at `take`."""
+        """Takes in parameters that an optimizer has only now: they were frozen, so they are as they were at `take`."""
         self.wait()
         parameters = self.source.parameters()
         self._take_up(self._origins.renames(parameters))

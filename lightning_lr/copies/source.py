@@ -24,7 +24,7 @@ class Live(NamedTuple):
     Args:
         tensors: all tensors but those within lists and dicts.
         plain: all else.
-        steady: the keys of what only an optimizer's step writes, unless somebody does so by hand.
+        steady: the keys of what only an optimizer's step writes, unless the user's code writes it by hand.
     """
 
     tensors: dict[str, Tensor]

@@ -28,7 +28,7 @@ class Gauge:
 
     Args:
         run: whose optimizers.
-        name: of the guard, whose own factor a rate is told without.
+        name: of the guard, whose own factor is left out of the rates.
         module: the model.
         scaler: a gradient scaler, or None.
         sharded: whether any of the parameters is a DTensor.
@@ -37,7 +37,7 @@ class Gauge:
     def __init__(self, run: Run, name: str, module: Any, scaler: Any, *, sharded: bool) -> None:
         self._run, self._name, self._module, self.scaler, self.sharded = run, name, module, scaler, sharded
         self._device = run.trainer.strategy.root_device
-        # a mask of -inf, say: nobody has broken it; a sparse graph can't be asked
+        # a mask of -inf, say, is not broken weights; sparse tensors can't be checked
         frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
         self._infinite = {name for name, p in frozen if not (writable(p) and bool(local(p.detach()).isfinite().all()))}
         self._tracks = [Track() for _ in run.ledger.optimizers]
@@ -66,7 +66,7 @@ class Gauge:
             scale = scale_of(self.scaler)
         rate = max(ledger.without(self._name, index, group) for group in range(ledger.groups(index)))
         wide = widest_float(self._device)
-        # filled on the device: one that is made here would be waited for
+        # filled on the device: a tensor made on the host would have to be waited for
         numbers = [
             number if isinstance(number, Tensor) else torch.full((), number, dtype=wide, device=self._device)
             for number in more.values()
@@ -82,9 +82,9 @@ class Gauge:
         return measure(None, [], None, [number], device=self._device).more[0] > 0.0
 
     def shift(self, index: int, *, trying: bool) -> Shift | None:
-        """What the last update of an optimizer has done to its weights; in a trial, which makes none, the same.
+        """How the last update of an optimizer changed its weights; a trial makes none, so that it stays the same.
 
-        None where that is not known: before its second update, after a resume, after a rewind.
+        None where it is not known: before the second update, after a resume, after a rewind.
         """
         track = self._tracks[index]
         return track.shift if trying else track.see(self.parameters(index), self._run.ledger.updates(index))
@@ -118,7 +118,7 @@ class Gauge:
         return ratio if math.isfinite(ratio) else None
 
     def calibrating(self, measured: Measured) -> bool:
-        """Does a gradient scaler see to this overflow? Not where the loss itself, which it doesn't touch, is none."""
+        """Whether a gradient scaler takes care of this overflow; it doesn't if the loss itself is not finite."""
         if self.scaler is None or math.isfinite(measured.grad_norm):
             return False
         if measured.loss is not None and not math.isfinite(measured.loss):
@@ -127,9 +127,9 @@ class Gauge:
         return scale is not None and float(scale) > SCALE_FLOOR
 
     def planned_rate(self, index: int, owner: Any) -> float:
-        """The height to which the schedule and a warm-up may raise the rate without suspicion.
+        """The highest rate that the schedule and a warm-up may reach without suspicion.
 
-        A cooldown that a longer run takes back, too.
+        A cool-down that a longer run takes back counts too.
         """
         ledger, trainer = self._run.ledger, self._run.trainer
         peaks = reference_rates(ledger.optimizers[index], [config.scheduler for config in trainer.lr_scheduler_configs])

@@ -26,7 +26,7 @@ from lightning_lr.shards import reshard
 from lightning_lr.signals.measure import LossMeter
 
 ENTRIES = ("states", "judges", "jobs", "buffers", "keeper", "generations", "trial", "flags", "record")
-"""Of a guard's saved state; `flags` are `given_up` and the last epoch of which a batch has counted."""
+"""The entries of a guard's saved state; `flags` are `given_up` and the last epoch in which a batch has counted."""
 
 
 def readable(saved: dict[str, Any], policy: Any) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class GuardedRun:
         self.meter = LossMeter()
         self.shared: tuple[int, torch.Tensor] | None = None
         """The latest loss in the batch under way, and the optimizer that it was measured for."""
-        # the last epoch of which a batch has counted: after a resume its start is not always told
+        # the last epoch in which a batch has counted: after a resume the start of an epoch is not always announced
         self._counted = -1
-        # of a trial that an exception has ended, for a checkpoint that somebody may still save
+        # the state of a trial that an exception has ended, for a checkpoint that may still be saved
         self._left: dict[str, Any] | None = None
         optimizers, trainer = run.ledger.optimizers, run.trainer
         self.optimizers = list(optimizers)
@@ -115,7 +115,7 @@ class GuardedRun:
         return GuardTrial(owner, run.trainer, self.module, run.ledger, self.keeper.copies, saved)
 
     def remember(self) -> Callable[[], None]:
-        """Gives what takes back all that a verdict changes, but a rewind."""
+        """Returns a function that takes back all that a verdict changes, except a rewind."""
         judges, counts = [dict(vars(judge)) for judge in self.judges], dict(self.record.counts)
         trial, keeper, copies = self.trial, dict(vars(self.keeper)), dict(vars(self.keeper.copies))
         plan = None if trial is None else trial.remember()
@@ -135,7 +135,7 @@ class GuardedRun:
     # batches ---------------------------------------------------------------------------------------------------
 
     def begin_batch(self, batch: Any, batch_idx: int) -> None:
-        """Keeps what the batch may spoil, and puts a trial's weights in place."""
+        """Keeps what the batch may spoil, and puts the weights of a trial in place."""
         first, trainer, self.shared = not self.meter.losses, self.run.trainer, None
         for judge in self.judges:
             judge.seen, judge.dropped = False, judge.dropped and not first

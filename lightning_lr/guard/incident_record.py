@@ -21,7 +21,7 @@ SIDES = {"present": "the run's own weights", "newest": "the newest copy's weight
 
 
 def unfilled(run: Run, guard: str, index: int) -> dict[str, Any]:
-    """A record of which only the guard and the optimizer are known."""
+    """A record in which only the guard and the optimizer are filled in."""
     names = run.names_at((index, 0))
     whose = {"kind": "incident", "callback": guard, "optimizer": names.optimizer, "tag": names.tag, "told": False}
     return {**whose, **dict.fromkeys(KNOWN), "parameters": []}

@@ -43,7 +43,7 @@ class Judge:
     seen: bool = False
 
     def factor(self, verdict: Verdict, rate: float) -> float:
-        """The factor that a verdict sets at such a rate; notes why."""
+        """The factor that a verdict sets at this rate; notes why."""
         cap, before = (math.inf if verdict.factor == 1.0 else verdict.factor * rate), self.cap
         self.cap = cap
         if verdict.kind in ("rewind", "give_up"):
@@ -56,7 +56,7 @@ class Judge:
         return verdict.factor
 
     def to_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, but the state and the unjudged update."""
+        """All that a resumed run needs, except the state and the unjudged update."""
         names = ("reason", "cap", "limit", "copy", "measure")
         return {name: getattr(self, name) for name in names}
 

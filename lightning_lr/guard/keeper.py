@@ -22,12 +22,12 @@ from lightning_lr.shards import reshard
 
 
 class Keeper:
-    """Takes copies when they are due.
+    """Takes copies of the weights when they are due.
 
     Args:
         guarded: the `GuardedRun`, whose judges let weights be copied.
         source: what is copied.
-        parted: whether ranks have each a part of the weights or of the optimizer's state.
+        parted: whether each rank has a part of the weights or of the optimizer's state.
 
     Raises:
         ValueError: for a `memory_limit` in bytes below two copies.
@@ -70,7 +70,7 @@ class Keeper:
         self._take(promote=False)
 
     def copy(self) -> None:
-        """Copies the weights at hand, before a batch, if one is due and every judge lets it.
+        """Copies the weights at hand, before a batch, if a copy is due and every judge allows it.
 
         Nobody has seen a loss at these weights yet: the next verdict proves them, or drops the copy.
         """
@@ -98,7 +98,7 @@ class Keeper:
             one.state = policy.copied(policy.promoted(one.state) if promote else one.state)
 
     def prove(self, verdict: Verdict) -> None:
-        """What a verdict says of the newest copy."""
+        """Takes up what a verdict says of the newest copy."""
         if not self.unproven or self._guarded.trial is not None:
             return
         if verdict.kind == "accept" and verdict.copy:
@@ -107,7 +107,7 @@ class Keeper:
             self._drop()
 
     def compare(self, numbers: dict[str, float]) -> None:
-        """Do the ranks hold the same? If not, each keeps copies of all that it has.
+        """Checks whether the ranks hold the same. If they don't, each keeps copies of all that it has.
 
         Args:
             numbers: the sums of the fingerprints over the ranks.

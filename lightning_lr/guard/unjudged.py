@@ -33,7 +33,7 @@ class UnjudgedUpdate(NamedTuple):
 
 
 def finish(update: UnjudgedUpdate) -> tuple[Measured, Signals]:
-    """An update's numbers; without any loss, a loss of 1."""
+    """The numbers of an update, once they are on the host; a loss of 1 if there was none."""
     if update.signals is not None:
         return Measured(update.signals.loss, update.signals.grad_norm, (), None), update.signals
     measured, size = update.pending.read(), None
@@ -45,12 +45,12 @@ def finish(update: UnjudgedUpdate) -> tuple[Measured, Signals]:
 
 
 def finite(signals: Signals) -> bool:
-    """Whether the loss and the gradient are."""
+    """Whether the loss and the gradient norm are finite."""
     return math.isfinite(signals.loss) and math.isfinite(signals.grad_norm)
 
 
 def restored(signals: Signals, kept: int) -> UnjudgedUpdate:
-    """An update of which only the numbers are left."""
+    """An update from a checkpoint, which has only its numbers."""
     return UnjudgedUpdate(
         Pending([], lambda _: Measured(None, 0.0, (), None)), signals.rate, signals.side, kept, (), signals
     )

@@ -39,20 +39,20 @@ class UpdateGuard:
         self._blind = False
 
     def gradients_of(self, optimizer: Optimizer) -> None:
-        """Lightning tells that the gradients of an optimizer are there."""
+        """The gradients of an optimizer are complete: called from `on_before_optimizer_step`."""
         for judge in self._guarded.judges:
             if self._run.ledger.optimizers[judge.index] is optimizer:
                 judge.dropped, judge.seen = False, True
                 self._see(judge)
 
     def step_begins(self, index: int) -> None:
-        """The same within the optimizer's own step, as the ledger tells it."""
+        """The optimizer's own step begins: called by the ledger."""
         if index >= len(self._guarded.judges):
             return
         self._keeper.copies.fence()
         judge = self._guarded.judges[index]
         if not judge.seen:
-            # a step by the bare optimizer, which Lightning doesn't tell of
+            # a step of the bare optimizer, for which Lightning calls no hook
             self._see(judge)
         elif judge.dropped:
             # under a gradient scaler the step begins only now
@@ -60,10 +60,10 @@ class UpdateGuard:
         judge.seen = judge.dropped = False
 
     def _see(self, judge: Judge) -> None:
-        """The gradients of an update are there, and not used yet."""
+        """Looks at the gradients of an update before they are used."""
         index, trial, loss = judge.index, self._guarded.trial, self._loss(judge.index)
         if self._run.ledger.evaluations(index) > 1 or (trial is None and self._run.ledger.in_trial(index)):
-            # what LBFGS or SAM tries out on the way, or a sweep, is not where the run stands
+            # what LBFGS, SAM or a sweep tries out says nothing of where the run stands
             return
         if self._guarded.given_up:
             self._drop(judge)
@@ -92,12 +92,12 @@ class UpdateGuard:
             self._judge(judge, update)
 
     def _stepless(self, index: int) -> bool:
-        """Whether an update without a loss is to be none."""
+        """Whether an update without a loss is no update at all."""
         alone = self._guarded.module.automatic_optimization and self._run.trainer.world_size == 1
         return alone and all(p.grad is None for p in self._gauge.parameters(index))
 
     def _loss(self, index: int) -> Tensor | None:
-        """The loss of an update: of optimizers that share one backward pass in a batch each has the same."""
+        """The loss of an update; optimizers that share one backward pass in a batch share its loss."""
         loss = self._meter.take()
         if loss is not None:
             self._guarded.shared = index, loss
@@ -106,7 +106,7 @@ class UpdateGuard:
         return loss
 
     def judge_late(self) -> None:
-        """Before somebody looks at the weights, or writes them: judges what `lag` has left open."""
+        """Judges what `lag` has left open, before the weights are read or written by others."""
         self._keeper.copies.fence()
         for judge in self._guarded.judges:
             # a rewind for the one before may have dropped it
@@ -174,7 +174,7 @@ class UpdateGuard:
             self._give_up(judge, verdict, {**incident_record(*known), "what": "gave up", "told": True})
 
     def _apply(self, judge: Judge, verdict: Verdict) -> None:
-        """Makes the update at hand what the verdict says: limited, dropped, or made as it is."""
+        """Does to the update at hand what the verdict says: limits it, drops it, or leaves it as it is."""
         trial = self._guarded.trial
         if verdict.kind != "accept" or trial is not None:
             self._drop(judge)
@@ -190,7 +190,7 @@ class UpdateGuard:
             self._guarded.trial.plan(verdict)
 
     def _rewind(self, judge: Judge, verdict: Verdict, clock: int) -> Rewind:
-        """Gives a copy back; says where it was taken and what is lost."""
+        """Gives a copy back, and returns where it was taken and what is lost."""
         if self._guarded.trial is not None:
             self._guarded.trial.leave()
         target, counts = self._keeper.copies.get(verdict.to), self._record.counts
@@ -232,7 +232,7 @@ class UpdateGuard:
         self._run.trainer.should_stop = True
 
     def _weights_left(self) -> str:
-        """What weights the model holds at the end, in words."""
+        """Which weights the model holds at the end, in words."""
         if not self._gauge.broken():
             return "The model holds the last healthy weights"
         broken = self._gauge.nonfinite()

@@ -1,4 +1,4 @@
-"""Backoff: the rate after weights have turned out to be broken, and how it grows back."""
+"""Backoff: the learning rate after weights have turned out to be broken, and how it grows back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 RAISED = 1.5
-"""A rate this many times the highest one that was healthy is new territory, and to blame first."""
+"""A rate this many times the highest healthy one is new territory, and is the first to blame."""
 
 LASTING = 200
 """Healthy updates that make a rewind's progress lasting, and a rate known; in as many a lowered rate doubles."""

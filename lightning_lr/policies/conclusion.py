@@ -39,8 +39,10 @@ class Conclusion(NamedTuple):
 
 
 def concluded(state: DivergenceState, evidence: Evidence, outcome: Outcome) -> Conclusion:
-    """What follows from an outcome, given all that is known of the run: weights that have learned nothing, or that
-    rewinds have not helped, are not to blame."""
+    """What follows from an outcome, given all that is known of the run.
+
+    Weights are not to blame where nothing was learned yet, or where rewinds have not helped.
+    """
     seen, mark = state.seen, state.newest if evidence.to == "newest" else state.best
     here = centre(evidence.here) if evidence.here else math.inf
     there = centre(evidence.there) if evidence.there else None

@@ -1,4 +1,4 @@
-"""Divergence: is this update healthy, and if that is in doubt, what does a trial show?"""
+"""DivergencePolicy: is this update healthy, and if that is in doubt, what does a trial show?"""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_lr.policies.verdict import Side, Signals, Verdict
 from lightning_lr.statistics.window import centre
 
 PROOF = 8
-"""Updates after a copy that must be as usual before it may become the best."""
+"""Usual updates that must follow a copy before it may become the best."""
 
 ODD = 8
-"""Updates before a copy of which none may have had a loss too good to be true."""
+"""Updates before a copy, none of which may have had a loss too good to be true."""
 
 BUDGET, FREE = 0.02, 64
-"""Trials that blame no weights, and holds, take at most this share of a run's updates, and so many more."""
+"""Trials that don't blame the weights, and waits, take at most this share of a run's updates, plus so many."""
 
 NOTHING_FINITE = 300
 """Updates in a row that were not finite, at whatever weights, after which nothing is left to try."""
@@ -32,18 +32,18 @@ NOTHING_FINITE = 300
 class DivergencePolicy:
     """Judges each update before it is applied, and asks for a trial where numbers alone can't decide.
 
-    - *Limit, don't drop*: a gradient far above the largest of late is scaled down; only what is not finite is dropped.
+    - *Limit, don't drop*: a gradient far above the largest recent one is scaled down; only what is not finite is dropped.
     - *Suspicion decides nothing*: a few losses above all of the window, a level that has lost part of the gain, updates
       in a row that are not finite, weights many times as large as at the start with nothing learned; see `suspicion`.
     - *A trial decides*: batches' losses at the present weights and at those of a copy, in turn; see `evidence`. It was
       a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
       back, and the rate is lowered if it may be to blame; see `backoff`.
-    - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
-      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row don't help
-      against weights that are not finite, or to ones that have learned nothing.
+    - *Nothing is lost in small steps*: trials and holds have a budget; where lower and lower rates don't help, the level is
+      accepted and the rate comes back. It gives up only when nothing is finite any more, or when rewinds in a row don't
+      help: weights stop being finite again, or the copy that comes back has learned nothing.
 
     Args:
-        limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: to nothing.
+        limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: no limit.
         trials: whether trials are made; without them only what is not finite is acted on.
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
@@ -120,7 +120,7 @@ class DivergencePolicy:
         return state.seen.updates == state.newest.seen.updates
 
     def waits(self, state: DivergenceState) -> bool:
-        """Has the newest copy yet to show whether it may become the best? If it were replaced now, none ever would."""
+        """Has the newest copy yet to show whether it may become the best? Replaced too early, no copy ever would."""
         since = state.seen.updates - state.newest.seen.updates
         return state.newest.update != state.best.update and 0 < since < PROOF
 
@@ -131,7 +131,7 @@ class DivergencePolicy:
 
         Args:
             state: of one optimizer.
-            slow: whether updates enough of another optimizer have shown it.
+            slow: whether enough updates of another optimizer have shown it.
         """
         seen, since = state.seen, state.seen.updates - state.newest.seen.updates
         if state.trying is not None or (since < PROOF and not slow):
@@ -148,7 +148,7 @@ class DivergencePolicy:
         return state._replace(best=state.newest, rate=state.rate._replace(recent=0.0))
 
     def rewound(self, state: DivergenceState, to: Side) -> DivergenceState:
-        """The state after somebody else gave a copy back."""
+        """The state after a copy was given back because of another optimizer."""
         rate = state.rate._replace(since=0, recent=0.0)
         return state._replace(rate=rate, trying=None).back(to)
 

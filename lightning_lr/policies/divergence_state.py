@@ -30,10 +30,10 @@ class DivergenceState(NamedTuple):
         update: updates judged so far, those not applied included.
         seen: what has been seen of losses and gradients.
         rate: what is known about rates.
-        newest: of the newest copy.
-        best: of the best.
-        trying: the trial under way.
-        spent: updates that trials without a rewind have taken.
+        newest: what was known at the newest copy.
+        best: what was known at the best copy.
+        trying: what the trial under way has shown; None without one.
+        spent: updates that trials which ended without a rewind have taken.
     """
 
     update: int = 0
@@ -46,7 +46,7 @@ class DivergenceState(NamedTuple):
 
     @property
     def rewinds(self) -> int:
-        """In a row, without lasting progress."""
+        """Rewinds in a row, without lasting progress."""
         return self.rate.rewinds
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Evidence: a trial at the present weights and at those of a copy in turn, and what it has shown."""
+"""Evidence: what a trial shows that runs at the present weights and at those of a copy in turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLEAR = 0.8
 1947)."""
 
 HOPELESS = (0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 0.65, 0.65, 1.0)
-"""The share, by the number of updates at either weights, with which the copy is given up for no better."""
+"""A copy that is better in no more than this share of pairs, by the number of updates at either weights, is no better."""
 
 
 HOLD = 32
@@ -29,19 +29,19 @@ class Evidence(NamedTuple):
     """What a trial under way has shown so far.
 
     Args:
-        why: it was begun.
-        usual: up to which losses are as usual.
+        why: the suspicion that began it.
+        usual: losses up to this are usual.
         margin: a difference between the two that matters.
-        far: above which a loss is beyond everything that the run has met.
+        far: losses above this are beyond everything that the run has met.
         began: the level that the run began at; inf if nothing was learned since.
-        worse: the share with which the weights of the start count as no worse.
+        worse: the share of pairs from which on the start's weights count as no worse.
         to: the copy that is looked at.
         both: whether the best copy is another one than the newest, and not looked at yet.
         here: losses at the present weights.
         there: those at the copy.
         batches: updates that it has taken.
-        held: of them, those for which bad data was waited out.
-        waiting: whether bad data is waited out, at the copy.
+        held: how many of them were spent waiting for bad data to end.
+        waiting: whether it is waiting for bad data to end, at the copy.
     """
 
     why: Reason
@@ -59,7 +59,7 @@ class Evidence(NamedTuple):
     waiting: bool = False
 
     def after(self, side: Side, loss: float) -> Evidence:
-        """The same after an update's batches at `side`; a loss that is not finite counts as infinite."""
+        """The evidence after an update's batches ran at `side`; a loss that is not finite counts as infinite."""
         loss = loss if math.isfinite(loss) else math.inf
         now = self._replace(batches=self.batches + 1)
         if side == "present":
@@ -102,7 +102,7 @@ class Evidence(NamedTuple):
         clear = count >= MOST and share >= CLEAR
         if min(here) == math.inf > max(there) or ((plain or clear) and better >= self.margin / 2.0):
             if self.both and middle[1] > self.usual:
-                # better, and not good: the newest copy may be broken too
+                # better, but not good: the newest copy may be broken too
                 return self._replace(to="best", both=False, here=here[-2:], there=()), ""
             return self, "weights"
         start = self.why == "start"

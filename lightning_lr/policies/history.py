@@ -28,24 +28,24 @@ FLAT = 0.05
 """The least rise that is suspicious, as a share of the level: for a run that has gained next to nothing."""
 
 LEAST = 0.03
-"""Is added to the root mean square of the weights before it is compared: weights may start at zero."""
+"""Added to the root mean square of the weights before it is compared with that of the start."""
 
 FORGIVEN = 1000
-"""Accepted updates after which it has to last half as long again."""
+"""Accepted updates after which the next suspicion needs to last only half as long."""
 
 
 class History(NamedTuple):
     """What has been seen of one optimizer's losses and gradients.
 
     Args:
-        losses: of the last accepted updates, each no higher than can be believed.
+        losses: of the last accepted updates, each limited to what can be believed.
         norms: of their gradients, as limited.
         updates: accepted since the start.
         initial: the level that the run began at; None before the first.
         best: its lowest level; None before the first.
         noise: the standard deviation of a loss from one update to the next, without a trend.
         size: the root mean square of the weights at the start, with `LEAST`; 0.0 before it was measured.
-        growth: by how many times it has grown.
+        growth: how many times larger it has become.
         high: losses in a row above all of the window; those above where the run began counted twice.
         up: looks in a row that found the level up.
         nonfinite: updates in a row that were not finite.
@@ -76,7 +76,7 @@ class History(NamedTuple):
 
     @property
     def gained(self) -> bool:
-        """Has it learned more than noise could feign?"""
+        """Whether it has learned more than noise could explain."""
         return self.gain > SURE * _error(self.noise)
 
     @property
@@ -88,26 +88,26 @@ class History(NamedTuple):
 
     @property
     def usual(self) -> float:
-        """Up to which losses are as usual."""
+        """Losses up to this are usual."""
         if self.best is not None:
             return self.best + self.margin
         return math.inf if self.initial is None else self.initial + self.margin
 
     @property
     def highest(self) -> float:
-        """Above which a loss is beyond everything in the window."""
+        """Losses above this are beyond everything in the window."""
         before = self.losses[: len(self.losses) - self.high] if self.high else self.losses
         return max(before or self.losses, default=math.inf) + self.margin
 
     def tops(self, loss: float) -> bool:
-        """Is the loss beyond everything in the window? The latest few tell of most losses that they are not."""
+        """Whether the loss is beyond everything in the window. A look at the latest few settles most cases."""
         if self.losses and not self.high and loss <= max(self.losses[-LOOK:]) + self.margin:
             return False
         return loss > self.highest
 
     @property
     def far(self) -> float:
-        """Above which nothing that this run has ever met lies; inf while it has learned nothing."""
+        """Losses above this are beyond everything that the run has met; inf while it has learned nothing."""
         if not self.gained or self.initial is None:
             return math.inf
         return max(self.highest, self.initial) + 8.0 * max(self.gain, abs(self.initial))
@@ -122,7 +122,7 @@ class History(NamedTuple):
         return limit * most if most > 0.0 else math.inf
 
     def exceeds(self, limit: float | None, norm: float) -> bool:
-        """Is the norm above the largest one? The latest few that are believed tell of most norms that they are not."""
+        """Whether the norm is above the largest one. A look at the latest few that are believed settles most cases."""
         if limit is not None and len(self.norms) >= 2 * LOOK and norm <= limit * max(self.norms[-2 * LOOK : -LOOK]):
             return False
         return norm > self.largest_norm(limit)

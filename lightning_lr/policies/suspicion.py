@@ -21,7 +21,7 @@ UP = 2
 """Looks in a row that must find the level up. With one, half of the tuning half's healthy kinds had trials."""
 
 NONFINITE = 3
-"""So many updates in a row that are not finite are no accident."""
+"""Updates in a row that are not finite, and are no accident."""
 
 DEAD_AFTER = 40
 """Updates before a run that has learned nothing is suspected to be dead."""
@@ -43,7 +43,7 @@ def wants_size(history: History) -> bool:
 
 
 def reason(history: History, *, started: bool) -> Reason:
-    """Why a trial is due; empty when none is. `started`: whether the best copy is a later one than the start's."""
+    """Why a trial is due; empty if none is. `started`: whether the best copy is a later one than the start's."""
     high, level, nonfinite, start = history.patience
     if history.nonfinite >= NONFINITE * 2**nonfinite:
         return "nonfinite"

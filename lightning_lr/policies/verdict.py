@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Side = Literal["present", "newest", "best"]
-"""At which weights an update's batches are run: the run's own, or those of one of the two copies."""
+"""The weights at which an update's batches are run: the run's own, or those of one of the two copies."""
 
 Kind = Literal["accept", "drop", "hold", "rewind", "give_up"]
 Outcome = Literal["", "passed", "data", "weights"]
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
         limit: the largest gradient norm that the next update may have; inf for none.
         factor: multiplies the rate from this update on, in (0, 1].
         to: the copy that a rewind gives back.
-        look: where the next update's batches are run in a trial; None where no trial is under way.
+        look: where the batches of the next update are run in a trial; None if no trial is under way.
         copy: whether the weights at hand, before this update, may be copied.
         outcome: of the trial that ends with this verdict; empty where none does.
         here, there: the trial's median losses at the present weights and at those of the copy; None without one.

@@ -17,9 +17,9 @@ from lightning_lr.trials.unlogged import Unlogged
 class Aside:
     """What a sweep and a guard's trial have in common: other states in place within batches of the run.
 
-    Within a batch the state of one trial is in place. At its end, at an exception, and at the end of an epoch that was
-    cut, `rest` puts the healthy one back. The random generators go back at `close`: to where they were when this was
-    made, that is before the first such batch.
+    Within a batch one second state is in place. At the end of the batch, at an exception, and at the end of an epoch
+    that was cut short, `rest` puts the healthy state back. `close` sets the random generators back to where they were
+    when this was made, that is, before the first such batch.
 
     Args:
         trainer: whose batches.
@@ -45,7 +45,7 @@ class Aside:
         self._second_states.remove(state)
 
     def clear(self) -> None:
-        """Lets go of all states, wherever one of them was being made."""
+        """Lets go of all states, even while one of them is being made."""
         self.leave()
         self._second_states = []
 
@@ -74,7 +74,7 @@ class Aside:
             state.end_batch()
 
     def rest(self) -> None:
-        """Puts the healthy state in place, wherever in a batch something raised."""
+        """Puts the healthy state in place; safe wherever in a batch something raised."""
         self.leave()
         self._unlogged.end_batch(self._trainer)
 
@@ -123,7 +123,7 @@ def set_trial_rates(ledger: Ledger, index: int | None, rates: list[float]) -> No
 
 
 def in_ratio(rate: float, peaks: list[float]) -> list[float]:
-    """Rates in the ratio of the peaks, of which the highest is `rate`."""
+    """Rates in the ratio of the peaks; the highest is `rate`."""
     return [rate * peak / max(peaks) for peak in peaks]
 
 

@@ -25,7 +25,7 @@ class OwnState:
     """Keeps what a batch without an update may still change, and gives it back, bit for bit.
 
     Weights and buffers are kept in host memory: nothing is taken on the device but copies of torchmetrics' states.
-    Frozen weights go there once, and again only when somebody has written them. An optimizer that makes no update has
+    Frozen weights are copied there once, and again only after they were written. An optimizer that makes no update has
     only its counts to change.
 
     Args:
@@ -87,7 +87,7 @@ class OwnState:
         if self._arena is None or not alike(plan, self._plan):
             self._marks, self._plan, self._arena = {}, {}, None
             self._plan, self._arena = allocated(plan, pinned=any(tensor.is_cuda for tensor in live.values()))
-        # weights that nobody has written since the batch before are there already. Frozen ones (a teacher) may be
+        # weights that were not written since the batch before are there already. Frozen ones (a teacher) may be
         # written through `.data`, which doesn't count: of those all bits are looked at
         self._frozen = _bits({key: live[key] for key, p in parameters.items() if not p.requires_grad})
         marks = {
