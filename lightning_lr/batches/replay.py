@@ -1,4 +1,4 @@
-"""Replay: batches of the run that its loop gets again, in place of its own."""
+"""Replay: the training loop gets batches again that were kept, in place of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARE = 8
 """Nor do they take more than this part (one eighth) of what is free there; ranks of one host share it."""
 
 PATCHED = "convert_input"
-"""The method of the precision plugin that Lightning's loops give every batch to, first of all."""
+"""The method of the precision plugin to which Lightning's loops give every batch, before anything else."""
 
 
 class Replay:
@@ -132,7 +132,7 @@ class Replay:
         self._keeping, self._playing, self.placed = False, None, None
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The kept batches in host memory, without what was asked for the next one; no copy of those there already.
+        """The kept batches in host memory, without the request for the next one; those on the host are not copied.
 
         None where a checkpoint can't have them: of several ranks it holds what rank zero says, and only plain ones
         (dicts, lists and tuples of tensors, arrays, strings and numbers) are read with `weights_only=True`.
@@ -212,7 +212,7 @@ class Replay:
             self._largest[device] = max(self._largest.get(device, 0), more)
 
     def _fits(self, size: dict[torch.device, int], *others: dict[torch.device, int]) -> bool:
-        """Whether a batch fits beside the kept ones; of the others the larger one is to fit beside it, too."""
+        """Whether a batch fits beside the kept ones, and the largest of `others` beside both."""
         for device in {*size, *(device for other in others for device in other)}:
             more = size.get(device, 0) + max((other.get(device, 0) for other in others), default=0)
             if self._taken.get(device, 0) + more > self._limit(device):
@@ -220,7 +220,7 @@ class Replay:
         return True
 
     def _limit(self, device: torch.device) -> float:
-        """The bytes that kept batches may take on a device, as it was when the first one was seen there."""
+        """The bytes that kept batches may take on a device, set by what is free when the first one is seen there."""
         if device not in self._limits:
             on_host = device == HOST
             free = host.free_memory() / self._trainer.num_devices if on_host else footprint.free_on_device(device)

@@ -60,8 +60,8 @@ class DivergenceGuard(LRCallback):
         lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
             host meanwhile, so that an accelerator never waits. Limits are then applied on the device, and all
             gradients of an update that is not finite are set to zero: the weights stay as they are, except for what
-            momentum, weight decay and the like still do. A trial's batches are judged at once. A checkpoint at a batch's end may hold
-            one update that is not judged yet.
+            momentum, weight decay and the like still do. A trial's batches are judged at once. A checkpoint at the end
+            of a batch may hold one update that is not judged yet.
         incidents_dir: a folder for the batch, the signals and the parameters of every incident, of which each rank
             keeps the first 10 and the latest 90; None: none is written.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.

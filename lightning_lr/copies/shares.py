@@ -15,7 +15,7 @@ WORTH = 1024
 """Tensors of fewer elements are kept whole on each rank: bringing them together would cost more."""
 
 CHUNK = 2**20
-"""Elements that are brought together at a time: so much memory a rewind takes on the device (8 MiB of float64)."""
+"""Elements that are brought together at a time; a rewind takes memory for so many on the device (8 MiB of float64)."""
 
 ALIKE = ("parameter/", "optimizer/", "group/")
 """Keys of what strategies that replicate a model keep equal on all ranks. Buffers may be each rank's own."""
@@ -25,7 +25,7 @@ HASH = 2**20 - 3
 divides no difference that one bit makes to a sum."""
 
 BLOCKS = 16
-"""A tensor's bytes are summed in so many parts, so that what changes places is seen."""
+"""A tensor's bytes are summed in so many parts, so that values which change places are noticed."""
 
 NOTHING = torch.empty(0)
 
@@ -83,7 +83,7 @@ class Shares:
         self.divides = divides and self.ranks > 1
 
     def plan(self, live: dict[str, Tensor], rank: int | None = None) -> dict[str, Share]:
-        """What a rank is to keep of each tensor, this one by default; no memory is made yet."""
+        """What a rank, by default this one, is to keep of each tensor; no memory is allocated yet."""
         totals: dict[torch.dtype, int] = {}
         found: dict[str, Share] = {}
         for key, tensor in live.items():
@@ -127,7 +127,7 @@ class Shares:
 
     @torch.no_grad()
     def gather(self, kept: dict[str, Share], into: dict[str, Tensor]) -> None:
-        """Writes the divided ones, part after part, each from the rank that has it; a collective.
+        """Writes the divided tensors, part after part, each from the rank that keeps it; a collective.
 
         Args:
             kept: the same keys on every rank.
@@ -190,12 +190,12 @@ class Shares:
 
 
 def alike(plan: dict[str, Share], kept: dict[str, Share]) -> bool:
-    """Whether the memory that is there serves a plan."""
+    """Whether memory that was allocated for one plan serves another."""
     return plan.keys() == kept.keys() and all(kept[key][:-1] == one[:-1] for key, one in plan.items())
 
 
 def allocated(plan: dict[str, Share], *, pinned: bool) -> tuple[dict[str, Share], Arena]:
-    """The plan with memory for it, and what that is a part of."""
+    """The plan with memory for it, and the arena that owns the memory."""
     counts: dict[torch.dtype, list[int]] = {}
     for kept in plan.values():
         counts.setdefault(kept.dtype, []).append(kept.hi - kept.lo)

@@ -32,14 +32,15 @@ NOTHING_FINITE = 300
 class DivergencePolicy:
     """Judges each update before it is applied, and asks for a trial where numbers alone can't decide.
 
-    - *Limit, don't drop*: a gradient far above the largest recent one is scaled down; only what is not finite is dropped.
+    - *Limit, don't drop*: a gradient far above the largest recent one is scaled down; only what is not finite is
+      dropped.
     - *Suspicion decides nothing*: a few losses above all of the window, a level that has lost part of the gain, updates
       in a row that are not finite, weights many times as large as at the start with nothing learned; see `suspicion`.
     - *A trial decides*: batches' losses at the present weights and at those of a copy, in turn; see `evidence`. It was
       a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
-      back, and the rate is lowered if it may be to blame; see `backoff`.
-    - *Nothing is lost in small steps*: trials and holds have a budget; where lower and lower rates don't help, the level is
-      accepted and the rate comes back. It gives up only when nothing is finite any more, or when rewinds in a row don't
+      back, and the learning rate is lowered if it may be to blame; see `backoff`.
+    - *Nothing is lost in small steps*: trials and waits have a budget. Where lower and lower rates don't help, the level
+      is accepted and the rate comes back. It gives up only when nothing is finite any more, or when rewinds in a row don't
       help: weights stop being finite again, or the copy that comes back has learned nothing.
 
     Args:
@@ -112,7 +113,7 @@ class DivergencePolicy:
         return state._replace(newest=Mark(state.update, state.seen))
 
     def dropped(self, state: DivergenceState) -> DivergenceState:
-        """The state after the newest copy was dropped, since an update at its weights was not as usual."""
+        """The state after the newest copy was dropped because an update at its weights was not usual."""
         return state._replace(newest=state.best)
 
     def rests(self, state: DivergenceState) -> bool:

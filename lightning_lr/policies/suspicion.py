@@ -27,13 +27,13 @@ DEAD_AFTER = 40
 """Updates before a run that has learned nothing is suspected to be dead."""
 
 LARGE = 2.6
-"""So many times as large as at the start (their root mean square, with `history.LEAST` added) are weights that
-a rate has blown up: dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on
+"""Weights that a learning rate has blown up are so many times as large as at the start (their root mean square, with
+`history.LEAST` added): dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on
 its plateau, at ten times its best rate, 3.7."""
 
 PATIENCE = 6
-"""A suspicion that a trial has not borne out must last twice as long the next time (four times, for a level), which
-counts twice after a trial that blamed the data; at most so many times."""
+"""A suspicion that a trial has not confirmed must last twice as long the next time (four times, for a level). A trial
+that blamed the data counts twice. The length is doubled at most so many times."""
 
 
 def wants_size(history: History) -> bool:
