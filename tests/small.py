@@ -161,3 +161,31 @@ class Sharded(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.configure(self.net)
+
+
+class Overflows(Model):
+    """Its gradients overflow half precision in the first two batches."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * (float("inf") if self.trainer.fit_loop.total_batch_idx in (0, 1, 5) else 1.0)
+
+
+class TwoOptimizers(Model):
+    """Manual optimization: the second optimizer steps only in every other batch."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda m: [torch.optim.SGD(m.backbone.parameters(), 0.1), torch.optim.SGD(m.head.parameters(), 0.1)], 8
+        )
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()
+        loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+        first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        if batch_idx % 2 == 1:
+            second.step()

@@ -327,3 +327,15 @@ def check(run: Fit, plain: Fit) -> None:
     check_time(run, plain)
     check_record(run)
     check_over(run)
+
+
+def check_resumed(rest: Fit, whole: Fit) -> None:
+    """Invariant 8: the resumed run is the end of the uninterrupted one."""
+    done = len(whole.witness.rests) - len(rest.witness.rests)
+    assert done > 0
+    for mine, theirs in zip(rest.witness.rests, whole.witness.rests[done:], strict=True):
+        assert {**mine, "random": None} == {**theirs, "random": None}
+    assert rest.trace == whole.trace[len(whole.trace) - len(rest.trace) :]
+    mine, theirs = rest.end(), whole.end()
+    for what in ("weights", "optimizers", "schedulers", "step"):
+        assert mine[what] == theirs[what], what

@@ -21,9 +21,8 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_lr as llr
-from tests.callbacks.test_warmup import Overflows, TwoOptimizers
 from tests.pool import Pool
-from tests.small import Loader, Model, cosine, digits, held_out, pl, sgd, trainer
+from tests.small import Loader, Model, Overflows, TwoOptimizers, cosine, digits, held_out, pl, sgd, trainer
 
 
 def rates(model: Model, cooldown: llr.Cooldown, root: Path, loader: Any = None, *more: Any, **kwargs: Any) -> list[Any]:

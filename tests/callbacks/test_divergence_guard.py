@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,96 +19,15 @@ from torch import Tensor, nn
 import lightning_lr as llr
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
 from lightning_lr.callbacks.finder import LRFinder
+from tests.faulty import BATCHES, NAN, Faulty, adamw, fit, fit_on_a_rank, momentum, same, state
 from tests.pool import Pool
-from tests.small import Loader, Model, Sharded, cosine, held_out, trainer
+from tests.small import Loader, Model, Sharded, cosine, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-
-BATCHES = 12
-NAN = math.nan
-
-
-def adamw(module: Any, lr: float = 3e-3) -> Any:
-    return torch.optim.AdamW(module.parameters(), lr=lr)
-
-
-def momentum(module: Any, lr: float = 0.05) -> Any:
-    return torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9)
 
 
 def rmsprop(module: Any, lr: float = 1e-3) -> Any:
     return torch.optim.RMSprop(module.parameters(), lr=lr, momentum=0.5)
-
-
-class Faulty(Model):
-    """A small net with faults by batch number, on the ranks named.
-
-    Faults: `nan` (in the inputs), `grad` (NaN in one gradient), `loss` (times 1e6), `nanloss` (NaN), `weight` (some set
-    to NaN), `huge` (some of them set to 1e30).
-    """
-
-    def __init__(
-        self, configure: Callable[[Any], Any] = adamw, faults: dict[int, str] | None = None, **more: Any
-    ) -> None:
-        super().__init__(configure, hidden=more.pop("hidden", 32))
-        self.faults, self.rank = faults or {}, more.pop("rank", None)
-        self.norm = nn.BatchNorm1d(64)
-        self.finite_at_rest: list[bool] = []
-        self.seen_by_validation: list[bool] = []
-
-    @property
-    def fault(self) -> str | None:
-        if self.rank is not None and self.rank != self.global_rank:
-            return None
-        return self.faults.get(self.trainer.fit_loop.epoch_loop.total_batch_idx)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        if self.fault == "nan":
-            images = images * NAN
-        if self.fault in ("weight", "huge"):
-            with torch.no_grad():
-                self.head.weight[0, :] = NAN if self.fault == "weight" else 1e30
-        loss = nn.functional.cross_entropy(self(self.norm(images)), labels)
-        return loss * {"loss": 1e6, "nanloss": NAN}.get(self.fault or "", 1.0)
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.seen_by_validation.append(self.is_finite())
-        self.log("val_loss", nn.functional.cross_entropy(self(self.norm(batch[0])), batch[1]))
-
-    def on_after_backward(self) -> None:
-        if self.fault == "grad":
-            assert self.head.bias.grad is not None
-            self.head.bias.grad[0] = NAN
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        super().on_train_batch_end()
-        self.finite_at_rest.append(self.is_finite())
-
-    def is_finite(self) -> bool:
-        return all(bool((t.abs() < 1e20).all()) for t in self.state_dict().values())
-
-
-def fit(model: pl.LightningModule, root: Any, *callbacks: Any, epochs: int = 6, **more: Any) -> pl.Trainer:
-    ckpt_path = more.pop("ckpt_path", None)
-    made = trainer(root, max_epochs=epochs, callbacks=list(callbacks), **more)
-    made.fit(model, Loader(BATCHES, 16), held_out(), ckpt_path=ckpt_path)
-    return made
-
-
-def state(model: Model, made: pl.Trainer) -> list[Any]:
-    found: list[Any] = [t.clone() for t in model.state_dict().values()]
-    for optimizer in made.optimizers:
-        for p in model.parameters():
-            for value in optimizer.state.get(p, {}).values():
-                found.append(value.clone() if isinstance(value, Tensor) else value)
-    return found
-
-
-def same(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True)
-    )
 
 
 class Watch(pl.Callback):
@@ -137,6 +55,7 @@ def test_a_healthy_run_has_the_same_bits_with_and_without_the_guard(configure: A
     assert same(state(plain, first), state(guarded, second))
 
 
+@pytest.mark.invariant(10)
 @pytest.mark.parametrize("configure", [adamw, momentum, rmsprop])
 @pytest.mark.parametrize("fault", ["nan", "grad"])
 @pytest.mark.parametrize("way", ["plain", "scaler", "clipped"])
@@ -181,6 +100,7 @@ def test_an_overflow_that_the_scaler_calibrates_is_no_incident(tmp_path: Path) -
     assert guard.summary()["judged"] < 6 * BATCHES
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("configure", [adamw, momentum])
 def test_broken_weights_are_rewound_and_never_seen_by_validation_or_checkpoints(configure: Any, tmp_path: Path) -> None:
     model, guard = Faulty(configure, {40: "weight"}), DivergenceGuard(snapshot_every=10)
@@ -288,6 +208,7 @@ def test_without_saved_snapshots_the_resumed_weights_are_the_first_one(tmp_path:
     assert model.is_finite()
 
 
+@pytest.mark.invariant(7)
 def test_accumulated_micro_batches_are_one_update(tmp_path: Path) -> None:
     guard = DivergenceGuard(snapshot_every=10)
     model = Faulty(faults={42: "nan"})
@@ -526,20 +447,7 @@ def test_a_second_fit_starts_from_nothing(tmp_path: Path) -> None:
 # several ranks ---------------------------------------------------------------------------------------------------
 
 
-def fit_on_a_rank(root: str, faults: dict[int, str], **settings: Any) -> Any:
-    model, guard = Faulty(faults=faults, rank=1), DivergenceGuard(snapshot_every=10, **settings)
-    made = trainer(root, max_epochs=8, callbacks=[guard], devices=2, strategy="ddp")
-    error = ""
-    try:
-        made.fit(model, Loader(BATCHES, 16, offset=16 * made.global_rank), held_out())
-    except DivergenceError as raised:
-        error = str(raised)
-    values = [v.tolist() if isinstance(v, Tensor) else v for v in state(model, made)[: len(model.weights())]]
-    moments = [p.tolist() for s in made.optimizers[0].state.values() for p in s.values()]
-    decisions = [s.to_dict() for s in guard.states]
-    return values, moments, decisions, guard.skips, guard.rewinds, error
-
-
+@pytest.mark.invariant(4)
 def test_a_fault_on_one_rank_is_everybodys(pool: Pool, tmp_path: Path) -> None:
     first, second = pool.run(fit_on_a_rank, str(tmp_path), {20: "nan", 30: "grad", 40: "loss"})
     assert first == second

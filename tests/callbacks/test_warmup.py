@@ -13,7 +13,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_lr as llr
-from tests.small import Loader, Model, digits, sgd, trainer
+from tests.small import Loader, Model, Overflows, TwoOptimizers, digits, sgd, trainer
 
 
 def rates(model: Model, warmup: llr.Warmup, root: Path, loader: Any = None, **kwargs: Any) -> list[float]:
@@ -142,40 +142,12 @@ def test_a_group_added_by_unfreezing_warms_up_from_its_own_birth(tmp_path: Path)
     assert [row[1] for row in model.trace if len(row) > 1] == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02, 0.02])
 
 
-class Overflows(Model):
-    """Its gradients overflow half precision in the first two batches."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        loss = super().training_step(batch, batch_idx)
-        return loss * (float("inf") if self.trainer.fit_loop.total_batch_idx in (0, 1, 5) else 1.0)
-
-
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:.*autocast")
 def test_updates_that_a_gradient_scaler_skipped_do_not_warm_up(tmp_path: Path) -> None:
     model = Overflows(sgd)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     got = rates(model, llr.Warmup(6), tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert got == pytest.approx(expected(6, 9))
-
-
-class TwoOptimizers(Model):
-    """Manual optimization: the second optimizer steps only in every other batch."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            lambda m: [torch.optim.SGD(m.backbone.parameters(), 0.1), torch.optim.SGD(m.head.parameters(), 0.1)], 8
-        )
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, second = self.optimizers()
-        loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-        first.zero_grad()
-        second.zero_grad()
-        self.manual_backward(loss)
-        first.step()
-        if batch_idx % 2 == 1:
-            second.step()
 
 
 def test_each_optimizer_counts_its_own_updates_under_manual_optimization(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from tests.pool import Pool
 from tests.scripted import LONGER, SIDES, guard
 from tests.small import Loader, Model, Sharded, held_out, trainer
 from tests.ways import WAYS
-from tests.whole_runs.test_ways import check_resumed
-from tests.witness import Fit, check
+from tests.witness import Fit, check, check_resumed
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Be aware that when using `ckpt_path`, callbacks",

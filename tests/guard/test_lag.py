@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 import lightning_lr as llr
-from tests.callbacks.test_divergence_guard import Faulty, fit, fit_on_a_rank, momentum, same, state
+from tests.faulty import Faulty, fit, fit_on_a_rank, momentum, same, state
 from tests.pool import Pool
 
 

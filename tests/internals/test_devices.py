@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_lr as llr
-from tests.callbacks.test_divergence_guard import Faulty, adamw
+from tests.faulty import Faulty, adamw
 from tests.pool import Pool
 from tests.small import Loader, held_out, pl, trainer
 from tests.spy import OWN, Spy, spying

@@ -14,10 +14,9 @@ import torch
 
 import lightning_lr as llr
 from lightning_lr.record.series import Series
-from tests.callbacks.test_divergence_guard import BATCHES, Faulty
+from tests.faulty import BATCHES, Faulty
+from tests.logged import Ends, groups, stairs, tensorboard
 from tests.pool import Pool
-from tests.record.test_journal import groups, stairs
-from tests.record.test_records import Ends, tensorboard
 from tests.small import Loader, Model, cosine, held_out, sgd, trainer
 
 

@@ -17,7 +17,7 @@ import lightning_lr as llr
 from lightning_lr.callbacks.autopilot import KINDS
 from lightning_lr.policies.suggestion import RULES
 from lightning_lr.policies.sweep import BRACKET
-from tests.package.test_namespaces import NAMESPACES, Net, each, home, loaders
+from tests.namespaces import NAMESPACES, Net, each, home, loaders
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 KIND = {

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 import lightning_lr as llr
 from lightning_lr import autopilot
 from lightning_lr.signals.metric_name import closest, looks_like_a_score, of_validation
-from tests.package.test_namespaces import each, home, loaders
-from tests.package.test_namespaces import module as module_of
-from tests.package.test_namespaces import trainer as trainer_of
+from tests.namespaces import each, home, loaders
+from tests.namespaces import module as module_of
+from tests.namespaces import trainer as trainer_of
 from tests.small import Loader, Model, digits, held_out, sgd, trainer
 
 QUIET: dict[str, Any] = {"finder": None, "cooldown": None, "guard": None, "lr_monitor": None}

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lightning_lr as llr
 from lightning_lr.record.records import TAG
+from tests.logged import Remote, bumpy, groups, stairs, two_of_a_type
 from tests.pool import Pool
 from tests.small import Loader, Model, cosine, held_out, sgd, trainer
 
@@ -91,6 +92,7 @@ def fit_dipped(root: str) -> list[Any]:
     return monitor.changes
 
 
+@pytest.mark.invariant(6)
 def test_of_forty_changes_forty_are_on_record_at_their_own_step(pool: Pool, tmp_path: Path) -> None:
     expected = changes_by_hand()
     assert len(expected) == 40
@@ -193,10 +195,6 @@ def named(model: Any) -> Any:
     return [optimizer], [{"scheduler": schedule, "name": "mine", "interval": "step"}]
 
 
-def groups(model: Any) -> Any:
-    return torch.optim.Adam([{"params": [model.head.weight]}, {"params": [model.head.bias], "lr": 0.5}], lr=0.1)
-
-
 def group_names(model: Any) -> Any:
     return torch.optim.SGD(
         [{"params": [model.head.weight], "name": "w"}, {"params": [model.head.bias], "name": "b"}], lr=0.1
@@ -218,10 +216,6 @@ class Manual(Model):
         self.manual_backward(loss)
         for optimizer in optimizers:
             optimizer.step()
-
-
-def two_of_a_type(model: Any) -> Any:
-    return [torch.optim.Adam(model.head.parameters(), 0.1), torch.optim.Adam(model.backbone.parameters(), 0.2)]
 
 
 def mixed(model: Any) -> Any:
@@ -361,12 +355,6 @@ def smoothed(points: list[tuple[int, float]], weight: float = 0.6) -> list[tuple
     return shown
 
 
-def stairs(model: Any) -> Any:
-    optimizer = sgd(model)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [101, 105, 230], gamma=0.2)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
 def test_tensorboards_smoothing_shows_the_rate_again_a_few_updates_after_a_change(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[llr.LRMonitor()], logger=loggers(tmp_path), max_epochs=15, log_every_n_steps=50).fit(
         Model(stairs), Loader(20)
@@ -395,26 +383,6 @@ def test_curves_have_a_point_at_each_of_the_trainers_logging_steps(tmp_path: Pat
             assert len(points) == len(dict(points))
 
 
-class Remote(pl.loggers.Logger):
-    """A logger for which each call is a request."""
-
-    name, version, experiment = "remote", 0, None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[int, dict[str, float]]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        assert step is not None
-        self.calls.append((step, dict(metrics)))
-
-    def log_hyperparams(self, *_: Any) -> None:
-        pass
-
-    def curve(self, tag: str) -> list[tuple[int, float]]:
-        return [(step, row[tag]) for step, row in self.calls if tag in row]
-
-
 @pytest.mark.parametrize("callbacks", [lambda: [llr.LRMonitor()], lambda: [llr.Warmup(30)], llr.autopilot])
 def test_under_a_schedule_by_step_a_remote_logger_is_called_about_as_often_as_by_lightnings_monitor(
     callbacks: Any, tmp_path: Path
@@ -435,13 +403,6 @@ def test_under_a_schedule_by_step_a_remote_logger_is_called_about_as_often_as_by
         assert all(isinstance(value, float) for value in row.values())
     curve = remote.curve("lr-SGD")
     assert len(curve) == len(dict(curve)) > 20
-
-
-def bumpy(model: Any) -> Any:
-    """A slow decay, with a drop to a tenth at update 43."""
-    optimizer = sgd(model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.99**k * (0.1 if k >= 43 else 1.0))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def test_a_remote_logger_gets_an_isolated_change_within_a_drift_at_its_very_step(tmp_path: Path) -> None:

@@ -19,16 +19,12 @@ import lightning_lr as llr
 from lightning_lr.internals import file_writer
 from lightning_lr.record import records
 from lightning_lr.record.records import PLUGIN, TAG, number, records_in
-from tests.callbacks.test_divergence_guard import BATCHES, Faulty
+from tests.faulty import BATCHES, Faulty
+from tests.logged import Ends, Remote, bumpy, stairs, tensorboard, two_of_a_type
 from tests.pool import Pool
-from tests.record.test_journal import Remote, bumpy, stairs, two_of_a_type
 from tests.small import Loader, Model, cosine, held_out, pl, sgd, trainer
 
 FAULTS = {**dict.fromkeys(range(20, 26), "nan"), 40: "weight"}
-
-
-def tensorboard(root: Any, name: str = "tb") -> Any:
-    return pl.loggers.TensorBoardLogger(root, name=name, version=0, default_hp_metric=False)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -163,22 +159,6 @@ def test_a_run_says_first_what_it_is_and_last_how_it_ended(run: Any) -> None:
 
 
 # how runs end ------------------------------------------------------------------------------------------------------
-
-
-class Ends(Model):
-    """With an error of a kind at one step."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__(sgd)
-        self.error = error
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if self.trainer.global_step == 7:
-            if self.error is None:
-                self.trainer.should_stop = True
-            else:
-                raise self.error
-        return super().training_step(batch, batch_idx)
 
 
 @pytest.mark.parametrize(

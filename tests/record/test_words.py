@@ -21,9 +21,9 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.console import count
 from lightning_lr.record.drift import Drift
 from lightning_lr.record.repeats import QUIET, Repeats
-from tests.callbacks.test_divergence_guard import Faulty, fit
+from tests.faulty import Faulty, fit
+from tests.logged import two_of_a_type
 from tests.pool import Pool
-from tests.record.test_journal import two_of_a_type
 from tests.small import Loader, Model, held_out, sgd, trainer
 
 CONSOLE = "pytorch_lightning.utilities.rank_zero"

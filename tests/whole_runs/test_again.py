@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import lightning_lr as llr
+from tests.callback_sets import ACTIVE, ALL, made
 from tests.small import Loader, held_out, pl, trainer
 from tests.ways import BATCHES, SIZE, WAYS, Net
-from tests.whole_runs.test_ways import ACTIVE, ALL, made
 from tests.witness import Faults, Fit, check, check_same
 
 PLAIN = WAYS["plain"]
@@ -24,6 +24,7 @@ def one(root: Path, ours: Any = None) -> Fit:
     return Fit(PLAIN, root, made(ACTIVE, ALL, PLAIN) if ours is None else ours, Faults(FAULTS))
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize(
     "again",
     [lambda ours: ours, copy.deepcopy, lambda ours: pickle.loads(pickle.dumps(ours))],

@@ -19,8 +19,7 @@ from torch.optim import lr_scheduler
 import lightning_lr as llr
 from tests.small import Loader
 from tests.ways import Manual, Net, Way, scaler
-from tests.whole_runs.test_ways import check_resumed
-from tests.witness import Faults, Fit, check, check_same
+from tests.witness import Faults, Fit, check, check_resumed, check_same
 
 SHORT, LONG = 20, int(os.environ.get("FUZZ_EXAMPLES", "600"))
 RATES = {"SGD": 0.05, "AdamW": 3e-3, "RMSprop": 1e-3, "Adagrad": 0.02}

@@ -16,11 +16,11 @@ import pytest
 
 import lightning_lr as llr
 from lightning_lr.shards import reshard
+from tests.callback_sets import ACTIVE, ALL, NEUTRAL, made
 from tests.launched import updates
 from tests.pool import Pool
 from tests.small import Loader, pl
 from tests.ways import BATCHES, SIZE, WAYS, Net, Way
-from tests.whole_runs.test_ways import ACTIVE, ALL, NEUTRAL, made
 from tests.witness import Faults, Fit, check, check_healthy, check_over, check_rates, check_record, check_same
 
 ALONE = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,9 @@ import pytest
 import torch
 
 import lightning_lr as llr
-from tests.ways import WAYS, Way
-from tests.witness import Faults, Fit, check, check_same
-
-NEVER = 10**6
-
-Make = Callable[[str], Any]
-
-NEUTRAL: dict[str, Make] = {
-    "LRFinder": lambda monitor: llr.LRFinder(at=None, optimizer=0),
-    "Warmup": lambda monitor: llr.Warmup(1),
-    # the one update of a fall over one has the rate in full
-    "Cooldown": lambda monitor: llr.Cooldown(1),
-    "PlateauDecay": lambda monitor: llr.PlateauDecay(monitor, patience=NEVER),
-    "DivergenceGuard": lambda monitor: llr.DivergenceGuard(),
-    "LRMonitor": lambda monitor: llr.LRMonitor(),
-}
-"""Callbacks that have nothing to do: with them a run must be the run without, bit for bit."""
-
-ACTIVE: dict[str, Make] = {
-    "LRFinder": lambda monitor: llr.LRFinder(at=10, optimizer=0, steps=20, min_lr=1e-4),
-    "Warmup": lambda monitor: llr.Warmup(6),
-    "Cooldown": lambda monitor: llr.Cooldown(8, on_stop=True),
-    # nothing is ever good enough
-    "PlateauDecay": lambda monitor: llr.PlateauDecay(
-        monitor, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs"
-    ),
-    "DivergenceGuard": lambda monitor: llr.DivergenceGuard(snapshot_every=5, save_snapshots=True),
-    "LRMonitor": lambda monitor: llr.LRMonitor(),
-}
-"""Callbacks that all have something to do."""
-
-ALL = "all"
-
-
-def made(makers: dict[str, Make], which: str, way: Way) -> list[Any]:
-    monitor = "val_loss" if way.validates else "train_loss_epoch"
-    return [make(monitor) for name, make in makers.items() if which in (ALL, name) and name not in way.without]
+from tests.callback_sets import ACTIVE, ALL, NEUTRAL, made
+from tests.ways import WAYS
+from tests.witness import Faults, Fit, check, check_resumed, check_same
 
 
 def cells(config: pytest.Config, *, alone: bool) -> list[tuple[str, str]]:
@@ -116,15 +81,3 @@ def test_callbacks_at_work_keep_every_invariant(cell: Any, tmp_path: Path) -> No
         assert held == run.witness.rests[save]["rates"]
         rest = Fit(way, tmp_path / "rest", made(ACTIVE, which, way), faults, resume=tmp_path / "run" / "mid.ckpt")
         check_resumed(rest, run)
-
-
-def check_resumed(rest: Fit, whole: Fit) -> None:
-    """Invariant 8: the resumed run is the end of the uninterrupted one."""
-    done = len(whole.witness.rests) - len(rest.witness.rests)
-    assert done > 0
-    for mine, theirs in zip(rest.witness.rests, whole.witness.rests[done:], strict=True):
-        assert {**mine, "random": None} == {**theirs, "random": None}
-    assert rest.trace == whole.trace[len(whole.trace) - len(rest.trace) :]
-    mine, theirs = rest.end(), whole.end()
-    for what in ("weights", "optimizers", "schedulers", "step"):
-        assert mine[what] == theirs[what], what
