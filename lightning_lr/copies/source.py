@@ -147,7 +147,7 @@ class Source:
         return ((name, m) for name, m in self.modules[0].named_modules() if isinstance(m, Metric))
 
     def layout(self) -> dict[str, Any]:
-        """Classes of the optimizers, and names of their parameters by param group: a copy fits only a run with the same."""
+        """Classes of the optimizers, and their params' names by group: a copy fits only a run with the same ones."""
         names = {id(p): name for name, p in self.modules[0].named_parameters()}
         return {
             place: [type(o).__name__, [[names.get(id(p), "") for p in group["params"]] for group in o.param_groups]]
@@ -177,8 +177,8 @@ class Source:
                 own[name] = value(parameter)
 
     def forget(self, known: Iterable[str]) -> None:
-        """Removes what optimizers did not have when these keys were known: state under any other key, and counts that an
-        optimizer without state has started in its param groups."""
+        """Removes what optimizers did not have then: state under a key that is not known, and counts that an optimizer
+        without state has started in its param groups."""
         known, optimizers = set(known), nested(self.optimizers)
         begun = {key.split("/", 2)[1] for key in known if key.startswith("optimizer/")}
         groups = {tuple(key.split("/", 3)[1:3]) for key in known if key.startswith("group/")}

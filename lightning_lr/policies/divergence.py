@@ -39,9 +39,9 @@ class DivergencePolicy:
     - *A trial decides*: batches' losses at the present weights and at those of a copy, in turn; see `evidence`. It was
       a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
       back, and the learning rate is lowered if it may be to blame; see `backoff`.
-    - *Nothing is lost in small steps*: trials and waits have a budget. Where lower and lower rates don't help, the level
-      is accepted and the rate comes back. It gives up only when nothing is finite any more, or when rewinds in a row don't
-      help: weights stop being finite again, or the copy that comes back has learned nothing.
+    - *Nothing is lost in small steps*: trials and waits have a budget. Where lower and lower rates don't help, the
+      level is accepted and the rate comes back. It gives up only when nothing is finite any more, or when rewinds in a
+      row don't help: weights stop being finite again, or the copy that comes back has learned nothing.
 
     Args:
         limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: no limit.

@@ -18,7 +18,7 @@ CLEAR = 0.8
 1947)."""
 
 HOPELESS = (0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 0.65, 0.65, 1.0)
-"""A copy that is better in no more than this share of pairs is no better; by the number of updates at either weights."""
+"""By the number of updates at either weights: the share of pairs up to which a copy counts as no better."""
 
 
 HOLD = 32

@@ -28,8 +28,8 @@ DEAD_AFTER = 40
 
 LARGE = 2.6
 """Weights that a learning rate has blown up are so many times as large as at the start (their root mean square, with
-`history.LEAST` added): dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net on
-its plateau, at ten times its best rate, 3.7."""
+`history.LEAST` added): dead nets had 4 to 20 within 96 updates, sound ones at their best rate up to 2, and a parity net
+on its plateau, at ten times its best rate, 3.7."""
 
 PATIENCE = 6
 """A suspicion that a trial has not confirmed must last twice as long the next time (four times, for a level). A trial
