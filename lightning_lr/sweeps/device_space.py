@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from lightning_lr.copies.footprint import Room, amount, room, second_state
+from lightning_lr.copies.footprint import Room, amount, room, second_state_footprint
 
 REMEDY = "Smaller batches, or sharded weights, leave room for it"
 
@@ -27,7 +27,7 @@ class Space(NamedTuple):
 
 def space(trainer: Any, module: Any, optimizers: list[Optimizer]) -> Space:
     """Asks on every rank; one small collective where there are several."""
-    footprint = second_state(module, optimizers)
+    footprint = second_state_footprint(module, optimizers)
     found = room(trainer, footprint)
     where = found.device if trainer.world_size == 1 else f"the device of rank {found.rank}"
     more = "" if footprint.foreseen else ", and what the optimizer adds to it,"
