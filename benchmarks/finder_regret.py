@@ -25,9 +25,9 @@ from finder_tasks import GRID, HELD_OUT, OPTIMIZERS, TASKS, UPDATES, PlainRun
 from torch import nn
 
 from lightning_lr import SweepPolicy
-from lightning_lr.policies.suggestion import RULES
+from lightning_lr.policies.curve_rules import RULES
+from lightning_lr.policies.horizon import HORIZON, Horizon
 from lightning_lr.policies.sweep import BRACKET
-from lightning_lr.policies.tried_rates import HORIZON, Horizon
 
 SWEEP = 60
 ARMS = ("bracket", *RULES, "lightning", "prodigy", "schedulefree", "fixed 1e-3")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, NamedTuple
 
 from lightning_lr.arguments import whole_number
-from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
-from lightning_lr.policies.tried_rates import STEP, Horizon, TriedRate, TriedRates, second_opinion
-from lightning_lr.saved import fields
+from lightning_lr.policies.curve_rules import RULES, suggest
+from lightning_lr.policies.horizon import Horizon
+from lightning_lr.policies.ramp import BLOWN, BLOWN_AT_ONCE, Ramp
+from lightning_lr.policies.second_opinion import second_opinion
+from lightning_lr.policies.suggestion import NO_LOSS, Suggestion
+from lightning_lr.policies.sweep_state import Next, SweepState
+from lightning_lr.policies.tried_rates import STEP, TriedRate, TriedRates
+from lightning_lr.statistics.level import HUGE, level_and_noise
 
 BRACKET = "bracket"
 
@@ -26,9 +30,6 @@ LOOK, RAMP = 2 / 15, 1 / 5
 
 MOST_RAMP = 16
 """A longer ramp finds nothing more."""
-
-LOW_POINTS, LOW_DECADES = 1 / 3, 4 / 9
-"""The ramp's first third of points crosses the lower 4/9 of the decades: there is only noise to be measured there."""
 
 TRIALS = 3
 """The updates after the ramp are enough for so many trials."""
@@ -53,38 +54,8 @@ BELOW_BLOW_UP = 10.0
 """The first trial's rate is the one that blew the ramp up over this: blow-up needs a higher rate in one update than in
 fifteen."""
 
-BLOWN, BLOWN_AT_ONCE = 7.0, 25.0
-"""So many standard deviations above the start's loss on the same batch, twice in a row or at once, the ramp ends."""
-
-GAINED, TURNED = 2.0, 0.25
-"""A ramp that has gained so many standard deviations and lost half of that, with so many to spare, has turned."""
-
-QUIET = 2.0
-"""So many times what the lowest rates change comes on top: on the same batch they change nothing but by chance."""
-
 LOST = 100.0
 """So many standard deviations above the start's level, a trial has blown up."""
-
-NOISE_POINTS = 8
-"""On a plain ramp the level and its noise are those of the first points."""
-
-
-class Next(NamedTuple):
-    """What to do now.
-
-    Args:
-        rate: the rate of the next update, absolute, 0 where the start's weights are only looked at; None when the sweep
-            has ended.
-        restore: whether the healthy start must be restored before that update.
-        batch: the number of the batch for it, among the sweep's own, from 0: the same number is the same batch. None:
-            a new one that nobody wants again.
-        suggestion: at the end, what came out.
-    """
-
-    rate: float | None
-    restore: bool
-    batch: int | None = None
-    suggestion: Suggestion | None = None
 
 
 def on_grid(rate: float) -> float:
@@ -95,60 +66,6 @@ def on_grid(rate: float) -> float:
         [0.037, 0.111, 0.333]
     """
     return STEP ** round(math.log(rate) / math.log(STEP))
-
-
-@dataclass(frozen=True)
-class SweepState:
-    """What the policy remembers: plain numbers.
-
-    Args:
-        rates: the rates of all updates so far and of the one that is being made, absolute.
-        losses: the losses seen, each before the update with the rate of the same index.
-        trials: the trials that are over.
-        ramp_start: the index of the ramp's first update: where the look at the start's weights is over.
-        trial_start: the index of the present trial's first update; 0 before the first.
-        trial_length: updates of the present trial; 0 before the first.
-        blown: updates in a row whose loss was too high.
-        bound: the rate that made the ramp blow up; None when none did.
-        around: the present rate, of which a second opinion is wanted; None: a sweep over all rates.
-        paired: whether a batch of the same number is the same batch.
-        horizon: how long the rate is to be good for: the run's updates, or None, and a power.
-    """
-
-    rates: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
-    trials: tuple[TriedRate, ...] = ()
-    ramp_start: int = 0
-    trial_start: int = 0
-    trial_length: int = 0
-    blown: int = 0
-    bound: float | None = None
-    around: float | None = None
-    paired: bool = True
-    horizon: Horizon = field(default_factory=Horizon)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dict of numbers and lists, for a checkpoint."""
-        numbers = ("ramp_start", "trial_start", "trial_length", "blown", "bound", "around", "paired")
-        saved = {name: getattr(self, name) for name in numbers}
-        trials = [[t.rate, t.start, t.length, None if t.losses is None else list(t.losses)] for t in self.trials]
-        lists = {"rates": list(self.rates), "losses": list(self.losses), "horizon": list(self.horizon)}
-        return {"version": 2, **lists, "trials": trials, **saved}
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> SweepState:
-        """The state that `to_dict` gave.
-
-        Raises:
-            SavedStateError: for a version that this release doesn't know.
-        """
-        own = fields(saved, 2, cls)
-        trials = [
-            TriedRate(rate, start, length, None if losses is None else tuple(losses))
-            for rate, start, length, losses in own["trials"]
-        ]
-        lists = {"rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": tuple(trials)}
-        return cls(**{**own, **lists, "horizon": Horizon(*own["horizon"])})
 
 
 @dataclass(frozen=True)
@@ -279,14 +196,11 @@ class SweepPolicy:
 
     def ramp_rate(self, index: int) -> float:
         """The rate of the ramp's update `index` (from 0), absolute."""
-        last = self.ramp_steps - 1
-        at = index / last
-        if self.suggest == BRACKET:
-            low = max(1, round(LOW_POINTS * self.ramp_steps) - 1)
-            at = LOW_DECADES * index / low
-            if index > low:
-                at = LOW_DECADES + (1.0 - LOW_DECADES) * (index - low) / (last - low)
-        return self.min_lr * (self.max_lr / self.min_lr) ** at
+        return self._rising.rate(index)
+
+    @property
+    def _rising(self) -> Ramp:
+        return Ramp(self.min_lr, self.max_lr, self.ramp_steps, self.suggest == BRACKET)
 
     def _ramp(self, state: SweepState) -> tuple[SweepState, Next]:
         made = len(state.losses) - state.ramp_start
@@ -294,10 +208,8 @@ class SweepPolicy:
         risen = self._risen(state, made - 1, level)
         blown = state.blown + 1 if risen > BLOWN * noise else 0
         state = replace(state, blown=blown)
-        # a dead network can sit below the level it started from: a ramp that lost half of its gain has turned
         changes = [self._risen(state, index, level) for index in range(made)]
-        quiet = QUIET * max(map(abs, changes[: max(1, round(LOW_POINTS * self.ramp_steps))]))
-        turned = min(changes) < -GAINED * noise - quiet and risen > 0.5 * min(changes) + TURNED * noise + quiet
+        turned = self._rising.turned(changes, noise)
         if made > 1 and (blown >= 2 or turned or risen > BLOWN_AT_ONCE * noise):
             # the loss shows what the update before did, and of two high ones the first was the turn; of one that only
             # lost its gain the rate under way (with the one before, 0.098 in place of 0.068 of regret under SGD)
@@ -317,21 +229,10 @@ class SweepPolicy:
 
     def _plain_ramp(self, state: SweepState) -> tuple[SweepState, Next]:
         count = len(state.losses)
-        if count < self.steps and self._calm(state):
+        if count < self.steps and self._rising.calm(state.losses):
             rate = self.ramp_rate(count)
             return replace(state, rates=(*state.rates, rate)), Next(rate, False)
         return state, Next(None, True, suggestion=suggest(self.suggest, state.rates[:count], state.losses))
-
-    def _calm(self, state: SweepState) -> bool:
-        """Whether a plain ramp goes on: it ends where the loss is far above its level twice in a row, or at once."""
-        losses = state.losses
-        if not all(map(math.isfinite, losses)) or len(losses) < 4:
-            return all(map(math.isfinite, losses))
-        points = min(NOISE_POINTS, self.steps // 2 + 1, len(losses) - 1)
-        level, noise = level_and_noise(losses[:points])
-        at_once = BLOWN_AT_ONCE if len(losses) > NOISE_POINTS else 4 * BLOWN_AT_ONCE
-        twice = all(loss > level + BLOWN * noise for loss in losses[-2:])
-        return not twice and losses[-1] <= level + at_once * noise
 
     # -- the trials ------------------------------------------------------------------------------------------------
 

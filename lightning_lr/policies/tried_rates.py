@@ -5,40 +5,22 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from lightning_lr.policies.horizon import STRONG, SURE, Horizon, weakness
 from lightning_lr.policies.suggestion import Suggestion, unbounded_words
 from lightning_lr.statistics.comparison import ROUNDING, Difference, compare
 
 STEP = 3.0
 """The ratio of neighbouring trials' rates."""
 
-APART, SURE = 2.0, 3.0
-"""So many standard errors tell two rates apart, and so many make a change of the loss sure."""
+APART = 2.0
+"""So many standard errors tell two rates apart."""
 
 WIDE = 5.0
 """Where the rates that can't be told from the best span more than this ratio, the suggestion is unsure."""
 
-MARGIN = 0.3
-"""The share of the best trial's rate that is suggested where the run's length isn't known."""
-
-HORIZON = {"falls": {"sgd": 0.2, "adaptive": 0.1}, "stays": {"sgd": 0.25, "adaptive": 0.2}}
-"""The rate that is best over n updates is too high for N: `(n / N) ** power` of it is suggested, with this power where
-the rate falls at the run's end or stays, and for the optimizer's kind. On the tuning half of the kinds, 300 and 1,000
-updates, shares from 0.28 to 0.5 that these powers give were the best of a grid of shares from 0.1 to 1."""
-
 
 UNTRIED = 0.5
 """Where the best rate is the lowest tried, and just below a far worse one, so many steps less are taken for it."""
-
-CARE = {"sgd": 1.0, "adaptive": 0.5}
-"""See `Horizon.care`: too high a rate kills a net under SGD more often than under Adam."""
-
-MATTERS = 0.01
-"""A gain of less than this share of the loss raises no rate."""
-
-STRONG, STRONGEST = 8.0, 20.0
-WEAK, BEYOND = 1.4, 0.5
-"""The power is `WEAK` times as high where the loss fell by `SURE` standard errors or less, as it is at `STRONG`, and
-`BEYOND` times from `STRONGEST` on."""
 
 
 class TriedRate(NamedTuple):
@@ -60,42 +42,6 @@ class TriedRate(NamedTuple):
     def mean(self) -> float:
         """Its mean loss on the probe batches; infinite when it blew up."""
         return math.inf if self.losses is None else math.fsum(self.losses) / len(self.losses)
-
-
-class Horizon(NamedTuple):
-    """How long the rate is to be good for.
-
-    Args:
-        updates: of the run; None where its length isn't known.
-        power: see `HORIZON`.
-        care: how far down, of rates that can't be told apart, weak evidence takes the suggestion: 1 is to the lowest.
-    """
-
-    updates: float | None = None
-    power: float = HORIZON["stays"]["sgd"]
-    care: float = 1.0
-
-    def share(self, length: int, t: float = -STRONG) -> float:
-        """The share of a rate that is best over so many updates, in (0, 1].
-
-        Args:
-            length: the updates of its trial.
-            t: by how many standard errors the loss fell in it, below 0: the less, the lower the share.
-
-        Example:
-            >>> round(Horizon(1000, 0.22).share(13), 2), Horizon(None).share(13)
-            (0.38, 0.3)
-        """
-        beyond = min(1.0, max(0.0, (-t - STRONG) / (STRONGEST - STRONG)))
-        times = 1.0 + (WEAK - 1.0) * weakness(t) - (1.0 - BEYOND) * beyond
-        if self.updates is None or not 0.0 < self.updates < math.inf:
-            return MARGIN**times
-        return min(1.0, (length / self.updates) ** (times * self.power))
-
-
-def weakness(t: float) -> float:
-    """How little a change of the loss by so many standard errors (below 0 where it fell) says, in [0, 1]."""
-    return min(1.0, max(0.0, (STRONG + t) / (STRONG - SURE)))
 
 
 class TriedRates(NamedTuple):
@@ -238,46 +184,6 @@ class TriedRates(NamedTuple):
             left, right = ranked[place - 1].mean, ranked[place + 1].mean
             middle += _vertex(left, best.mean, right) * math.log(STEP)
         return middle
-
-
-def second_opinion(trials: TriedRates, *, low: float, high: float) -> tuple[float | None, Suggestion]:
-    """Whether the present rate, of the first trial, is still right: the rate to try next, or what came out.
-
-    A rate that raises the loss over the next updates is too high: it gives way to the next lower one that doesn't. One
-    that is even beaten by nine times itself is too low, and is tripled. That thrice the rate does better over few
-    updates is no sign: a rate for many is chosen so. Nothing else changes the rate.
-
-    Args:
-        trials: so far, the present rate's first.
-        low: the lowest rate that may be tried.
-        high: the highest.
-
-    Returns:
-        The next rate to try, or None at the end; and the suggestion, if that is the end.
-    """
-    present, *others = trials.done
-    tried, rate = f"change of the loss at {trials.words()}", present.rate
-    fell = trials.against(present).t <= -SURE
-    words = f"second opinion: {rate:.3g} is kept ({tried})"
-    kept = Suggestion(rate, words, True if fell else None, rate, rate, 1.0)
-    if trials.hurts(present):
-        last = trials.done[-1]
-        if others and not trials.hurts(last):
-            words = f"second opinion: {rate:.3g} raises the loss, and {last.rate:.3g} doesn't ({tried})"
-            return None, Suggestion(last.rate, words, True, last.rate, last.rate, 1.0)
-        lower = last.rate / STEP
-        return (lower if len(others) < 2 and lower >= low else None), kept
-    far = rate * STEP**2
-    if not others:
-        return (far if far <= high else None), kept
-    gain, fell = trials.against(others[0], present), trials.against(others[0])
-    # on a plateau a gain may be beyond doubt, and still next to nothing
-    matters = abs(gain.mean) > MATTERS * abs(math.fsum(trials.base)) / len(trials.base)
-    if gain.t < -SURE and fell.t < -SURE and matters:
-        raised = rate * STEP
-        words = f"second opinion: {far:.3g} is better beyond doubt than {rate:.3g}, so {raised:.3g} ({tried})"
-        return None, Suggestion(raised, words, True, rate, far, 1.0)
-    return None, kept
 
 
 def _vertex(left: float, middle: float, right: float) -> float:

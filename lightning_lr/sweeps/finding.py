@@ -8,7 +8,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from lightning_lr.policies.suggestion import Suggestion
-from lightning_lr.policies.sweep import SweepState
+from lightning_lr.policies.sweep_state import SweepState
 from lightning_lr.saved import fields
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_lr.policies.tried_rates import CARE, HORIZON, Horizon
+from lightning_lr.policies.horizon import CARE, HORIZON, Horizon
 from lightning_lr.run.length import updates_in_run
 from lightning_lr.run.peer import Peer
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_lr.copies.footprint import out_of_memory
-from lightning_lr.policies.sweep import Next, SweepPolicy, SweepState
+from lightning_lr.policies.sweep import SweepPolicy
+from lightning_lr.policies.sweep_state import Next, SweepState
 from lightning_lr.rates.ledger import Ledger
 from lightning_lr.record.curves import FINDER
 from lightning_lr.record.journal import Journal
