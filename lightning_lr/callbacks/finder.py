@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_lr.arguments import whole_number
 from lightning_lr.callbacks.base import LRCallback
-from lightning_lr.copies.footprint import out_of_memory
-from lightning_lr.copies.optimizer_memory import parted
-from lightning_lr.policies.sweep import BRACKET, LEAST_STEPS, SECOND_STEPS, SweepPolicy
-from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState, places
-from lightning_lr.record.curves import FINDER
-from lightning_lr.run.length import accumulation, updates_in_run
-from lightning_lr.shards import reshard
-from lightning_lr.sweeps.device_space import REMEDY, space
+from lightning_lr.policies.sweep import BRACKET, LEAST_STEPS, SweepPolicy
+from lightning_lr.policies.sweep_schedule import SweepSchedule, places
 from lightning_lr.sweeps.finding import Finding
-from lightning_lr.sweeps.paused_checks import PausedChecks
-from lightning_lr.sweeps.plan import AUTO, comes_back_at, horizon_of, steps_for
-from lightning_lr.sweeps.progress_bar import sweep_bar
-from lightning_lr.sweeps.room import AUTO_REST, LEAST_REST, fits, needed, no_room, outlook, shortened
-from lightning_lr.sweeps.running_sweep import RunningSweep
-from lightning_lr.trials.aside import references
+from lightning_lr.sweeps.occasions import Occasions
+from lightning_lr.sweeps.plan import AUTO, steps_for
+from lightning_lr.sweeps.rate_search import RateSearch
+from lightning_lr.sweeps.room import AUTO_REST, LEAST_REST
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
@@ -140,17 +130,15 @@ class LRFinder(LRCallback):
         self.steps: int | Literal["auto"] = steps
         self.policy = SweepPolicy(min_lr, max_lr, steps_for(None) if isinstance(steps, str) else steps, suggest)
         unasked = isinstance(at, str)
-        self.agenda = SweepSchedule((0,) if unasked else places("at", at), places("epochs", epochs), unasked)
-        self._least_rest = AUTO_REST if isinstance(steps, str) else LEAST_REST
-        self.comes_back = isinstance(at, str) and suggest == BRACKET
+        self.schedule = SweepSchedule((0,) if unasked else places("at", at), places("epochs", epochs), unasked)
+        self.comes_back = unasked and suggest == BRACKET
         """Whether it looks at what it found again, later in the run."""
         if optimizer is not None:
             optimizer = whole_number("optimizer", optimizer, 0, "it is an index, or None where there is one only")
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
         self.findings: list[Finding] = []
-        self._sweep: RunningSweep | None = None
-        self._held: PausedChecks | None = None
-        self.reset()
+        """What the sweeps of the last `fit` have found, oldest first."""
+        self._search = self._new_search()
 
     # what users ask --------------------------------------------------------------------------------------------
 
@@ -162,7 +150,7 @@ class LRFinder(LRCallback):
     @property
     def sweeping(self) -> bool:
         """Whether a sweep is under way."""
-        return self._sweep is not None
+        return self._search.sweep is not None
 
     @property
     def trying(self) -> bool:
@@ -172,7 +160,7 @@ class LRFinder(LRCallback):
     @property
     def settling(self) -> bool:
         """Whether a sweep is under way, or has ended and no batch has begun since: validation may still come."""
-        return self._held is not None
+        return self._search.checks_paused
 
     @property
     def found_nothing(self) -> bool:
@@ -185,7 +173,7 @@ class LRFinder(LRCallback):
         Args:
             reason: why, for `lr-events`.
         """
-        self._places = replace(self._places, requested=reason)
+        self._search.occasions.request(reason)
 
     def rewound(self, rewinds: int) -> None:
         if rewinds == ASKED:
@@ -209,19 +197,14 @@ class LRFinder(LRCallback):
             self.go_first(trainer)
 
     def reset(self) -> None:
-        self._close()
-        self._release()
+        self._search.close()
         self.findings = []
-        self._places = SweepScheduleState()
-        self._before_sweep = self._places
-        self._why = self._takes = ""
-        self._saved: dict[str, Any] | None = None
-        self._was_held = self._parted = False
-        self._index = 0
-        self._roomless: frozenset[str] = frozenset()
-        self._again: list[int] | None = None
-        self._before_again: list[int] | None = None
-        """The real updates before which it looks again; None: not planned yet."""
+        self._search = self._new_search()
+
+    def _new_search(self) -> RateSearch:
+        least_rest = AUTO_REST if self.steps == AUTO else LEAST_REST
+        occasions = Occasions(self.schedule, comes_back=self.comes_back, least_rest=least_rest, replay=self.replay)
+        return RateSearch(self, occasions)
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         optimizers = self.ledger.optimizers
@@ -238,299 +221,49 @@ class LRFinder(LRCallback):
                 f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers: "
                 f"they count from 0, so write {self.written(optimizer=0)}"
             )
-        self._index = self.optimizer or 0
-        references(self.ledger, trainer, self._index)
-        self._parted = reshard(pl_module) or parted(self.ledger.optimizers, trainer.world_size)
-        saved, self._saved = self._saved, None
-        run = updates_in_run(trainer, None)
-        run = None if run is None else run + self.ledger.updates(self._index)
-        if self.steps == AUTO:
-            chosen = shortened(trainer, steps_for(run), run, replay=self.replay)
-            steps = saved["steps"] if saved is not None else chosen
-            self.policy = replace(self.policy, steps=steps)
-        if self._again is None:
-            self._again = comes_back_at(run) if self.comes_back else []
-        if saved is not None:
-            self._begin(trainer, pl_module, saved)
-        elif self._was_held:
-            self._held = PausedChecks(trainer)
-        self._was_held = False
-        self._look_ahead(trainer)
+        self._search.start(trainer, pl_module, self.optimizer or 0, auto=self.steps == AUTO)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._sweep is None:
-            self._release()
-            # two at once would each take the other's weights for the run's
-            free = not any(peer.trying for peer in self.run.peers)
-            if free and batch_idx % trainer.accumulate_grad_batches == 0:
-                if self._due(trainer):
-                    self._begin(trainer, pl_module)
-                elif self._again and self._looks_again(trainer):
-                    self._begin(trainer, pl_module, around=self._present(trainer))
-        if self._sweep is not None:
-            self._sweep.begin_batch(batch_idx)
-            if self._sweep.failed:
-                self._end_short()
+        self._search.begin_batch(trainer, pl_module, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        if self._sweep is not None:
-            self._sweep.see(loss)
+        if self._search.sweep is not None:
+            self._search.sweep.see(loss)
 
     def after_update(self, optimizer: int) -> None:
-        if self._sweep is not None:
-            self._sweep.updated(optimizer)
+        if self._search.sweep is not None:
+            self._search.sweep.updated(optimizer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._sweep is not None:
-            self._sweep.end_batch(batch_idx)
-            if self._sweep.failed:
-                self._end_short()
-            elif self._sweep.over:
-                self.findings.append(self._sweep.finding())
-                unpaired = self._sweep.unpaired
-                self._close()
-                self._announce(trainer, self.findings[-1], unpaired)
+        if self._search.sweep is not None:
+            self._search.end_batch(trainer, batch_idx)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._sweep is not None:
-            self._sweep.cut_batch()
+        if self._search.sweep is not None:
+            self._search.sweep.cut_batch()
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._release()
-        if self._sweep is not None:
-            rank_zero_warn(
-                f"{self.name}: the run ended after {len(self._sweep.state.losses)} updates of a sweep that may take "
-                f"{self.policy.steps}; no rate was found and the weights are those from before it"
-            )
-            self._break_off()
+        self._search.end()
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._was_held = self.settling
-        self._release()
-        if self._sweep is not None and out_of_memory(exception):
-            # a resumed run would only get here again
-            self._end_short()
-            self._was_held = False
-        self._break_off()
+        self._search.fail(exception)
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._release()
-        self._close()
+        self._search.close()
         super().teardown(trainer, pl_module, stage)
-
-    def _close(self) -> None:
-        sweep, self._sweep = self._sweep, None
-        if sweep is not None:
-            sweep.close()
-
-    def _release(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            held.release()
-
-    def _break_off(self) -> None:
-        """Ends a sweep before its time; a checkpoint that somebody may still save has it."""
-        if self._sweep is not None:
-            self._sweep.rest()
-            self._saved = self._under_way()
-            self._places, self._again = self._before_sweep, self._before_again
-            self._close()
-
-    def _end_short(self) -> None:
-        """The device's memory has run out in a sweep."""
-        assert self._sweep is not None
-        done = len(self._sweep.state.losses)
-        self._close()
-        self._release()
-        self._say(
-            f"a device ran out of memory after {done} updates of a sweep ({self._why}), which takes {self._takes}; "
-            f"no rate was found, the weights are those from before it, and the rate stays as it is. {REMEDY}. To do "
-            f"without a finder, {self.left_out}",
-            loud=True,
-        )
-
-    def _has_room(self, trainer: Any, pl_module: Any, most: int) -> bool:
-        """Whether a sweep fits on the device, as far as can be told; says what it takes, or why there is none."""
-        found = space(trainer, pl_module, self.ledger.optimizers)
-        self._takes = found.takes
-        if not found.room.fits:
-            self._say(
-                f"no sweep ({self._why}): it takes {found.takes}, and {found.free}. The rate stays as it "
-                f"is. {REMEDY}. To do without a finder, {self.left_out}",
-                loud=True,
-            )
-            return False
-        needs, left = needed(trainer, most, replay=self.replay), updates_in_run(trainer, None)
-        of = f", {needs / left:.1%} of the {left:.0f} that are left," if left else ""
-        memory = f". It takes {found.takes}, of {found.free}" if found.free else ""
-        self._say(
-            f"sweep ({self._why}): it may take {needs} updates ({needs * accumulation(trainer, trainer.current_epoch)} "
-            f"batches of the run){of} in which the model learns nothing{memory}"
-        )
-        return True
-
-    def _look_ahead(self, trainer: Any) -> None:
-        """Says at the start of a run which sweeps it has no room for."""
-        if trainer.fast_dev_run:
-            self._say("no sweep in a fast_dev_run")
-            return
-        if not self.agenda.words:
-            self._say(
-                f"no sweep of its own, with neither at= nor epochs=: only when it is asked, by finder.request(...) or "
-                f"a DivergenceGuard. To find the rate at the start, write {self.written(at=0)}"
-            )
-        made, shorter = self.ledger.updates(self._index), self.written(steps=LEAST_STEPS)
-        length: dict[str, Any] = {"made": made, "steps": self.policy.steps, "least_rest": self._least_rest}
-        seen = outlook(trainer, self.agenda, self._places, **length, replay=self.replay, shorter=shorter)
-        self._roomless = seen.roomless
-        if seen.refusals:
-            self._say(
-                f"{'; '.join(seen.refusals)}. The rate stays as it is. To do without a finder, {self.left_out}",
-                loud=True,
-            )
-
-    def _due(self, trainer: Any) -> bool:
-        """Whether a sweep is to begin with this batch."""
-        if not self.ledger.optimizers:
-            return False
-        before, update = self._places, self.ledger.updates(self._index)
-        self._places, self._why = self.agenda.step(before, update=update, epoch=trainer.current_epoch)
-        if not self._why or trainer.fast_dev_run:
-            return False
-        self._before_sweep, self._before_again = before, self._again
-        if set(self._places.done) - set(before.done) - self._roomless:
-            return True
-        if before.requested is None:
-            return False
-        left, needs = updates_in_run(trainer, None), needed(trainer, self.policy.steps, replay=self.replay)
-        if left is None or fits(needs, left, self._least_rest):
-            return True
-        self._say(f"no sweep ({self._why}): {no_room(needs, left, self._least_rest)}")
-        return False
-
-    def _looks_again(self, trainer: Any) -> bool:
-        """Whether what was found is to be looked at again now: where the rate is neither on its way up nor down."""
-        assert self._again is not None
-        if self.ledger.updates(self._index) < self._again[0] or any(
-            peer.settling for peer in self.run.peers if peer is not self
-        ):
-            return False
-        first, *later = self._again
-        # whoever was sure at first is asked once more, and not twice
-        self._before_again = [first, *later]
-        self._again = later if self.result is not None and self.result.sure is not True else []
-        left, needs = updates_in_run(trainer, None), needed(trainer, SECOND_STEPS, replay=self.replay)
-        self._why = "a second opinion"
-        self._before_sweep = self._places
-        return self.result is not None and (left is None or fits(needs, left))
-
-    def _present(self, trainer: Any) -> float:
-        """The present rate of the group whose reference rate is the highest, absolute."""
-        peaks = references(self.ledger, trainer, self._index)
-        return self.ledger.effective(self._index, peaks.index(max(peaks)))
-
-    def _begin(
-        self, trainer: Any, pl_module: Any, saved: dict[str, Any] | None = None, around: float | None = None
-    ) -> None:
-        if around is not None and not self.policy.min_lr <= around <= self.policy.max_lr:
-            self._say(f"no sweep ({self._why}): the present rate {around:.3g} is not within min_lr and max_lr")
-            return
-        most = self.policy.steps if around is None else min(SECOND_STEPS, self.policy.steps)
-        if saved is None and not self._has_room(trainer, pl_module, most):
-            return
-        done = 0 if saved is None else len(saved["policy"]["losses"])
-        bar = sweep_bar(trainer, self.name, most, done) if self.progress_bar else None
-        horizon = horizon_of(trainer, self.ledger.optimizers[self._index], self.run.peers)
-        began = self.policy.start(around=around, paired=self.replay, horizon=horizon)
-        self._sweep = RunningSweep(
-            *(self.policy, trainer, pl_module, self.ledger, self.journal, self._index, bar, began),
-            replay=self.replay,
-            saved=saved,
-        )
-        if self._sweep.failed:
-            self._end_short()
-        else:
-            self._held = PausedChecks(trainer)
-
-    # shown -----------------------------------------------------------------------------------------------------
-
-    def _say(self, words: str, *, loud: bool = False) -> None:
-        line = f"{self.name}: {words}"
-        self.journal.say(line, self.name)
-        (rank_zero_warn if loud else rank_zero_info)(line)
-
-    def _announce(self, trainer: Any, finding: Finding, unpaired: str | None) -> None:
-        if finding.suggestion is None:
-            line = f"{self.name} ({self._why}): no suggestion, the rate stays: {finding.refusal}"
-        else:
-            kept = "" if self.apply else " (not applied)"
-            line = f"{self.name} ({self._why}): rate {finding.suggestion:.3g}{kept}: {finding.words}"
-            if self.apply:
-                self._apply(trainer, finding)
-        if unpaired is not None:
-            line += f"; rates were compared on different batches: {unpaired}"
-        found = {"callback": self.name, "tag": self.run.names_at((self._index, 0)).tag, "why": self._why}
-        record = {"kind": "finding", **found, "applied": self.apply, "finding": finding.to_dict()}
-        self.journal.say(line, record=record)
-        rank_zero_info(line)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                # not every logger has an `experiment`
-                experiment: Any = getattr(logger, "experiment", None)
-                if hasattr(experiment, "add_figure"):
-                    experiment.add_figure(FINDER.rstrip("/"), finding.plot(), self.journal.step)
-
-    def _apply(self, trainer: Any, finding: Finding) -> None:
-        assert finding.suggestion is not None
-        factor = finding.suggestion / max(references(self.ledger, trainer, self._index))
-        if finding.around is not None:
-            # other factors, and a schedule, hold for what was compared as for what comes of it
-            factor = self.ledger.factor(self.name, self._index, 0) * finding.suggestion / finding.around
-        self.ledger.set_factor(self.name, factor, finding.words, optimizer=self._index)
 
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
-        """What has been found and where, and the sweep that is under way.
-
-        Of what ranks have parts of (weights, optimizer state) a checkpoint holds what rank zero says, and so no sweep:
-        resumed, it starts over.
-        """
-        state, again, sweep = self._places, self._again, self._saved
-        if self._sweep is not None:
-            state, again, sweep = self._before_sweep, self._before_again, self._under_way()
-        found = [finding.to_dict() for finding in self.findings]
-        held = self.settling or self._was_held
-        return {"agenda": state.to_dict(), "again": again, "findings": found, "sweep": sweep, "held": held}
-
-    def _under_way(self) -> dict[str, Any] | None:
-        sweep = self._sweep
-        if sweep is None or sweep.over or sweep.failed or self._parted or not sweep.between_batches:
-            return None
-        state = sweep.state_dict()
-        if state is None:
-            return None
-        own = {"agenda": self._places.to_dict(), "again": self._again, "why": self._why, "steps": self.policy.steps}
-        return {**own, **state}
+        """What has been found and where, and the sweep that is under way."""
+        return self._search.state_dict()
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        self._places = SweepScheduleState.from_dict(state["agenda"])
         self.findings = [Finding.from_dict(saved) for saved in state["findings"]]
         # under other bounds a sweep that was under way starts over
-        self._saved = None if self.changed.keys() & SWEPT else state["sweep"]
-        self._was_held = state["held"]
-        # a state of the release before has neither; its sweep starts over
-        self._again = self._before_again = state.get("again")
-        if self._saved is not None and "again" not in self._saved:
-            self._saved = None
-        if self._saved is not None:
-            self._before_sweep, self._places = self._places, SweepScheduleState.from_dict(self._saved["agenda"])
-            self._again, self._why = self._saved["again"], self._saved["why"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_sweep": None, "_held": None}
+        self._search.load_state_dict(state, anew=bool(self.changed.keys() & SWEPT))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lightning_lr.policies.sweep import LEAST_STEPS
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState, epoch_place, listed, update_place
 from lightning_lr.run.length import accumulation, updates_in_run, updates_per_epoch
-from lightning_lr.sweeps.running_sweep import BETWEEN_PAUSES
+from lightning_lr.sweeps.pauses import BETWEEN_PAUSES
 
 LEAST_REST = 0.1
 """A sweep leaves the run at least this share of its own length: what is a rate good for that makes no update?"""

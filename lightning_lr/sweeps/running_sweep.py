@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lr.copies.footprint import out_of_memory
 from lightning_lr.policies.sweep import SweepPolicy
 from lightning_lr.policies.sweep_state import Next, SweepState
 from lightning_lr.rates.ledger import Ledger
@@ -18,19 +16,17 @@ from lightning_lr.record.journal import Journal
 from lightning_lr.run.length import accumulation
 from lightning_lr.signals.measure import LossMeter, measure
 from lightning_lr.sweeps.finding import Finding
+from lightning_lr.sweeps.pauses import Pauses
 from lightning_lr.sweeps.rerun import Rerun
-from lightning_lr.trials.aside import Aside, end_trial_rates, in_ratio, references, set_trial_rates
-from lightning_lr.trials.second_state import SecondState
+from lightning_lr.sweeps.sweep_states import SweepStates
+from lightning_lr.trials.aside import end_trial_rates, in_ratio, references, set_trial_rates
 
 SKIPS = 10
 """So many updates in a row that a gradient scaler skips, its scale halved each time, or that have no loss, are the
 trial's fault."""
 
-BETWEEN_PAUSES = 3
-"""At least so many updates that don't count lie between two pauses: of shorter epochs not every one has a pause."""
-
-FLAGS = ("skipped", "counted", "since", "several", "fresh", "pausing", "pauses")
-"""What goes on in the next batch, besides the policy's state and the trial."""
+FLAGS = ("skipped", "several", "fresh")
+"""What goes on in the next batch, besides the policy's state, the pauses and the state that a rate is tried on."""
 
 
 class RunningSweep:
@@ -47,9 +43,6 @@ class RunningSweep:
     is what accumulation leaves over at an epoch's end, in which not all of a kept update's batches could be played.
 
     Under manual optimization a batch is one point, by the loss of its first update.
-
-    Where a rank's device has no memory for a state that is to be made, the sweep has `failed` on all ranks, before
-    anything is changed, and the batch that has begun is the run's own.
 
     Args:
         policy: which rates.
@@ -80,19 +73,15 @@ class RunningSweep:
     ) -> None:
         self.policy, self.journal, self.bar = policy, journal, bar
         self._trainer, self._module, self._ledger, self._index = trainer, module, ledger, index
-        self._aside = Aside(trainer, module, ledger)
-        self._trial = self._aside.trial()
-        self._pause: SecondState | None = None
+        self._states = SweepStates(trainer, module, ledger)
+        self._aside = self._states.aside
         self._meter = LossMeter()
-        self.skipped, self.since = 0, BETWEEN_PAUSES
-        # the last epoch of which a batch has counted: after a resume its start is not always told
-        self.counted = -1
-        # the trial has made no update; an update has several forward passes
-        self.fresh = self.several = self.pausing = False
-        self._counts = self._stepped = self._seen = self._amid = self.failed = False
+        self._pauses = Pauses(first=replay, saved=saved)
+        self.skipped = 0
+        # no update has been made since the healthy start; an update has several forward passes
+        self.fresh = self.several = False
+        self._stepped = self._seen = False
         self.state, self.now = began
-        self.pauses = replay
-        """Whether the next window is a pause."""
         self._rerun: Rerun | None = None
         if saved is not None:
             self.state = SweepState.from_dict(saved["policy"])
@@ -100,7 +89,7 @@ class RunningSweep:
                 setattr(self, name, saved[name])
             self.now = Next(self.state.rates[-1], saved["restore"], saved["batch"])
             if not self.now.restore:
-                self._made(lambda: self._trial.load_state_dict(saved["trial"]))
+                self._states.load_state_dict(saved["trial"])
         if replay:
             # it borrows, and so it comes when nothing can fail any more
             self._rerun = Rerun(trainer, self.policy.probes, saved["rerun"] if saved else None)
@@ -113,12 +102,15 @@ class RunningSweep:
         rerun = None if self._rerun is None else self._rerun.state_dict()
         if self._rerun is not None and rerun is None:
             return None
-        trial = None
-        if not self.now.restore:
-            trial = self._trial.state_dict()
-        flags = {name: getattr(self, name) for name in FLAGS}
+        trial = None if self.now.restore else self._states.state_dict()
+        flags = {**{name: getattr(self, name) for name in FLAGS}, **self._pauses.state_dict()}
         following = {"restore": self.now.restore, "batch": self.now.batch}
         return {"policy": self.state.to_dict(), **following, "trial": trial, "rerun": rerun, **flags}
+
+    @property
+    def failed(self) -> bool:
+        """Whether a device has run out of memory."""
+        return self._states.failed
 
     @property
     def over(self) -> bool:
@@ -133,6 +125,11 @@ class RunningSweep:
         return "replay=False" if self._rerun is None else self._rerun.failed
 
     @property
+    def pausing(self) -> bool:
+        """Whether the sweep waits for an update whose batches count."""
+        return self._pauses.pausing
+
+    @property
     def between_batches(self) -> bool:
         """Whether the healthy state is in place."""
         return self._aside.resting
@@ -144,21 +141,14 @@ class RunningSweep:
         if self._rerun is not None:
             self._rerun.begin_batch()
         own = self._rerun is None or not self._rerun.playing
-        self._counts = automatic and own and (self.now.restore or self.fresh) and not self.several
-        if self._aside.window_begins(batch_idx) and self._pause_due(self._trainer.current_epoch):
-            self.pausing = self.pauses or not self._counts
-            self.pauses = False
-        self._counts = self._counts or self.pausing
-        self._aside.begin_batch(counts=self._counts)
+        healthy = automatic and own and (self.now.restore or self.fresh) and not self.several
+        window_begins = self._aside.window_begins(batch_idx)
+        counts = self._pauses.begin_batch(self._trainer.current_epoch, healthy=healthy, window_begins=window_begins)
+        self._aside.begin_batch(counts=counts)
         if self.pausing:
-            self._enter_pause()
+            self._states.enter_pause(spare=self.now.restore)
         else:
-            self._enter(metrics=not self._counts)
-
-    def _pause_due(self, epoch: int) -> bool:
-        """Whether a window of this epoch that begins now is to count, as none of the epoch has yet."""
-        due = self.pauses or (self.counted != epoch and self.since >= BETWEEN_PAUSES)
-        return due and not self._amid
+            self._enter(metrics=not counts)
 
     def _rest_begins(self, batch_idx: int) -> bool:
         """Whether what begins with this batch is shorter than the epoch's other windows of accumulation."""
@@ -172,12 +162,8 @@ class RunningSweep:
             return
         if self._rerun.failed:
             self.state = self.policy.unpaired(self.state)
-        if self.pausing or self._pause_due(epoch) or self._rest_begins(batch_idx):
-            # it counts, and so it is the run's own
-            self.pauses = not self.pausing
-            self._rerun.ask(None)
-        else:
-            self._rerun.ask(self.now.batch)
+        waits = self._pauses.wait_for(epoch, rest=self._rest_begins(batch_idx))
+        self._rerun.ask(None if waits else self.now.batch)
 
     def see(self, loss: Tensor) -> None:
         """Takes a loss as it goes into its backward pass."""
@@ -205,7 +191,7 @@ class RunningSweep:
         self._take(loss)
         # with manual optimization the same training step may go on, and make another update
         if self._module.automatic_optimization:
-            self._trial.leave()
+            self._states.leave()
             if self.over:
                 end_trial_rates(self._ledger)
 
@@ -216,16 +202,11 @@ class RunningSweep:
         if self._trying and not self._stepped and window_over and automatic and not self.over:
             self._skip()
         self.rest()
-        if self._counts:
-            self._counts, self.counted, self.since = False, self._trainer.current_epoch, 0
-        elif window_over:
-            self.since += 1
-        if self.pausing and (window_over if automatic else self._stepped):
-            self._end_pause()
-        # only who optimizes by hand knows of how many batches an update is
-        self._amid = not (window_over if automatic else self._stepped)
+        over = window_over if automatic else self._stepped
+        if self._pauses.end_batch(self._trainer.current_epoch, window_over=window_over, update_over=over):
+            self._states.end_pause()
         if self._rerun is not None:
-            self._rerun.end_batch(window_over=not self._amid)
+            self._rerun.end_batch(window_over=self._pauses.update_over)
             last = self._trainer.is_last_batch
             self._ask(self._trainer.current_epoch + last, 0 if last else batch_idx + 1)
 
@@ -235,9 +216,9 @@ class RunningSweep:
         self.rest()
         if cut and (automatic or self._rerun is not None):
             self._meter.take()
-        self._amid = self._amid and not cut and not automatic
+        self._pauses.cut(update_over=cut or automatic)
         if self._rerun is not None:
-            self._rerun.end_batch(window_over=not self._amid)
+            self._rerun.end_batch(window_over=self._pauses.update_over)
             self._ask(self._trainer.current_epoch + 1)
 
     def rest(self) -> None:
@@ -260,60 +241,14 @@ class RunningSweep:
 
     @property
     def _trying(self) -> bool:
-        return self._trial.inside and not self.pausing
-
-    def _made(self, make: Callable[[], None]) -> bool:
-        """Makes what takes memory on the device; False where that is short, on any rank. Every rank must call."""
-        short = False
-        try:
-            make()
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            short = True
-        if self._trainer.world_size > 1:
-            device = self._trainer.strategy.root_device
-            short = measure(None, [], None, [torch.tensor(float(short))], device=device).more[0] > 0.0
-        if short:
-            self.failed = True
-            self._aside.clear()
-            end_trial_rates(self._ledger)
-        return not short
-
-    def _put(self, trial: SecondState, *, fresh: bool, metrics: bool) -> bool:
-        """Puts a state in place; whether there was memory for it."""
-
-        def put() -> None:
-            trial.unpark()
-            trial.enter(fresh=fresh, metrics=metrics)
-
-        if fresh or trial.parked:
-            return self._made(put)
-        put()
-        return True
+        return self._states.trying and not self.pausing
 
     def _enter(self, *, metrics: bool = True) -> None:
         self.fresh = self.fresh or self.now.restore
-        if not self._put(self._trial, fresh=self.now.restore, metrics=metrics):
+        if not self._states.enter(fresh=self.now.restore, metrics=metrics):
             return
         self.now = self.now._replace(restore=False)
         self._enter_rates()
-
-    def _enter_pause(self) -> None:
-        fresh = self._pause is None
-        if self._pause is None and self.now.restore:
-            self._pause = self._trial
-        elif self._pause is None:
-            # on the device there is never more than one copy of the weights
-            self._trial.park()
-            self._pause = self._aside.trial()
-        if self._put(self._pause, fresh=fresh, metrics=False):
-            set_trial_rates(self._ledger, None, [])
-
-    def _end_pause(self) -> None:
-        if self._pause is not None and self._pause is not self._trial:
-            self._aside.drop(self._pause)
-        self.pausing, self._pause = False, None
 
     def _enter_rates(self) -> None:
         assert self.now.rate is not None

@@ -99,7 +99,7 @@ class Net(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         random.random(), np.random.rand()
-        sweep = self.finder._sweep if self.finder is not None else None
+        sweep = self.finder._search.sweep if self.finder is not None else None
         if sweep is not None:
             what = "pause" if sweep.pausing else "try"
             self.seen.append((what, len(sweep.state.losses), batch[0].numpy().tobytes()))
@@ -322,7 +322,7 @@ def test_where_batches_cant_be_kept_others_are_taken_and_that_is_said_once(
     finder, model = llr.LRFinder(apply=False, replay=kind != "replay=False", **SHORT), Net()
     states: list[Any] = []
     watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: states.append(finder._sweep.state) if finder._sweep else None
+        on_train_batch_end=lambda *_: states.append(finder._search.sweep.state) if finder._search.sweep else None
     )
     fit(tmp_path, model, finder, Wrapped(kind), [watcher])
     assert len(finder.findings) == 1
@@ -382,7 +382,7 @@ def test_a_trial_whose_losses_are_passed_over_for_not_being_finite_has_blown_up(
     class Cautious(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             # the ramp's end, and nothing before it, breaks the weights
-            rates = finder._sweep.state.rates if finder._sweep else ()
+            rates = finder._search.sweep.state.rates if finder._search.sweep else ()
             loss = super().training_step(batch, batch_idx)
             loss = loss * math.nan if any(rate > 1.0 for rate in rates[-3:]) else loss
             return loss if loss.isfinite() else None
@@ -432,7 +432,9 @@ def test_nothing_is_left_of_what_a_sweep_borrowed_and_kept(end: str, tmp_path: P
     kept: list[weakref.ref[Any]] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda run, *_: (
-            kept.extend(weakref.ref(k) for k in finder._sweep._rerun._replay._kept) if finder._sweep else None,
+            kept.extend(weakref.ref(k) for k in finder._search.sweep._rerun._replay._kept)
+            if finder._search.sweep
+            else None,
             setattr(run, "should_stop", end == "stop" and run.global_step == 12),
         )
     )
@@ -620,7 +622,7 @@ def fit_on_a_rank(root: str, kind: str) -> Any:
     parts = 2 if "window" in kind else 1
     states: list[bool] = []
     watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: states.append(finder._sweep.state.paired) if finder._sweep else None
+        on_train_batch_end=lambda *_: states.append(finder._search.sweep.state.paired) if finder._search.sweep else None
     )
     fresh, plays = KeptBatch.fresh, [0]
 
@@ -658,7 +660,7 @@ class Shards(Sharded):
         self.finder: Any = None
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        sweep = self.finder._sweep
+        sweep = self.finder._search.sweep
         if sweep is not None and not sweep.pausing:
             self.seen.append((len(sweep.state.losses), float(batch[0].sum())))
         return super().training_step(batch, batch_idx)

@@ -665,4 +665,4 @@ def test_without_an_optimizer_there_is_no_sweep() -> None:
     finder = llr.LRFinder(optimizer=1)
     finder._run = Run()  # pyright: ignore[reportAttributeAccessIssue]
     finder.started(None, None)
-    assert not finder._due(None)
+    assert not finder._search._due(None)
