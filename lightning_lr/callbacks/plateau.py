@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import real_number, whole_number
@@ -14,8 +13,9 @@ from lightning_lr.console import count
 from lightning_lr.internals import restarted_before_validation, restarted_in_validation, results, training_results
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
 from lightning_lr.signals import missing_metric
-from lightning_lr.signals.metric import Metric, MetricError, logged_names
+from lightning_lr.signals.metric import MetricError, logged_names
 from lightning_lr.signals.metric_name import looks_like_a_score, of_validation
+from lightning_lr.signals.metric_source import MetricSource
 
 
 class PlateauDecay(LRCallback):
@@ -96,13 +96,9 @@ class PlateauDecay(LRCallback):
 
     def reset(self) -> None:
         self.state = PlateauState()
-        self._metric = Metric(self.monitor)
-        # "step", "epoch", "late" (logged after the callbacks' turn at the end of the epoch) or "validation"
-        self._produced: str | None = None
-        self._micro_batches: list[torch.Tensor] = []
-        self._updates: list[torch.Tensor | None] = []
+        self._source = MetricSource(self.monitor, self._values_per_check)
         self._idle = False
-        self._stepped = self._asked = self._validated = self._late = self._epoch_over = False
+        self._validated = self._epoch_over = False
         self._groups: list[int] = []
         self._not_finite = 0
         self._told = self._without_validation = False
@@ -113,7 +109,7 @@ class PlateauDecay(LRCallback):
     def forget(self) -> None:
         """Drops the checks that speak against the rate: they were made before a rewind, say."""
         self.state = self.policy.forget(self.state)
-        self._micro_batches, self._updates = [], []
+        self._source.drop()
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
@@ -131,12 +127,12 @@ class PlateauDecay(LRCallback):
         elif self._without_validation:
             rank_zero_warn(missing_metric.without_validation(self))
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
-        if self._produced in (None, "validation") and restarted_in_validation(trainer):
+        if self._source.may_be("validation") and restarted_in_validation(trainer):
             rank_zero_warn(
                 f"the checkpoint was saved in the middle of a validation, of which Lightning makes only the rest on "
                 f"resume, or nothing: {self.name} checks a value of that rest, or none"
             )
-        if self._produced == "validation" and restarted_before_validation(trainer):
+        if self._source.place == "validation" and restarted_before_validation(trainer):
             rank_zero_warn(
                 f"the checkpoint was saved at the end of an epoch before its validation, which Lightning passes over "
                 f"on resume: {self.name} makes no check for that epoch. One saved on validation or on the epoch's end "
@@ -157,7 +153,7 @@ class PlateauDecay(LRCallback):
         self._groups[optimizer] = groups
 
     def after_update(self, optimizer: int) -> None:
-        self._stepped = True
+        self._source.after_update()
 
     def _means(self, optimizer: int) -> bool:
         return self.optimizer in (None, optimizer)
@@ -165,13 +161,13 @@ class PlateauDecay(LRCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         self._check_late()
-        self._asked = False
+        self._source.begin_epoch()
         if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
             raise MetricError(missing_metric.after_an_epoch(self, sorted(trainer.callback_metrics)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._awaits("step"):
-            self._take_step(trainer)
+        if not self._mode_unknown:
+            self._check(trainer, self._source.after_batch(trainer))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -179,8 +175,8 @@ class PlateauDecay(LRCallback):
             return
         if not trainer.sanity_checking:
             self._validated = True
-            if self._awaits("validation"):
-                self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+            if not self._mode_unknown:
+                self._check(trainer, self._source.after_validation(trainer))
         if self._misses_metric and not self._told:
             training = logged_names(training_results(trainer))
             words = missing_metric.after_validation(self, logged_names(results(trainer)), training)
@@ -190,11 +186,8 @@ class PlateauDecay(LRCallback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self._awaits("epoch"):
-            self._take_one(trainer, self._metric.produced(trainer, on_step=False), "epoch")
-        if self._awaits() and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [None]:
-            self._produced = "step"
-        self._late = self._awaits("late")
+        if not self._mode_unknown:
+            self._check(trainer, self._source.after_epoch(trainer))
         self._epoch_over = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -203,64 +196,23 @@ class PlateauDecay(LRCallback):
             rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
         super().on_train_end(trainer, pl_module)
 
-    def _awaits(self, source: str | None = None) -> bool:
-        """Whether the metric may come from there: none has come yet, or all have come from there."""
-        return not self._mode_unknown and self._produced in (None, source)
-
     @property
     def _misses_metric(self) -> bool:
-        """Whether none has come yet, of which nothing has been said at the start."""
-        return self._awaits() and self._produced is None and not self._without_validation and not self._idle
-
-    def _take_step(self, trainer: Any) -> None:
-        value = self._metric.produced(trainer, on_step=True)
-        if self._produced is None:
-            # of several ranks all are asked, once an epoch: one that lacks the metric must not leave the others waiting
-            if self._asked and trainer.world_size > 1:
-                return
-            self._asked = True
-            if self._metric.agree(trainer, [value]) == [None]:
-                return
-            self._produced = "step"
-        if value is not None:
-            self._micro_batches.append(value)
-        if not self._stepped:
-            return
-        self._stepped = False
-        batches, self._micro_batches = self._micro_batches, []
-        self._updates.append(
-            torch.stack([b.to(batches[-1].device) for b in batches]).mean()
-            if len(batches) > 1
-            else (batches or [None])[0]
-        )
-        if len(self._updates) >= self._values_per_check:
-            updates, self._updates = self._updates, []
-            for number in self._metric.agree(trainer, updates):
-                if number is not None:
-                    self._check(trainer, number)
-
-    def _take_one(self, trainer: Any, value: torch.Tensor | None, source: str) -> bool:
-        (number,) = self._metric.agree(trainer, [value])
-        if number is None:
-            return False
-        self._produced = source
-        self._check(trainer, number)
-        return True
+        """Whether no value has come yet, though nothing was said of that at the start."""
+        silent = self._mode_unknown or self._without_validation or self._idle
+        return self._source.place is None and not silent
 
     def _check_late(self) -> None:
-        """For a metric that the module logs in its own `on_train_epoch_end`, which comes after the callbacks'."""
-        if not self._late:
-            return
-        self._late = False
         trainer = self.run.trainer
-        value = self._metric.produced(trainer, on_step=False)
-        if value is None:
-            value = self._metric.kept(trainer)
-        self._take_one(trainer, value, "late")
+        self._check(trainer, self._source.late(trainer))
 
     # what it means ---------------------------------------------------------------------------------------------
 
-    def _check(self, trainer: Any, value: float) -> None:
+    def _check(self, trainer: Any, values: list[float]) -> None:
+        for value in values:
+            self._check_one(trainer, value)
+
+    def _check_one(self, trainer: Any, value: float) -> None:
         if not math.isfinite(value):
             self._not_finite += 1
             if self._not_finite == 1:
@@ -307,33 +259,18 @@ class PlateauDecay(LRCallback):
 
     def own_state(self) -> dict[str, Any]:
         """The policy's state, and values that wait for the next check."""
-        if self.run.failed:
-            # the other ranks may not be here: the values of this one
-            waiting = [None if value is None else float(value) for value in self._updates]
-        else:
+        if not self.run.failed:
             self._check_late()
-            waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates else []
-        micro_batches = [float(value) for value in self._micro_batches]
-        return {
-            "policy": self.state.to_dict(),
-            "produced": self._produced,
-            "waiting": waiting,
-            "micro_batches": micro_batches,
-            "stepped": self._stepped,
-            "asked": self._asked,
-        }
+        source = self._source.state_dict(None if self.run.failed else self.run.trainer)
+        return {"policy": self.state.to_dict(), **source}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self.state = PlateauState.from_dict(state["policy"])
-        self._produced, self._stepped, self._asked = state["produced"], state["stepped"], state["asked"]
-        self._updates = [
-            None if number is None else torch.tensor(number, dtype=torch.float64) for number in state["waiting"]
-        ]
-        self._micro_batches = [torch.tensor(number) for number in state["micro_batches"]]
+        self._source.load_state_dict(state)
         # None and "min" are one mode
         other_mode = "max" in self.changed.get("mode", ())
         other_window = self.policy.test == "trend" and "patience" in self.changed
         if other_mode or other_window or self.changed.keys() & {"monitor", "test", "threshold_mode"}:
             # the values so far are no measure for the new ones; the decays were made all the same
             self.state = PlateauState(decays=self.state.decays)
-            self._produced, self._updates, self._micro_batches = None, [], []
+            self._source.forget()
