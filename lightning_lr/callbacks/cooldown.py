@@ -1,4 +1,4 @@
-"""`Cooldown`: every rate falls over the last updates of the run."""
+"""`Cooldown`: every learning rate falls over the last updates of the run."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ Shape = Literal["linear", "1-sqrt", "cosine"]
 
 
 class Cooldown(LRCallback):
-    """Multiplies every rate by a factor that falls from 1 to `end_factor` over the last updates of the run.
+    """Multiplies every learning rate by a factor that falls from 1 to `end_factor` over the last updates of the run.
 
-    With `Warmup` it makes the trapezoid: warm-up, a constant rate, decay. It works under any scheduler and under none.
-    Exactly one of `steps`, `epochs` and `fraction` is given. Of n updates the first has the rate in full, and the last,
-    the run's last, one n-th of it (`linear`, `end_factor=0`).
+    Together with `Warmup` it makes a trapezoid: warm-up, constant rate, decay. It works with any scheduler and without
+    one. Of n updates the first is made with the full rate, and the last, which is the run's last, with one n-th of it
+    (`shape="linear"`, `end_factor=0`).
 
-    The end is the run's own, by `max_steps` or `max_epochs`, whichever comes first, and is seen anew in each epoch. So
-    it does not move when updates are dropped, skipped by a gradient scaler, or spent on a sweep or a trial. Where
-    epochs change their length within the fall, the rest of it is spread over what is left. A run that is no longer than
-    the cooldown falls from its first update on, and says so. While the rate falls `PlateauDecay` makes no check that
-    counts against it. Under manual optimization each optimizer is taken to make one update per batch.
+    Give exactly one of `steps`, `epochs` and `fraction`.
 
-    A run that is resumed with other limits ends elsewhere: until the last updates of the new one the rate is at its
-    full height, and for that it goes up again if the checkpoint was saved within the fall (one line says so). To go on
-    as if the run had always been that long, resume from a checkpoint before the fall.
+    The end is that of the run, by `max_steps` or `max_epochs`, whichever comes first, and is determined anew in each
+    epoch. So it stays where it is when updates are dropped, skipped by a gradient scaler, or spent on a sweep or a
+    trial. If the length of the epochs changes during the fall, the rest of the fall is spread over the updates that
+    are left. If the run is no longer than the cooldown, the rate falls from the first update on, and a warning says so.
+    While the rate falls, no check of `PlateauDecay` counts against it. Under manual optimization, each optimizer is
+    taken to make one update per batch.
+
+    A run that is resumed with other limits ends elsewhere. Up to its last updates the rate is at its full height, so
+    it rises again if the checkpoint was saved during the fall; one line says so. To go on as if the run had always been
+    that long, resume from a checkpoint that was saved before the fall.
 
     Args:
         steps: the length in updates, >= 1.
-        epochs: the length in epochs, > 0, may be fractional.
+        epochs: the length in epochs, > 0; may be fractional.
         fraction: the length as a share of the whole run, in (0, 1].
-        shape: `linear`, `1-sqrt` or `cosine`; see `lightning_lr.policies.cooldown.SHAPES`.
+        shape: `linear`, `1-sqrt` (one minus the square root of progress) or `cosine` (half a wave).
         end_factor: the factor to which it falls, in [0, 1).
         on_stop: True: when somebody asks the trainer to stop (`EarlyStopping`, a timer, your own code), the fall begins
-            then, and the run ends after it; a stop within the fall waits for its end. A run whose end is not known may
-            then do without one. A guard that has given up ends the run at once.
-        name: under which its factor is kept and shown; by default the class's own. A second `Cooldown` in the same
-            trainer needs another: `Cooldown(50, name="Other")`.
+            then, and the run ends after it; a stop during the fall waits for its end. With `steps` or `epochs`
+            the end of the run need not be known then. If `DivergenceGuard` gives up, the run ends at once.
+        name: the name under which the factor is kept and shown; by default the class's own. A second `Cooldown` in the
+            same trainer needs another: `Cooldown(50, name="Other")`.
 
     Raises:
-        ValueError: at construction for a value outside its bounds; at the start of `fit` when the end of the run can't
-            be told, or the length (a dataloader without a length).
+        ValueError: at construction, for a value outside its bounds; at the start of `fit`, if the end of the run or
+            the length can't be determined (no limit, or a dataloader without a length), and for a second `Cooldown`
+            with `on_stop=True`.
 
     Source: Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations"
     (arXiv 2405.18392).
@@ -82,8 +86,10 @@ class Cooldown(LRCallback):
         self.steps, self.epochs, self.fraction = steps, epochs, fraction
         self.shape, self.end_factor, self.on_stop = shape, end_factor, on_stop
         self._policy(1 if steps is None else steps)
-        self.optional = self.rests = False
-        """Whether it may do without: where the run's end isn't known, or the user has a schedule; whether it does."""
+        self.optional = False
+        """Whether it leaves itself out where the run's end isn't known, or the user has a scheduler."""
+        self.rests = False
+        """Whether it has left itself out of this run."""
         self.reset()
 
     @property
@@ -135,7 +141,7 @@ class Cooldown(LRCallback):
             self._end.put_off_stops(trainer)
 
     def _does_without(self, trainer: Any) -> bool:
-        """Whether there is a reason for no fall; says it."""
+        """Whether there is a reason not to cool down; says which."""
         why = "the run's length isn't known" if updates_in_run(trainer, None) is None else ""
         if trainer.lr_scheduler_configs:
             why = "the optimizer has a schedule of its own"
@@ -193,14 +199,14 @@ class Cooldown(LRCallback):
         super().teardown(trainer, pl_module, stage)
 
     def _given_up(self) -> bool:
-        """Whether another callback has: then the run is to end at once."""
+        """Whether another callback has given the run up: then the run must end at once."""
         given_up = any(peer.given_up for peer in self.run.peers)
         if given_up:
             self._end.release()
         return given_up
 
     def _begin(self, trainer: Any, left: int) -> CooldownPolicy | None:
-        """The fall, if it is time for it."""
+        """Begins the fall, if it is time for it."""
         assert self._length is not None
         if left > self._length:
             if trainer.lightning_module.automatic_optimization or trainer.max_steps == -1:
@@ -219,17 +225,17 @@ class Cooldown(LRCallback):
 
     @property
     def _steps(self) -> int:
-        """The length by `trainer.global_step`, which counts the steps of all optimizers."""
+        """The length of the fall by `trainer.global_step`, which counts the steps of all optimizers."""
         return (self._length or 0) * max(1, len(self.ledger.optimizers))
 
     def _left(self, trainer: Any) -> int | None:
-        """The updates of each optimizer that are left, with the present one; None where nothing tells."""
+        """The updates of each optimizer that are left, the present one included; None if that isn't known."""
         if not self._end.current or self._end.clock is None:
             self._set_clock(trainer)
         return self._end.left(trainer)
 
     def _set_clock(self, trainer: Any) -> None:
-        """Once an epoch, and after a resume: when does the run end now, and what becomes of the fall?"""
+        """Once an epoch, and after a resume: determines when the run ends now, and adapts the fall to it."""
         was, left = self._end.set_clock(trainer)
         renewed, self._renewed = self._renewed, False
         if left is None and not self.on_stop:
@@ -254,7 +260,7 @@ class Cooldown(LRCallback):
             self._fall = fall.rest(fall.steps - was, left)
 
     def _given_length(self, trainer: Any, left: int | None) -> int:
-        """The length in updates, where so many are left of the run."""
+        """The length of the fall in updates, if `left` updates are left of the run."""
         clock = self._end.clock
         assert clock is not None
         if self.epochs is not None:
@@ -279,7 +285,7 @@ class Cooldown(LRCallback):
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
-        """The length, and the fall under way, with the clock that they were told by."""
+        """The length of the fall, the fall under way, and the clock that they were determined by."""
         end, late = self._end, self._end.late
         return {
             "length": self._length,

@@ -1,4 +1,4 @@
-"""`LRFinder`: the rate is found inside the run."""
+"""`LRFinder`: the learning rate is found inside the run."""
 
 from __future__ import annotations
 
@@ -20,78 +20,84 @@ from lightning_lr.sweeps.room import AUTO_REST, LEAST_REST
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 
 ASKED = 3
-"""Rewinds without lasting progress after which a guard beside it makes it look for a rate once more."""
+"""After this many rewinds without lasting progress it looks for a rate once more."""
 
 SWEPT = frozenset(("min_lr", "max_lr", "steps", "suggest", "optimizer", "replay"))
-"""Arguments that make a sweep another one."""
+"""Arguments that decide what a sweep does: if one of them has changed, a sweep that was saved starts over."""
 
 
 class LRFinder(LRCallback):
-    """Finds the rate by trying rates out inside the run, and leaves no other trace.
+    """Finds the learning rate by trying rates inside the run, and leaves no other trace.
 
-    All rates are tried from the same weights on the same batches, and compared by what they do to the losses of the
-    same probe batches, with a standard error; see `SweepPolicy`. A share of the best rate is suggested, the lower the
-    longer the run is and the weaker the evidence. A suggestion is *sure* or *unsure*, with the range of rates that
-    can't be told apart (`result.sure`, `.low`, `.high`); where it is unsure, the careful end of that range is taken.
+    All rates are tried from the same weights on the same batches. They are compared by what they do to the loss on the
+    same probe batches, with a standard error; see `SweepPolicy`. What is suggested is a share of the best rate: the
+    longer the run and the weaker the evidence, the smaller the share. A suggestion is *sure* or *unsure*, and comes
+    with the range of rates that can't be told apart (`result.sure`, `.low`, `.high`). If it is unsure, it is taken from
+    the careful end of that range.
 
-    For at most `steps` updates batches of the run train a trial: a second state of weights, buffers, optimizer and
-    torchmetrics that is in place only within a batch. Validation, checkpoints, callbacks at a batch's end and whatever
-    follows an exception see the healthy state, which is bit for bit as it was. Then the random generators go back too,
-    and the rate found becomes a *factor*: param groups keep their ratio, and any scheduler goes on above it. The rate
-    is compared with each group's peak: `max_lr` under OneCycle and Cyclic schedules, else `initial_lr`.
+    **What a sweep does to the run.** For at most `steps` updates, batches of the run train a second state of weights,
+    buffers, optimizer and torchmetrics, which is in place only within a batch. Validation, checkpoints, other callbacks
+    at the end of a batch, and whatever follows an exception see the healthy state, which is bit for bit as it was.
+    After the sweep the random generators go back too, and the rate found becomes a *factor*: param groups keep their
+    ratio, and any scheduler goes on as before. The rate is compared with each group's peak: `max_lr` under OneCycle and
+    Cyclic schedules, otherwise `initial_lr`.
 
-    The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, not for `Warmup` or for
-    anything else that counts real updates. What a sweep costs is said before it begins, in updates and in batches.
-    Where no rate changes the loss, or all blow up, the finder refuses in words and the run goes on with the user's
-    rate. Where the run is too short for a sweep it says so at the start of `fit`, and makes none: with `steps="auto"`
-    where one would take more than half of what is left of the run.
+    **What it costs.** The batches of a sweep count for `trainer.global_step`, the data loader and the schedulers, but
+    not for `Warmup` or anything else that counts real updates. Before a sweep begins, one line states its cost in
+    updates and in batches. If no rate changes the loss, or all blow up, the finder suggests nothing, says why, and the
+    run goes on with your rate. If the run is too short for a sweep, it says so at the start of `fit` and makes none;
+    with `steps="auto"` that is a run in which a sweep would take more than half of what is left.
 
-    With `at="auto"` it comes back in runs of 1,500 updates and more, for a second opinion on the present rate: after a
-    tenth of the run (150 to 1,000 updates), for at most 41 updates. A rate that raises the loss is lowered to one that
-    doesn't, by three or nine; one that nine times itself beats beyond doubt is tripled; else it stays. After an unsure
-    sweep it comes back once more, after three tenths.
+    **Second opinions.** With `at="auto"` it comes back in runs of 1,500 updates or more (and in runs of unknown
+    length), for a second opinion on the present rate: after a tenth of the run (150 to 1,000 updates; 500 if the
+    length isn't known), for at most 41 updates. A rate that raises the loss is lowered to a third or a ninth of itself,
+    whichever is the first that doesn't. A rate that is clearly beaten by nine times itself is tripled. Otherwise it
+    stays. After an unsure sweep it comes back once more, after three times as many updates.
 
-    In a sweep the model does not learn, and what others see of the run is true to that:
+    **What others see.** During a sweep the model does not learn, and metrics are treated accordingly:
 
-    - Training metrics are those of the healthy weights. A batch counts for what `training_step` logs, torchmetrics
-      included, if it ran at them: those before a trial's first update do. Each epoch whose first batch would be another
-      one begins with a pause, in which the batch counts and the sweep waits for one update (under accumulation, for all
-      of its batches). Where epochs have fewer than four updates, some have none, and keep the values of the one before.
-      What is logged in the other batches counts for nothing.
-    - Validation runs as always and is logged. But it finds the same weights again and again, so until the first batch
-      after the sweep `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors a metric saves nothing, the
-      user's `ReduceLROnPlateau` schedulers are not stepped, and `PlateauDecay` rests. A `ModelCheckpoint` without
-      `monitor` saves on; a run resumed from such a checkpoint goes on with the sweep.
+    - Training metrics are those of the healthy weights. What `training_step` logs, torchmetrics included, counts only
+      for batches that ran at these weights: those before the first update of a rate's turn. An epoch whose first batch
+      would not count begins with a pause, in which the batch counts and the sweep waits for one update (under
+      accumulation, for all of its batches). If epochs have fewer than four updates, some have no pause, and keep the
+      metrics of the epoch before.
+    - Validation runs as always and is logged, but finds the same weights again and again. So until the first batch
+      after the sweep, `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors a metric saves nothing,
+      `ReduceLROnPlateau` schedulers of yours are not stepped, and no check of `PlateauDecay` counts against the rate. A
+      `ModelCheckpoint` without `monitor` goes on saving, and a run that is resumed from such a checkpoint goes on with
+      the sweep.
 
-    Its trial takes a second state of weights, buffers and optimizer on the device. On an accelerator a line says how
-    much, before the sweep; where that is more than is free beside the run's own peak, on any rank, there is no sweep
-    and the rate stays as it is, in words. So it does where the memory runs out in a sweep's midst.
+    **Memory.** A sweep needs a second state of weights, buffers and optimizer on the device. On an accelerator, one
+    line before the sweep says how much that is. If it is more than is free beside the run's own peak, on any rank,
+    there is no sweep and the rate stays as it is; a warning says so. The same holds if memory runs out during a sweep.
 
-    It shows a progress bar while it sweeps, one line on the console, `lr-events`, the scalars `lr-finder/rate` and
-    `lr-finder/loss`, and the curve as a figure in TensorBoard.
+    While it sweeps it shows a progress bar. It also writes a line to the console and to `lr-events`, the scalars
+    `lr-finder/rate` and `lr-finder/loss`, and the curve as a figure in TensorBoard.
 
     Args:
-        at: the real updates before which it sweeps, from 0; None: only at `epochs`, or when asked; `"auto"`: at the
-            start, with a second opinion later. An update inside of a window of accumulation waits for its end.
-        epochs: epochs, from 0, at whose start it sweeps too. Beside a `DivergenceGuard` it also sweeps when that asks
-            it to, after three rewinds without lasting progress.
-        min_lr: the lowest rate tried, absolute, > 0.
-        max_lr: the highest, absolute.
-        steps: the most updates of a sweep, >= 20; its pauses come on top. `"auto"`: 2% of the run's updates, at least
-            60 and at most 300 (60 where the run's length isn't known), or 20 where 60 would take more than half of it.
-        suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide`, `minimum` on a plain ramp.
-        replay: whether a sweep keeps some of its batches in memory and compares all rates on the same ones. Where they
-            can't be kept it goes on without, in words. Where they are too large for a checkpoint, or of a class of
-            their own, a resumed run begins its sweep anew.
-        apply: False: only report.
-        optimizer: the index of the optimizer to sweep, where there are several.
-        progress_bar: whether to show one, on rank zero, beside Lightning's own.
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different ones: `LRFinder(..., name="Second")`.
+        at: the real updates, from 0, before which it sweeps; None: only at `epochs`, or when asked; `"auto"`: at the
+            start, with second opinions later. If an update begins within a window of accumulation, the sweep waits for
+            the window's end.
+        epochs: the epochs, from 0, at whose start it sweeps too. Beside a `DivergenceGuard` it also sweeps after three
+            rewinds without lasting progress.
+        min_lr: the lowest rate that is tried, absolute, > 0.
+        max_lr: the highest, absolute, > `min_lr`.
+        steps: the most updates of a sweep, >= 20, to which its pauses are added. `"auto"`: 2% of the run's updates, at
+            least 60 and at most 300 (60 if the length of the run isn't known), or 20 if 60 would take more than half of
+            the run.
+        suggest: `bracket` (see `SweepPolicy`), or `steepest`, `valley`, `slide` or `minimum` on a plain ramp.
+        replay: whether a sweep keeps some of its batches in memory and compares all rates on the same ones. If they
+            can't be kept, it goes on without and says so. If they are too large for a checkpoint, or of a class of your
+            own, a resumed run starts its sweep over.
+        apply: False: only report what was found.
+        optimizer: the index of the optimizer to sweep, if there are several.
+        progress_bar: whether to show a progress bar, on rank zero, beside Lightning's own.
+        name: the name under which the factor is kept and shown; by default the class's own. A second `LRFinder` in the
+            same trainer needs another: `LRFinder(..., name="Second")`.
 
     Raises:
-        ValueError: at construction for a value outside its bounds; at the start of `fit` for several optimizers of
-            which none is named, and for reference rates that are all zero.
+        ValueError: at construction, for a value outside its bounds; at the start of `fit`, for several optimizers with
+            none of them named, for an optimizer that the run doesn't have, and for reference rates that are all zero.
 
     Example:
         >>> from lightning_lr import LRFinder
@@ -132,7 +138,7 @@ class LRFinder(LRCallback):
         unasked = isinstance(at, str)
         self.schedule = SweepSchedule((0,) if unasked else places("at", at), places("epochs", epochs), unasked)
         self.comes_back = unasked and suggest == BRACKET
-        """Whether it looks at what it found again, later in the run."""
+        """Whether it comes back for second opinions."""
         if optimizer is not None:
             optimizer = whole_number("optimizer", optimizer, 0, "it is an index, or None where there is one only")
         self.apply, self.optimizer, self.progress_bar = apply, optimizer, progress_bar
@@ -159,19 +165,19 @@ class LRFinder(LRCallback):
 
     @property
     def settling(self) -> bool:
-        """Whether a sweep is under way, or has ended and no batch has begun since: validation may still come."""
+        """Whether a sweep is under way, or has ended and no batch has begun since: a validation may still follow."""
         return self._search.checks_paused
 
     @property
     def found_nothing(self) -> bool:
-        """Whether its sweeps have all ended without a suggestion: nobody knows then what the present rate is worth."""
+        """Whether all of its sweeps have ended without a suggestion, so that nothing is known of the present rate."""
         return self.apply and bool(self.findings) and all(found.suggestion is None for found in self.findings)
 
     def request(self, reason: str) -> None:
-        """Asks for a sweep at the next batch that begins an update: after unfreezing, say.
+        """Asks for a sweep at the next batch that begins an update, for example after layers were unfrozen.
 
         Args:
-            reason: why, for `lr-events`.
+            reason: why, in words, for `lr-events`.
         """
         self._search.occasions.request(reason)
 

@@ -1,4 +1,4 @@
-"""`PlateauDecay`: the rate falls when a metric stops to improve."""
+"""`PlateauDecay`: the learning rate falls when a metric has stopped improving."""
 
 from __future__ import annotations
 
@@ -19,39 +19,47 @@ from lightning_lr.signals.metric_source import MetricSource
 
 
 class PlateauDecay(LRCallback):
-    """Multiplies every rate by `factor` each time that a metric has stopped to improve.
+    """Multiplies every learning rate by `factor` each time a metric has stopped improving.
 
-    It works on top of any scheduler, of `Warmup` and of `Cooldown`; while the rate warms up or cools down, no check
-    counts against it. Nor does one after a sweep of `LRFinder` that found nothing: a rate that nobody found may be too
-    low already.
-    The metric may come from validation, from a training epoch or from every training step; it is checked when it is
-    produced (sanity checking excepted), before checkpoints are saved, and as the mean over the ranks. A value that is
-    not finite never counts as a bad check.
+    It works on top of any scheduler, of `Warmup` and of `Cooldown`. While the rate warms up or cools down, no check
+    counts against it; nor does any after sweeps of `LRFinder` that found no rate, because the present rate may then be
+    too low already.
+
+    The metric may be logged in validation, at the end of a training epoch, or at every training step. It is checked
+    when it is produced (except during the sanity check), before checkpoints are saved, as the mean over all ranks. A
+    value that is not finite never counts as a bad check.
 
     Args:
-        monitor: the metric's name as logged. Of one logged with `on_step=True, on_epoch=True` the epoch's value is
-            taken; `<name>_step` takes every step. Of a name logged in training and in validation it is the training's.
-        mode: `min` when less is better, `max` when more is. None: `min`; but of a metric that is called like a score
-            (accuracy, F1, AUROC, reward, ...) it has to be said: without, there are no checks, and a warning.
-        factor: the ratio of the new rate to the old, in (0, 1).
-        patience: bad checks that are still borne; with `test="trend"` the length of the window in values, >= 3.
-        threshold: the least improvement that counts, >= 0.
-        threshold_mode: `rel` (a ratio of the best) or `abs`.
-        cooldown: checks passed over after each decay, >= 0.
-        min_lr: the decays go no lower than this rate (absolute, >= 0); a scheduler may.
-        max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
-        test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
-            ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
-        optimizer: the index of the one optimizer whose rates fall; None: those of all. Of a GAN one metric says nothing
-            about one of the two, so give each a `PlateauDecay` of its own, or leave it out.
-        name: under which its factor is kept and shown; by default the class's own. A second `PlateauDecay` in the same
-            trainer needs another: `PlateauDecay("train_loss", name="Other")`.
+        monitor: the name of the metric, as logged. If it is logged with `on_step=True, on_epoch=True`, the epoch's
+            value is taken; `<name>_step` takes the value of every step. If a name is logged in training and in
+            validation, the training value is taken.
+        mode: `min` if lower is better, `max` if higher is. None: `min`, except for a metric whose name is that of a
+            score (accuracy, F1, AUROC, reward, ...): then nothing is checked until you give the mode, and a warning
+            says so.
+        factor: the ratio of the new rate to the old one, in (0, 1).
+        patience: how many bad checks in a row are tolerated, >= 0; with `test="trend"` the length of the window in
+            values, >= 3.
+        threshold: the least improvement that counts, >= 0: a ratio below 1 (`rel`) or absolute (`abs`); `trend` does
+            not use it.
+        threshold_mode: `rel` (relative to the best value) or `abs`.
+        cooldown: how many checks are passed over after each decay, >= 0.
+        min_lr: no decay goes below this rate (absolute, >= 0); a scheduler may.
+        max_decays: after this many decays, >= 0, the next plateau asks the trainer to stop; None: never.
+        test: `patience` gives the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend` asks whether a
+            noisy series has stopped falling, as dlib does; it is meant for the training loss of every step, with a
+            patience of hundreds.
+        optimizer: the index of the only optimizer whose rates decay; None: those of all optimizers. In a GAN one metric
+            says nothing about one of the two: give each optimizer its own `PlateauDecay`, or leave it out.
+        name: the name under which the factor is kept and shown; by default the class's own. A second `PlateauDecay` in
+            the same trainer needs another: `PlateauDecay("train_loss", name="Other")`.
 
     Raises:
-        ValueError: at construction for a value outside its bounds; at the start of `fit` for an optimizer that the run
-            doesn't have.
-        MetricError: at the start of an epoch when one has ended, validation has run (if there is one), and no metric of
-            that name was logged; on every rank when some ranks logged it and others did not.
+        ValueError: at construction, for a value outside its bounds; at the start of `fit`, for an optimizer that the
+            run doesn't have.
+        MetricError: at the start of an epoch, if one has ended, validation has run (where there is any), and no metric
+            of that name was logged; on every rank, if some ranks logged it and others did not.
+
+    Source: torch's `ReduceLROnPlateau`; dlib's `dnn_trainer` for `trend`.
 
     Example:
         >>> from lightning_lr import PlateauDecay
@@ -107,7 +115,7 @@ class PlateauDecay(LRCallback):
         self.forget()
 
     def forget(self) -> None:
-        """Drops the checks that speak against the rate: they were made before a rewind, say."""
+        """Drops the checks that count against the rate, for example because they were made before a rewind."""
         self.state = self.policy.forget(self.state)
         self._source.drop()
 
@@ -146,7 +154,7 @@ class PlateauDecay(LRCallback):
             return
         groups = self.ledger.groups(optimizer)
         for group in range(self._groups[optimizer], groups) if self.min_lr > 0.0 else ():
-            # one that has come since starts with all decays so far, and has its own floor
+            # a group that was added since starts with all decays so far, and has its own floor
             factor = self._floored(optimizer, group, self.ledger.factor(self.name, optimizer, group), 1.0)
             reason = f"{self.state.decays} decays so far, down to min_lr at most"
             self.ledger.set_factor(self.name, factor, reason, optimizer=optimizer, group=group)
@@ -198,7 +206,7 @@ class PlateauDecay(LRCallback):
 
     @property
     def _misses_metric(self) -> bool:
-        """Whether no value has come yet, though nothing was said of that at the start."""
+        """Whether no value has come yet, and nothing was said about that at the start."""
         silent = self._mode_unknown or self._without_validation or self._idle
         return self._source.place is None and not silent
 
@@ -258,7 +266,7 @@ class PlateauDecay(LRCallback):
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
-        """The policy's state, and values that wait for the next check."""
+        """The policy's state, and the values that wait for the next check."""
         if not self.run.failed:
             self._check_late()
         source = self._source.state_dict(None if self.run.failed else self.run.trainer)
@@ -271,6 +279,6 @@ class PlateauDecay(LRCallback):
         other_mode = "max" in self.changed.get("mode", ())
         other_window = self.policy.test == "trend" and "patience" in self.changed
         if other_mode or other_window or self.changed.keys() & {"monitor", "test", "threshold_mode"}:
-            # the values so far are no measure for the new ones; the decays were made all the same
+            # the values so far can't be compared with the new ones, but the decays were made
             self.state = PlateauState(decays=self.state.decays)
             self._source.forget()
