@@ -26,7 +26,7 @@ from torch import nn
 
 from lightning_lr import SweepPolicy
 from lightning_lr.policies.curve_rules import RULES
-from lightning_lr.policies.horizon import HORIZON, Horizon
+from lightning_lr.policies.horizon import POWERS, Horizon
 from lightning_lr.policies.sweep import BRACKET
 
 SWEEP = 60
@@ -63,7 +63,7 @@ def swept(rule: str, task: str, optimizer: str, seed: int) -> tuple[float | None
         run.batch()
         made = 1
     kind = "sgd" if optimizer == "sgd" else "adaptive"
-    state, now = policy.start(horizon=Horizon(UPDATES, HORIZON["stays"][kind]))
+    state, now = policy.start(horizon=Horizon(UPDATES, POWERS["stays"][kind]))
     while now.rate is not None:
         if now.restore:
             run.restore(healthy)

@@ -13,9 +13,9 @@ from lightning_lr.policies.sweep import BRACKET, LEAST_STEPS, SweepPolicy
 from lightning_lr.policies.sweep_schedule import SweepSchedule, places
 from lightning_lr.sweeps.finding import Finding
 from lightning_lr.sweeps.occasions import Occasions
-from lightning_lr.sweeps.plan import AUTO, steps_for
+from lightning_lr.sweeps.outlook import AUTO_REST, LEAST_REST
 from lightning_lr.sweeps.rate_search import RateSearch
-from lightning_lr.sweeps.room import AUTO_REST, LEAST_REST
+from lightning_lr.sweeps.sweep_plan import AUTO, steps_for
 
 Rule = Literal["bracket", "steepest", "valley", "slide", "minimum"]
 

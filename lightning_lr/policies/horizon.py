@@ -8,7 +8,7 @@ from typing import NamedTuple
 MARGIN = 0.3
 """The share of the best trial's rate that is suggested where the run's length isn't known."""
 
-HORIZON = {"falls": {"sgd": 0.2, "adaptive": 0.1}, "stays": {"sgd": 0.25, "adaptive": 0.2}}
+POWERS = {"falls": {"sgd": 0.2, "adaptive": 0.1}, "stays": {"sgd": 0.25, "adaptive": 0.2}}
 """The rate that is best over n updates is too high for N: `(n / N) ** power` of it is suggested, with this power where
 the rate falls at the run's end or stays, and for the optimizer's kind. On the tuning half of the kinds, 300 and 1,000
 updates, shares from 0.28 to 0.5 that these powers give were the best of a grid of shares from 0.1 to 1."""
@@ -30,12 +30,12 @@ class Horizon(NamedTuple):
 
     Args:
         updates: of the run; None where its length isn't known.
-        power: see `HORIZON`.
+        power: see `POWERS`.
         care: how far down, of rates that can't be told apart, weak evidence takes the suggestion: 1 is to the lowest.
     """
 
     updates: float | None = None
-    power: float = HORIZON["stays"]["sgd"]
+    power: float = POWERS["stays"]["sgd"]
     care: float = 1.0
 
     def share(self, length: int, t: float = -STRONG) -> float:

@@ -12,7 +12,7 @@ from lightning_lr.policies.horizon import Horizon
 from lightning_lr.policies.ramp import BLOWN, BLOWN_AT_ONCE, Ramp
 from lightning_lr.policies.second_opinion import second_opinion
 from lightning_lr.policies.suggestion import NO_LOSS, Suggestion
-from lightning_lr.policies.sweep_state import Next, SweepState
+from lightning_lr.policies.sweep_state import NextUpdate, SweepState
 from lightning_lr.policies.tried_rates import STEP, TriedRate, TriedRates
 from lightning_lr.statistics.level import HUGE, level_and_noise
 
@@ -129,7 +129,7 @@ class SweepPolicy:
 
     def start(
         self, *, around: float | None = None, paired: bool = True, horizon: Horizon | None = None
-    ) -> tuple[SweepState, Next]:
+    ) -> tuple[SweepState, NextUpdate]:
         """The state before the first update, and what it is.
 
         Args:
@@ -138,11 +138,11 @@ class SweepPolicy:
             horizon: how long the rate is to be good for.
         """
         if self.suggest != BRACKET:
-            return SweepState(rates=(self.min_lr,), paired=False), Next(self.min_lr, True)
+            return SweepState(rates=(self.min_lr,), paired=False), NextUpdate(self.min_lr, True)
         state = SweepState(rates=(0.0,), around=around, paired=paired, horizon=horizon or Horizon())
-        return state, Next(0.0, True, 0)
+        return state, NextUpdate(0.0, True, 0)
 
-    def step(self, state: SweepState, loss: float) -> tuple[SweepState, Next]:
+    def step(self, state: SweepState, loss: float) -> tuple[SweepState, NextUpdate]:
         """Takes the loss that was seen before the update with the last rate was made.
 
         Args:
@@ -157,7 +157,7 @@ class SweepPolicy:
         state = replace(state, losses=(*state.losses, loss))
         looking = state.ramp_start == 0 and self.suggest == BRACKET
         if not math.isfinite(loss) and (len(state.losses) == 1 or looking):
-            return state, Next(None, True, suggestion=Suggestion(None, NO_LOSS))
+            return state, NextUpdate(None, True, suggestion=Suggestion(None, NO_LOSS))
         if self.suggest != BRACKET:
             return self._plain_ramp(state)
         if looking:
@@ -175,17 +175,17 @@ class SweepPolicy:
         """On how many batches a trial is scored."""
         return max(3, min(PROBES, round(LOOK * self.steps)))
 
-    def _look(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _look(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         count = len(state.losses)
         if count < self.probes:
             # there are optimizers that change weights at rate 0, too
-            return replace(state, rates=(*state.rates, 0.0)), Next(0.0, True, count)
+            return replace(state, rates=(*state.rates, 0.0)), NextUpdate(0.0, True, count)
         state = replace(state, ramp_start=count)
         if state.around is not None:
             length = min(SECOND, (self.steps - count) // 2)
             return self._begin(replace(state, trial_length=length), state.around)
         rate = self.ramp_rate(0)
-        return replace(state, rates=(*state.rates, rate)), Next(rate, True, 0)
+        return replace(state, rates=(*state.rates, rate)), NextUpdate(rate, True, 0)
 
     # -- the ramp --------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class SweepPolicy:
     def _rising(self) -> Ramp:
         return Ramp(self.min_lr, self.max_lr, self.ramp_steps, self.suggest == BRACKET)
 
-    def _ramp(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _ramp(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         made = len(state.losses) - state.ramp_start
         level, noise = level_and_noise(self._base(state))
         risen = self._risen(state, made - 1, level)
@@ -217,7 +217,7 @@ class SweepPolicy:
             state = replace(state, bound=turn)
         elif made < self.ramp_steps:
             rate = self.ramp_rate(made)
-            return replace(state, rates=(*state.rates, rate)), Next(rate, False, made % self.probes)
+            return replace(state, rates=(*state.rates, rate)), NextUpdate(rate, False, made % self.probes)
         length = min(SHORT, max(self.probes + 1, (self.steps - len(state.losses)) // TRIALS))
         first = (self.max_lr if state.bound is None else state.bound) / BELOW_BLOW_UP
         return self._begin(replace(state, trial_length=length), max(on_grid(first), self.min_lr))
@@ -227,34 +227,34 @@ class SweepPolicy:
         start = self._base(state)[index % self.probes] if state.paired else level
         return state.losses[state.ramp_start + index] - start
 
-    def _plain_ramp(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _plain_ramp(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         count = len(state.losses)
         if count < self.steps and self._rising.calm(state.losses):
             rate = self.ramp_rate(count)
-            return replace(state, rates=(*state.rates, rate)), Next(rate, False)
-        return state, Next(None, True, suggestion=suggest(self.suggest, state.rates[:count], state.losses))
+            return replace(state, rates=(*state.rates, rate)), NextUpdate(rate, False)
+        return state, NextUpdate(None, True, suggestion=suggest(self.suggest, state.rates[:count], state.losses))
 
     # -- the trials ------------------------------------------------------------------------------------------------
 
     def _base(self, state: SweepState) -> tuple[float, ...]:
         return state.losses[: self.probes]
 
-    def _begin(self, state: SweepState, rate: float) -> tuple[SweepState, Next]:
+    def _begin(self, state: SweepState, rate: float) -> tuple[SweepState, NextUpdate]:
         state = replace(state, rates=(*state.rates, rate), trial_start=len(state.losses), blown=0)
-        return state, Next(rate, True, self._batch(state, 0))
+        return state, NextUpdate(rate, True, self._batch(state, 0))
 
     def _batch(self, state: SweepState, index: int) -> int:
         """Which batch the present trial's update `index` is for: at its end those of the look, before them others."""
         trained = state.trial_length - self.probes
         return self.probes + index if index < trained else index - trained
 
-    def _trial(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _trial(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         losses, rate = state.losses[state.trial_start :], state.rates[-1]
         level, noise = level_and_noise(self._base(state))
         lost = losses[-1] > level + LOST * noise
         if not lost and len(losses) < state.trial_length:
             state = replace(state, rates=(*state.rates, rate))
-            return state, Next(rate, False, self._batch(state, len(losses)))
+            return state, NextUpdate(rate, False, self._batch(state, len(losses)))
         scored = None if lost else losses[-self.probes :]
         trial = TriedRate(rate, state.trial_start, state.trial_length, scored)
         state = replace(state, trials=(*state.trials, trial))
@@ -263,16 +263,16 @@ class SweepPolicy:
             return self._second(state, trials)
         return self._search(state, trials)
 
-    def _second(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, Next]:
+    def _second(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, NextUpdate]:
         following, said = second_opinion(trials, low=self.min_lr, high=self.max_lr)
         if following is not None and self.steps - len(state.losses) >= state.trial_length:
             return self._begin(state, following)
-        return state, Next(None, True, suggestion=said)
+        return state, NextUpdate(None, True, suggestion=said)
 
-    def _search(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, Next]:
+    def _search(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, NextUpdate]:
         left = self.steps - len(state.losses)
         ceiling = self.max_lr if state.bound is None else min(self.max_lr, state.bound)
-        following = trials.following(self.min_lr, ceiling, bounded=state.bound is not None)
+        following = trials.next_rate(self.min_lr, ceiling, bounded=state.bound is not None)
         long = int(left // TRIALS)
         if state.trial_length <= SHORT and long >= LONGER * state.trial_length:
             best = trials.best
@@ -282,5 +282,5 @@ class SweepPolicy:
         if following is None or left < state.trial_length:
             bounded = state.bound is not None or any(trial.losses is None for trial in state.trials)
             said = trials.suggestion(state.horizon, self.min_lr, self.max_lr, bounded=bounded)
-            return state, Next(None, True, suggestion=said)
+            return state, NextUpdate(None, True, suggestion=said)
         return self._begin(state, following)

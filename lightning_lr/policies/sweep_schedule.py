@@ -53,11 +53,11 @@ class SweepSchedule:
         unasked: whether nobody asked for update 0.
 
     Example:
-        >>> agenda, state = SweepSchedule((0, 500)), SweepScheduleState()
-        >>> state, why = agenda.step(state, update=0, epoch=0)
+        >>> schedule, state = SweepSchedule((0, 500)), SweepScheduleState()
+        >>> state, why = schedule.step(state, update=0, epoch=0)
         >>> why
         'asked for at=0'
-        >>> agenda.step(state, update=499, epoch=3)[1]
+        >>> schedule.step(state, update=499, epoch=3)[1]
         ''
     """
 

@@ -11,7 +11,7 @@ from lightning_lr.policies.tried_rates import TriedRate
 from lightning_lr.saved import fields
 
 
-class Next(NamedTuple):
+class NextUpdate(NamedTuple):
     """What to do now.
 
     Args:

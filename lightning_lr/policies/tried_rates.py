@@ -88,7 +88,7 @@ class TriedRates(NamedTuple):
         apart = APART if self.against(best).t <= -SURE else SURE
         return [trial for trial in self.ranked if trial is best or self.against(trial, best).t < apart]
 
-    def following(self, low: float, high: float, *, bounded: bool = True) -> float | None:
+    def next_rate(self, low: float, high: float, *, bounded: bool = True) -> float | None:
         """The rate to try next, so that the best one has clearly worse ones below it and a worse one above.
 
         Args:

@@ -9,8 +9,8 @@ from typing import Any
 from lightning_lr.policies.sweep import SECOND_STEPS
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState
 from lightning_lr.run.length import updates_in_run
-from lightning_lr.sweeps.plan import comes_back_at
-from lightning_lr.sweeps.room import fits, needed, no_room, outlook
+from lightning_lr.sweeps.outlook import fits, needed, no_room, outlook
+from lightning_lr.sweeps.sweep_plan import second_looks_at
 
 
 class Occasions:
@@ -42,7 +42,7 @@ class Occasions:
     def plan(self, run: float | None) -> None:
         """Plans the second opinions of a run of so many updates, unless a resumed run has brought its plan."""
         if self.second_looks is None:
-            self.second_looks = comes_back_at(run) if self._comes_back else []
+            self.second_looks = second_looks_at(run) if self._comes_back else []
 
     def look_ahead(self, trainer: Any, *, made: int, steps: int, shorter: str) -> list[str]:
         """Notes at the start of a run which places have no room for a sweep, and says why, in words.
@@ -55,7 +55,7 @@ class Occasions:
         """
         length: dict[str, Any] = {"made": made, "steps": steps, "least_rest": self._least_rest}
         seen = outlook(trainer, self.schedule, self.state, **length, replay=self._replay, shorter=shorter)
-        self._without_room = seen.roomless
+        self._without_room = seen.without_room
         return seen.refusals
 
     def due(self, trainer: Any, *, update: int, steps: int, say: Callable[[str], None]) -> bool:

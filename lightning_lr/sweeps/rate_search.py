@@ -17,12 +17,12 @@ from lightning_lr.sweeps.announcer import Announcer
 from lightning_lr.sweeps.device_space import space
 from lightning_lr.sweeps.finding import Finding
 from lightning_lr.sweeps.occasions import Occasions
+from lightning_lr.sweeps.outlook import needed, shortened
 from lightning_lr.sweeps.paused_checks import PausedChecks
-from lightning_lr.sweeps.plan import horizon_of, steps_for
 from lightning_lr.sweeps.progress_bar import sweep_bar
-from lightning_lr.sweeps.room import needed, shortened
 from lightning_lr.sweeps.running_sweep import RunningSweep
 from lightning_lr.sweeps.searcher import Searcher
+from lightning_lr.sweeps.sweep_plan import horizon_of, steps_for
 from lightning_lr.trials.aside import references
 
 

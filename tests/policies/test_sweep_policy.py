@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lr.policies.curve_rules import RULES, steepest, suggest
-from lightning_lr.policies.horizon import HORIZON, Horizon
+from lightning_lr.policies.horizon import POWERS, Horizon
 from lightning_lr.policies.suggestion import Suggestion
 from lightning_lr.policies.sweep import SECOND_STEPS, SweepPolicy
 from lightning_lr.policies.sweep_state import SweepState
@@ -319,7 +319,7 @@ def test_the_longer_the_run_the_lower_the_share_of_the_best_rate():
 
     assert pick(updates=300) > pick(updates=3000) > pick(updates=30000)
     # a rate that falls at the end may be higher before
-    assert pick(updates=3000, power=HORIZON["falls"]["sgd"]) > pick(updates=3000, power=HORIZON["stays"]["sgd"])
+    assert pick(updates=3000, power=POWERS["falls"]["sgd"]) > pick(updates=3000, power=POWERS["stays"]["sgd"])
 
 
 # -- a second opinion --------------------------------------------------------------------------------------------------

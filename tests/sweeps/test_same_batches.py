@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_lr as llr
 from lightning_lr.batches import replay
 from lightning_lr.batches.batch import KeptBatch, contents
-from lightning_lr.sweeps import plan, rerun
-from lightning_lr.sweeps.room import needed
+from lightning_lr.sweeps import sweep_batches, sweep_plan
+from lightning_lr.sweeps.outlook import needed
 from tests.pool import Pool
 from tests.small import Loader, Sharded, digits, trainer
 from tests.ways import Sam, lbfgs, scaler
@@ -309,7 +309,7 @@ class Wrapped(Loader):
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr("lightning_lr.callbacks.finder.rank_zero_info", lines.append)
+    monkeypatch.setattr("lightning_lr.sweeps.announcer.rank_zero_info", lines.append)
     return lines
 
 
@@ -432,7 +432,7 @@ def test_nothing_is_left_of_what_a_sweep_borrowed_and_kept(end: str, tmp_path: P
     kept: list[weakref.ref[Any]] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda run, *_: (
-            kept.extend(weakref.ref(k) for k in finder._search.sweep._rerun._replay._kept)
+            kept.extend(weakref.ref(k) for k in finder._search.sweep._batches._replay._kept)
             if finder._search.sweep
             else None,
             setattr(run, "should_stop", end == "stop" and run.global_step == 12),
@@ -512,7 +512,7 @@ def test_resumed_at_every_step_of_a_sweep_the_run_is_the_uninterrupted_one(tmp_p
 def soon(monkeypatch: pytest.MonkeyPatch, first: int = 8) -> None:
     """A second opinion in a run of some ten epochs."""
     for name, value in {"SHORTEST_AGAIN": 50, "AGAIN": 0.0, "FIRST_AGAIN": first}.items():
-        monkeypatch.setattr(plan, name, value)
+        monkeypatch.setattr(sweep_plan, name, value)
 
 
 def test_resumed_at_every_step_of_a_second_opinion_the_run_is_the_uninterrupted_one(
@@ -525,7 +525,7 @@ def test_resumed_at_every_step_of_a_second_opinion_the_run_is_the_uninterrupted_
 @pytest.mark.parametrize("kind", ["large", "dataclass"])
 def test_what_no_checkpoint_can_hold_is_swept_again(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if kind == "large":
-        monkeypatch.setattr(rerun, "LARGEST_SAVED", 1000)
+        monkeypatch.setattr(sweep_batches, "LARGEST_SAVED", 1000)
     whole, _, _, _ = resumable(tmp_path, kind=kind)
     assert len(whole.findings) == 1
     again, model, _, run = resumable(tmp_path, str(tmp_path / "step=15.ckpt"), kind=kind)

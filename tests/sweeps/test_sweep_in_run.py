@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import lightning_lr as llr
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState
-from lightning_lr.sweeps.room import longest, places_ahead
+from lightning_lr.sweeps.outlook import longest, places_ahead
 from tests.small import Loader, Model, held_out, sgd, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists")

@@ -66,7 +66,7 @@ def shortened(trainer: Any, steps: int, run: float | None, *, replay: bool) -> i
 
 
 class Place(NamedTuple):
-    """A place of an agenda that is still to come.
+    """A place of an schedule that is still to come.
 
     Args:
         name: as in `SweepScheduleState.done`.
@@ -82,7 +82,7 @@ class Place(NamedTuple):
 
 
 def places_ahead(
-    agenda: SweepSchedule,
+    schedule: SweepSchedule,
     state: SweepScheduleState,
     *,
     made: int,
@@ -95,7 +95,7 @@ def places_ahead(
     """The places that are still to come, in their order.
 
     Args:
-        agenda: all places.
+        schedule: all places.
         state: which of them are over.
         made: the updates made so far.
         epoch: the present epoch.
@@ -105,16 +105,16 @@ def places_ahead(
         least_rest: see `fits`.
 
     Example:
-        >>> agenda = SweepSchedule((0, 20), (5,))
-        >>> ahead = places_ahead(agenda, SweepScheduleState(), made=0, epoch=0, per_epoch=10, run=100, needs=34)
+        >>> schedule = SweepSchedule((0, 20), (5,))
+        >>> ahead = places_ahead(schedule, SweepScheduleState(), made=0, epoch=0, per_epoch=10, run=100, needs=34)
         >>> [(place.words, place.left, place.fits) for place in ahead]
         [('at=0', 100, True), ('epochs=5', 50, True), ('at=20', 12, False)]
     """
     ahead: list[Place] = []
     taken = 0
-    names = agenda.words
-    waiting = [(max(0, at - made), update_place(at), names[update_place(at)]) for at in agenda.updates]
-    fixed = [(max(0, at - epoch) * per_epoch, epoch_place(at), names[epoch_place(at)]) for at in agenda.epochs]
+    names = schedule.words
+    waiting = [(max(0, at - made), update_place(at), names[update_place(at)]) for at in schedule.updates]
+    fixed = [(max(0, at - epoch) * per_epoch, epoch_place(at), names[epoch_place(at)]) for at in schedule.epochs]
     waiting, fixed = ([p for p in sorted(places) if p[1] not in state.done] for places in (waiting, fixed))
     while waiting or fixed:
         if not fixed or (waiting and waiting[0][0] + taken <= fixed[0][0]):
@@ -132,17 +132,17 @@ class Outlook(NamedTuple):
     """What can be told of a run's sweeps at its start.
 
     Args:
-        roomless: the names of the places where there is no room for a sweep.
+        without_room: the names of the places where there is no room for a sweep.
         refusals: for each kind of place without room, why, in words.
     """
 
-    roomless: frozenset[str]
+    without_room: frozenset[str]
     refusals: list[str]
 
 
 def outlook(
     trainer: Any,
-    agenda: SweepSchedule,
+    schedule: SweepSchedule,
     state: SweepScheduleState,
     *,
     made: int,
@@ -155,7 +155,7 @@ def outlook(
 
     Args:
         trainer: at the start of training.
-        agenda: all places.
+        schedule: all places.
         state: which of them are over.
         made: the updates made so far.
         steps: the policy's most updates.
@@ -169,7 +169,7 @@ def outlook(
     epoch, per_epoch = trainer.current_epoch, updates_per_epoch(trainer)
     needs = needed(trainer, steps, replay=replay)
     length: dict[str, Any] = {"made": made, "epoch": epoch, "per_epoch": per_epoch, "run": run}
-    ahead = places_ahead(agenda, state, **length, needs=needs, least_rest=least_rest)
+    ahead = places_ahead(schedule, state, **length, needs=needs, least_rest=least_rest)
     refusals = []
     short = [place for place in ahead if not place.fits and place.left > 0]
     if short:

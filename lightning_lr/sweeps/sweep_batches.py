@@ -1,4 +1,4 @@
-"""Rerun: a sweep's own batches, kept when they come first, and played again under their number."""
+"""SweepBatches: a sweep's own batches, kept when they come first, and played again under their number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_SAVED = 2**26
 """A checkpoint takes no more bytes of kept batches; a sweep with more starts over when it is resumed."""
 
 
-class Rerun:
+class SweepBatches:
     """Gives Lightning's loop the batches that a policy asks for by number, one window of accumulation at a time.
 
     A number that comes for the first time is the run's own next batch, or as many as an update has, which is kept. The
@@ -79,7 +79,7 @@ class Rerun:
             self._replay.pass_next()
             return
         if self._position == 0:
-            self._window = self._windows.get(number) or self._stand_in(number)
+            self._window = self._windows.get(number) or self._substitute(number)
         elif self._window is None and self._replay.full:
             # the rest finds no room: what the window has is all that it ever has
             self._window = self._windows.get(number)
@@ -90,7 +90,7 @@ class Rerun:
             self._wanted = self._window[self._position % len(self._window)]
             self._replay.play_next(self._wanted)
 
-    def _stand_in(self, number: int) -> list[int] | None:
+    def _substitute(self, number: int) -> list[int] | None:
         """Where there is no room for more, what trains in the place of a number that never came."""
         trains = [self._windows[other] for other in sorted(self._windows) if other >= self._probes]
         return trains[number % len(trains)] if self._replay.full and trains else None

@@ -14,7 +14,7 @@ from lightning_lr.trials.aside import Aside, end_trial_rates, set_trial_rates
 from lightning_lr.trials.second_state import SecondState
 
 
-class SweepStates:
+class StandIns:
     """The state that a rate is tried on, and during a pause a copy that nobody keeps.
 
     On the device there is never more than one copy of the weights: during a pause the other one waits in host memory.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_lr.policies.horizon import CARE, HORIZON, Horizon
+from lightning_lr.policies.horizon import CARE, POWERS, Horizon
 from lightning_lr.run.length import updates_in_run
 from lightning_lr.run.peer import Peer
 
@@ -35,11 +35,11 @@ def steps_for(run: float | None) -> int:
     return FEWEST if run is None or math.isinf(run) else max(FEWEST, min(MOST, round(SHARE * run)))
 
 
-def comes_back_at(run: float | None) -> list[int]:
+def second_looks_at(run: float | None) -> list[int]:
     """The real updates before which a run of so many looks at its rate again: the second time only if still unsure.
 
     Example:
-        >>> comes_back_at(1000), comes_back_at(3000), comes_back_at(None)
+        >>> second_looks_at(1000), second_looks_at(3000), second_looks_at(None)
         ([], [300, 900], [500, 1500])
     """
     if run is None or math.isinf(run):
@@ -56,4 +56,4 @@ def horizon_of(trainer: Any, optimizer: Optimizer, peers: Iterable[Peer]) -> Hor
         not config.reduce_on_plateau for config in trainer.lr_scheduler_configs
     )
     kind = "sgd" if "nesterov" in optimizer.defaults else "adaptive"
-    return Horizon(updates_in_run(trainer, None), HORIZON["falls" if falls else "stays"][kind], CARE[kind])
+    return Horizon(updates_in_run(trainer, None), POWERS["falls" if falls else "stays"][kind], CARE[kind])
