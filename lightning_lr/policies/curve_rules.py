@@ -10,7 +10,7 @@ from lightning_lr.policies.suggestion import FELL_NOWHERE, NO_LOSS, Suggestion, 
 from lightning_lr.statistics.level import HUGE, level_and_noise
 
 LEAST_POINTS = 6
-"""A curve of fewer finite points says nothing."""
+"""A curve of fewer finite points than this says nothing."""
 
 SMOOTHING = 0.6
 """The weight of the neighbours in the running mean."""
@@ -20,12 +20,14 @@ SLIDE_WINDOW, SLIDE_THRESHOLD = 0.15, 0.005
 drop) at which it stops."""
 
 OUTSIDE_NOISE = 3.0
-"""A loss so many standard deviations away from the level of the lowest rates has changed."""
+"""A loss has changed when it is this many standard deviations away from the level at the lowest rates."""
 
 
 def smooth(losses: Sequence[float], smoothing: float = SMOOTHING) -> list[float]:
-    """The median of every three neighbours, so that no single outlier counts, and of those an exponential running mean,
-    taken forth and back so that it doesn't lag.
+    """Smooths a curve without a lag.
+
+    It takes the median of every three neighbours, so that no single outlier counts, and of the medians an exponential
+    running mean, forth and back.
 
     Args:
         losses: finite values.
@@ -91,9 +93,9 @@ def minimum(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The middle of the longest run of ever lower smoothed losses, whatever lies between them.
+    """The middle of the longest strictly decreasing subsequence of the smoothed losses.
 
-    The longest strictly decreasing subsequence has a length; the rate lies half this length before its end.
+    The rate lies half the length of the subsequence before its end.
 
     Args:
         rates: rising, > 0.
@@ -117,7 +119,7 @@ def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def slide(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The left end of a window that slides from the highest rates down until the slopes at both of its ends agree.
+    """The left end of a window that slides down from the highest rates until the slopes at both of its ends agree.
 
     Args:
         rates: rising, > 0.
@@ -126,8 +128,8 @@ def slide(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     Returns:
         The rate, or None where the slopes agree nowhere or at once.
 
-    Source: fastai (`slide`); the slopes are taken of the loss as a share of the whole curve's drop, so that the
-        threshold doesn't depend on the loss's unit.
+    Source: fastai (`slide`); here slopes are those of the loss as a share of the curve's drop, so that the threshold
+        doesn't depend on the unit of the loss.
     """
     y = smooth(losses)
     drop = max(y[: max(1, len(y) // 3)]) - min(y)
@@ -153,12 +155,12 @@ RULES: dict[str, Callable[[Sequence[float], Sequence[float]], float | None]] = {
 
 
 def suggest(rule: str, rates: Sequence[float], losses: Sequence[float]) -> Suggestion:
-    """Asks a known rule for a rate on one rising curve, and refuses where the curve shows nothing.
+    """Reads a rate off one curve over rising rates by a known rule, and refuses if the curve shows nothing.
 
     Args:
         rule: a name in `RULES`.
         rates: rising, > 0.
-        losses: one for each rate, each seen before the update with that rate. What follows the first loss that is not
+        losses: one for each rate, each seen before the update at that rate. What follows the first loss that is not
             finite is left out.
 
     Returns:

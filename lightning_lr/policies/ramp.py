@@ -9,19 +9,21 @@ from typing import NamedTuple
 from lightning_lr.statistics.level import level_and_noise
 
 LOW_POINTS, LOW_DECADES = 1 / 3, 4 / 9
-"""The ramp's first third of points crosses the lower 4/9 of the decades: there is only noise to be measured there."""
+"""The first third of the ramp's points crosses the lower 4/9 of the decades, where there is only noise to measure."""
 
 BLOWN, BLOWN_AT_ONCE = 7.0, 25.0
-"""So many standard deviations above the start's loss on the same batch, twice in a row or at once, the ramp ends."""
+"""The ramp ends when the loss is this many standard deviations above the start's on the same batch: by `BLOWN` twice in
+a row, or by `BLOWN_AT_ONCE` once."""
 
 GAINED, TURNED = 2.0, 0.25
-"""A ramp that has gained so many standard deviations and lost half of that, with so many to spare, has turned."""
+"""A ramp has turned when the loss had fallen by `GAINED` standard deviations, and has risen again by half of that and
+`TURNED` more."""
 
 QUIET = 2.0
-"""So many times what the lowest rates change comes on top: on the same batch they change nothing but by chance."""
+"""This many times the changes at the lowest rates are added to both, because these changes are chance alone."""
 
 NOISE_POINTS = 8
-"""On a plain ramp the level and its noise are those of the first points."""
+"""On a plain ramp the level and the noise are those of this many first points."""
 
 
 class Ramp(NamedTuple):

@@ -1,4 +1,4 @@
-"""Is the rate of a run that is under way still right?"""
+"""A second opinion on the rate of a run that is under way."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from lightning_lr.policies.suggestion import Suggestion
 from lightning_lr.policies.tried_rates import STEP, TriedRates
 
 MATTERS = 0.01
-"""A gain of less than this share of the loss raises no rate."""
+"""A gain of less than this share of the loss is no reason to raise the rate."""
 
 
 def second_opinion(trials: TriedRates, *, low: float, high: float) -> tuple[float | None, Suggestion]:
-    """Whether the present rate, of the first trial, is still right: the rate to try next, or what came out.
+    """Decides whether the present rate, which is that of the first trial, is still right.
 
-    A rate that raises the loss over the next updates is too high: it gives way to the next lower one that doesn't. One
-    that is even beaten by nine times itself is too low, and is tripled. That thrice the rate does better over few
-    updates is no sign: a rate for many is chosen so. Nothing else changes the rate.
+    A rate that raises the loss over the next updates is too high: it is replaced by a third or a ninth of itself, if
+    that doesn't raise the loss. A rate that is beaten even by nine times itself is too low, and is tripled. If three
+    times the rate did better over a few updates, that would mean nothing, because a rate for many updates is chosen
+    lower on purpose. Nothing else changes the rate.
 
     Args:
-        trials: so far, the present rate's first.
+        trials: the trials so far; the first is that of the present rate.
         low: the lowest rate that may be tried.
         high: the highest.
 
     Returns:
-        The next rate to try, or None at the end; and the suggestion, if that is the end.
+        The rate to try next, absolute, or None if the sweep is over; and what is suggested if it is.
     """
     present, *others = trials.done
     tried, rate = f"change of the loss at {trials.words()}", present.rate
@@ -43,7 +44,7 @@ def second_opinion(trials: TriedRates, *, low: float, high: float) -> tuple[floa
     if not others:
         return (far if far <= high else None), kept
     gain, fell = trials.against(others[0], present), trials.against(others[0])
-    # on a plateau a gain may be beyond doubt, and still next to nothing
+    # on a plateau a gain may be certain, and still next to nothing
     matters = abs(gain.mean) > MATTERS * abs(math.fsum(trials.base)) / len(trials.base)
     if gain.t < -SURE and fell.t < -SURE and matters:
         raised = rate * STEP

@@ -18,10 +18,10 @@ class Suggestion:
     Args:
         rate: the rate, absolute; None for a refusal.
         words: how the rate was found, or why there is none and what to do.
-        sure: whether the losses leave no doubt; None where a rule can't tell.
-        low: the lowest rate that could not be told from the best one; None where that isn't known.
-        high: the highest.
-        share: what share of the best rate is suggested; None where that isn't known.
+        sure: whether the losses leave no doubt; None if the rule can't tell.
+        low: the lowest rate that can't be told from the best one, absolute; None if that isn't known.
+        high: the highest one, absolute; None if that isn't known.
+        share: the share of the best rate that is suggested, in (0, 1]; None if that isn't known.
     """
 
     rate: float | None
@@ -51,7 +51,7 @@ class Suggestion:
 
 
 def unbounded_words(rate: float) -> str:
-    """The refusal for a curve on which no rate did anything."""
+    """The refusal for a curve on which no rate changed the loss."""
     return (
         f"the curve is flat: no rate up to {rate:.3g} changed the loss; "
         f"raise max_lr, or check that the loss depends on the weights"
@@ -59,5 +59,5 @@ def unbounded_words(rate: float) -> str:
 
 
 def falling_words(rate: float) -> str:
-    """The refusal for a curve without a right end."""
+    """The refusal for a curve that still falls at its right end."""
     return f"the loss was still falling at {rate:.3g}, the highest rate tried: raise max_lr"

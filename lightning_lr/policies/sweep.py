@@ -1,4 +1,4 @@
-"""Sweep: which rate to try at the next update, on which batch, and when it has seen enough."""
+"""The policy of a sweep: which rate to try at the next update, on which batch, and when it has seen enough."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from lightning_lr.statistics.level import HUGE, level_and_noise
 BRACKET = "bracket"
 
 LEAST_STEPS = 20
-"""A sweep of fewer updates shows nothing."""
+"""A sweep of fewer updates than this shows nothing."""
 
 PROBES = 8
-"""A trial is scored by its losses on so many batches, the same for all. Four, of 60 updates, made the picks of three
-seeds lie twice as far apart; with twelve too few updates are left to train."""
+"""A trial is scored by its losses on this many batches, the same for all trials. With four of 60 updates, the picks of
+three seeds lay twice as far apart; with twelve, too few updates are left for training."""
 
 LOOK, RAMP = 2 / 15, 1 / 5
-"""The shares of the updates that look at the start's weights and that find the rate which blows up: 8 and 12 of 60."""
+"""The share of the updates for the look at the start's weights, and the share for the ramp: 8 and 12 of 60."""
 
 MOST_RAMP = 16
-"""A longer ramp finds nothing more."""
+"""The most updates of a ramp: a longer one finds nothing more."""
 
 TRIALS = 3
-"""The updates after the ramp are enough for so many trials."""
+"""The updates after the ramp are enough for this many trials."""
 
 SHORT = 14
-"""A trial of the coarse look is no longer. From so many updates and from forty the picks of the tuning half came out
-equally good, so that more rates are worth more than longer trials."""
+"""The most updates of a trial in the first, coarse search. Picks from this many updates and from forty were equally
+good on the tuning half, so more rates are worth more than longer trials."""
 
 LONGER = 2.0
-"""There is a second, longer look where its trials can be so many times as long as those of the coarse one."""
+"""There is a second, longer search if its trials can be this many times as long as those of the coarse one."""
 
 LEAST_TRIAL = 0.6
 """A last trial needs this share of the full length to be worth comparing."""
 
 SECOND = 11
-"""A trial of a second opinion is no longer."""
+"""The most updates of a trial of a second opinion."""
 
 SECOND_STEPS = PROBES + 3 * SECOND
 """The most updates of a second opinion."""
 
 BELOW_BLOW_UP = 10.0
-"""The first trial's rate is the one that blew the ramp up over this: blow-up needs a higher rate in one update than in
-fifteen."""
+"""The first trial's rate is the one at which the ramp blew up, divided by this: a single update needs a higher rate to
+blow up than fifteen updates do."""
 
 LOST = 100.0
-"""So many standard deviations above the start's level, a trial has blown up."""
+"""A trial has blown up when its loss is this many standard deviations above the start's level."""
 
 
 def on_grid(rate: float) -> float:
-    """The nearest power of `STEP`, so that sweeps whose ramps end elsewhere try the same rates.
+    """The nearest power of `STEP`, so that sweeps whose ramps end at different rates try the same ones.
 
     Example:
         >>> [round(on_grid(rate), 3) for rate in (0.03, 0.1, 0.2)]
@@ -70,30 +70,34 @@ def on_grid(rate: float) -> float:
 
 @dataclass(frozen=True)
 class SweepPolicy:
-    """Leads a sweep over rates, one loss at a time, and suggests a rate at its end.
+    """Leads a sweep over learning rates, one loss at a time, and suggests a rate at its end.
 
     With a known rule (`steepest`, `valley`, `slide`, `minimum`) the rate rises geometrically from `min_lr` to `max_lr`,
-    and the rule reads the curve.
+    and the rule reads a rate off the curve.
 
-    With `bracket` all rates are compared on the same batches. First the start's weights are looked at on the probe
-    batches. A coarse ramp finds the rate at which the loss blows up. Then come trials, each at one constant rate and
-    each from the start: all train on the same batches, and each ends on the probe batches, where the mean difference
-    to the start's losses, and to another trial's, has a standard error. Rates go by factors of three, from a tenth of
-    the one that blew up, until the best has a worse one above it, and below it one that is clearly worse: of rates
-    that can't be told apart the lowest is taken. Nothing above a rate that blew up is trusted. Where there are
-    updates for it, the best ones get a second, longer look. A share of the best rate is suggested, the lower the longer
-    the run is, since what is best over a few updates is too high for many.
+    With `bracket` all rates are compared on the same batches:
 
-    A suggestion is sure where the best trial lowered the loss by three standard errors, and the rates that can't be
-    told from it span no more than a factor of five.
+    1. *Look*: the losses of the start's weights on the probe batches.
+    2. *Ramp*: a coarse ramp finds the rate at which the loss blows up.
+    3. *Trials*, each at one constant rate and each from the start. All train on the same batches, and each ends on the
+       probe batches, where the mean difference from the losses of the start, or of another trial, has a standard error.
+       Rates go by factors of three, beginning at a tenth of the one that blew up, until the best rate has a worse one
+       above it and a clearly worse one below it. Nothing above a rate that blew up is trusted. If there are enough
+       updates, the best rates are tried again in longer trials.
 
-    With `around` it is a second opinion on a rate, a smaller sweep: see `second_opinion`.
+    Of rates that can't be told apart the lowest is taken. What is suggested is a share of the best rate: the longer the
+    run, the smaller the share, because the rate that is best over a few updates is too high for many.
+
+    A suggestion is sure if the best trial lowered the loss by three standard errors, and the rates that can't be told
+    from it span no more than a factor of five.
+
+    With `around` in `start` the sweep is a second opinion on a rate, and smaller.
 
     Args:
         min_lr: the lowest rate, absolute, > 0.
         max_lr: the highest rate, absolute, > `min_lr`.
-        steps: the most updates, >= 20.
-        suggest: `bracket` or the name of a known rule.
+        steps: the most updates of a sweep, >= 20.
+        suggest: `bracket`, or the name of a known rule.
 
     Raises:
         ValueError: for a value outside its bounds.
@@ -130,12 +134,15 @@ class SweepPolicy:
     def start(
         self, *, around: float | None = None, paired: bool = True, horizon: Horizon | None = None
     ) -> tuple[SweepState, NextUpdate]:
-        """The state before the first update, and what it is.
+        """The state before the first update, and what this update is.
 
         Args:
-            around: the present rate, for a second opinion on it.
-            paired: whether the batches of a number can be had again.
-            horizon: how long the rate is to be good for.
+            around: the present rate, absolute, for a second opinion on it; None: a sweep over all rates.
+            paired: whether a batch can be used again by its number.
+            horizon: how long the rate must be good for.
+
+        Returns:
+            The state, and what to do first.
         """
         if self.suggest != BRACKET:
             return SweepState(rates=(self.min_lr,), paired=False), NextUpdate(self.min_lr, True)
@@ -143,11 +150,11 @@ class SweepPolicy:
         return state, NextUpdate(0.0, True, 0)
 
     def step(self, state: SweepState, loss: float) -> tuple[SweepState, NextUpdate]:
-        """Takes the loss that was seen before the update with the last rate was made.
+        """Takes the loss that was seen before the update at the last rate.
 
         Args:
-            state: what came out of the step before.
-            loss: the mean over micro-batches and ranks; one that is not finite counts as a blow-up.
+            state: the state that the step before returned.
+            loss: the mean over micro-batches and ranks; a loss that is not finite counts as a blow-up.
 
         Returns:
             The new state, and what to do next.
@@ -165,20 +172,20 @@ class SweepPolicy:
         return self._ramp(state) if state.trial_length == 0 else self._trial(state)
 
     def unpaired(self, state: SweepState) -> SweepState:
-        """From here on batches can't be had again: what is compared then is compared as losses of any batches are."""
+        """The state from which on no batch can be used again: losses are compared as those of different batches."""
         return replace(state, paired=False)
 
     # -- the start -------------------------------------------------------------------------------------------------
 
     @property
     def probes(self) -> int:
-        """On how many batches a trial is scored."""
+        """The number of batches on which a trial is scored."""
         return max(3, min(PROBES, round(LOOK * self.steps)))
 
     def _look(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         count = len(state.losses)
         if count < self.probes:
-            # there are optimizers that change weights at rate 0, too
+            # some optimizers change weights even at rate 0
             return replace(state, rates=(*state.rates, 0.0)), NextUpdate(0.0, True, count)
         state = replace(state, ramp_start=count)
         if state.around is not None:
@@ -211,8 +218,8 @@ class SweepPolicy:
         changes = [self._risen(state, index, level) for index in range(made)]
         turned = self._rising.turned(changes, noise)
         if made > 1 and (blown >= 2 or turned or risen > BLOWN_AT_ONCE * noise):
-            # the loss shows what the update before did, and of two high ones the first was the turn; of one that only
-            # lost its gain the rate under way (with the one before, 0.098 in place of 0.068 of regret under SGD)
+            # the loss shows what the update before did, and of two high losses the first was the turn; if a ramp
+            # only lost its gain, it is the present rate (the one before gave a regret of 0.098, not 0.068, under SGD)
             turn = state.rates[max(state.ramp_start, len(state.losses) - 1 - blown)]
             state = replace(state, bound=turn)
         elif made < self.ramp_steps:
@@ -223,7 +230,7 @@ class SweepPolicy:
         return self._begin(replace(state, trial_length=length), max(on_grid(first), self.min_lr))
 
     def _risen(self, state: SweepState, index: int, level: float) -> float:
-        """The ramp's loss at an update, above that of the start on the same batch; without replay that isn't known."""
+        """How far the ramp's loss at an update is above the start's, on the same batch if batches are paired."""
         start = self._base(state)[index % self.probes] if state.paired else level
         return state.losses[state.ramp_start + index] - start
 
@@ -244,7 +251,7 @@ class SweepPolicy:
         return state, NextUpdate(rate, True, self._batch(state, 0))
 
     def _batch(self, state: SweepState, index: int) -> int:
-        """Which batch the present trial's update `index` is for: at its end those of the look, before them others."""
+        """The batch of the present trial's update `index`: at its end those of the look, before them others."""
         trained = state.trial_length - self.probes
         return self.probes + index if index < trained else index - trained
 

@@ -1,4 +1,4 @@
-"""What a sweep has seen so far, and what is to be done next."""
+"""What a sweep has seen so far, and what its next update is."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from lightning_lr.saved import fields
 
 
 class NextUpdate(NamedTuple):
-    """What to do now.
+    """What a sweep does next.
 
     Args:
-        rate: the rate of the next update, absolute, 0 where the start's weights are only looked at; None when the sweep
-            has ended.
-        restore: whether the healthy start must be restored before that update.
-        batch: the number of the batch for it, among the sweep's own, from 0: the same number is the same batch. None:
-            a new one that nobody wants again.
-        suggestion: at the end, what came out.
+        rate: the rate of the next update, absolute; 0 to only look at the start's weights; None when the sweep is over.
+        restore: whether the start's weights must be restored before that update.
+        batch: the number of its batch among those of the sweep, from 0: the same number is the same batch. None: a new
+            batch, which is not used again.
+        suggestion: what the sweep has found, when it is over.
     """
 
     rate: float | None
@@ -31,20 +30,20 @@ class NextUpdate(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepState:
-    """What the policy remembers: plain numbers.
+    """What `SweepPolicy` remembers: plain numbers.
 
     Args:
         rates: the rates of all updates so far and of the one that is being made, absolute.
-        losses: the losses seen, each before the update with the rate of the same index.
+        losses: the losses so far, each seen before the update at the rate of the same index.
         trials: the trials that are over.
-        ramp_start: the index of the ramp's first update: where the look at the start's weights is over.
+        ramp_start: the index of the ramp's first update, which follows the look at the start's weights.
         trial_start: the index of the present trial's first update; 0 before the first.
         trial_length: updates of the present trial; 0 before the first.
         blown: updates in a row whose loss was too high.
-        bound: the rate that made the ramp blow up; None when none did.
-        around: the present rate, of which a second opinion is wanted; None: a sweep over all rates.
+        bound: the rate that made the ramp blow up, absolute; None if none did.
+        around: the rate on which a second opinion is wanted, absolute; None: a sweep over all rates.
         paired: whether a batch of the same number is the same batch.
-        horizon: how long the rate is to be good for: the run's updates, or None, and a power.
+        horizon: how long the rate must be good for.
     """
 
     rates: tuple[float, ...] = ()

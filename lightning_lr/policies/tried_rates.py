@@ -1,4 +1,4 @@
-"""TriedRates: rates that were each tried from the same weights, and what they say about the rate of a run."""
+"""Rates that were each tried from the same weights, and what they say about the rate of a run."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ STEP = 3.0
 """The ratio of neighbouring trials' rates."""
 
 APART = 2.0
-"""So many standard errors tell two rates apart."""
+"""Two rates are told apart by a difference of this many standard errors."""
 
 WIDE = 5.0
-"""Where the rates that can't be told from the best span more than this ratio, the suggestion is unsure."""
-
+"""If the rates that can't be told from the best span more than this ratio, the suggestion is unsure."""
 
 UNTRIED = 0.5
-"""Where the best rate is the lowest tried, and just below a far worse one, so many steps less are taken for it."""
+"""If the best rate is the lowest one tried, and right below a far worse one, it is lowered by this share of a step."""
 
 
 class TriedRate(NamedTuple):
-    """One rate's turn: some updates from the healthy start.
+    """A trial: some updates from the start's weights, at one rate.
 
     Args:
         rate: absolute.
         start: the index of its first update in the sweep.
-        length: how many updates it was to make.
-        losses: at its end, on the probe batches, each before the update on it; None when it blew up.
+        length: the updates that were planned for it.
+        losses: those at its end, on the probe batches, each seen before the update on its batch; None if it blew up.
     """
 
     rate: float
@@ -40,17 +39,17 @@ class TriedRate(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Its mean loss on the probe batches; infinite when it blew up."""
+        """Its mean loss on the probe batches; infinite if it blew up."""
         return math.inf if self.losses is None else math.fsum(self.losses) / len(self.losses)
 
 
 class TriedRates(NamedTuple):
-    """The trials of one sweep, and the losses of the weights that they began from.
+    """The trials of one sweep, and the losses of the weights that all of them started from.
 
     Args:
         base: the losses of the start's weights on the probe batches.
         done: the trials that are over.
-        paired: whether the n-th loss of all lists is of the same batch.
+        paired: whether the n-th loss is of the same batch in all lists.
     """
 
     base: tuple[float, ...]
@@ -58,14 +57,14 @@ class TriedRates(NamedTuple):
     paired: bool
 
     def against(self, trial: TriedRate, other: TriedRate | None = None) -> Difference:
-        """A trial's losses against those of another one, or of the start; infinitely above when it blew up."""
+        """The difference of a trial's losses from those of another one, or of the start; infinite if it blew up."""
         others = self.base if other is None else other.losses
         if trial.losses is None or others is None:
             return Difference(math.inf, 0.0)
         return compare(trial.losses, others, paired=self.paired)
 
     def hurts(self, trial: TriedRate) -> bool:
-        """Whether it raised the loss beyond doubt, or blew up."""
+        """Whether it clearly raised the loss, or blew up."""
         return self.against(trial).t > APART
 
     @property
@@ -74,27 +73,30 @@ class TriedRates(NamedTuple):
 
     @property
     def ranked(self) -> list[TriedRate]:
-        """Those of the longest kind, by rate; above the lowest rate that blew up nothing is to be trusted."""
+        """The longest trials, by rate, without those above the lowest rate that blew up, which can't be trusted."""
         ceiling = min((trial.rate for trial in self.done if trial.losses is None), default=math.inf)
         return sorted(trial for trial in self.done if trial.length == self._longest and trial.rate < ceiling)
 
     @property
     def best(self) -> TriedRate | None:
-        """The one of `ranked` with the lowest loss."""
+        """The trial of `ranked` with the lowest loss."""
         return min(self.ranked, key=lambda trial: trial.mean, default=None)
 
     def alike(self, best: TriedRate) -> list[TriedRate]:
-        """Those of `ranked` that can't be told from the best one; more are, where that one may have won by chance."""
+        """The trials of `ranked` that can't be told from the best; more of them if that one may have won by chance."""
         apart = APART if self.against(best).t <= -SURE else SURE
         return [trial for trial in self.ranked if trial is best or self.against(trial, best).t < apart]
 
     def next_rate(self, low: float, high: float, *, bounded: bool = True) -> float | None:
-        """The rate to try next, so that the best one has clearly worse ones below it and a worse one above.
+        """The rate to try next, until the best one has a clearly worse one below it and a worse one above it.
 
         Args:
             low: the lowest rate that may be tried.
             high: the highest.
-            bounded: whether the ramp found a rate that blows up; if not, the first trial's rate is a very high one.
+            bounded: whether the ramp found a rate that blows up; if not, the first trial's rate is already very high.
+
+        Returns:
+            The rate, absolute; None if enough rates were tried.
         """
         rates = [trial.rate for trial in self.done if trial.length == self._longest]
         lower = min(rates) / STEP if min(rates) / STEP >= low else None
@@ -102,7 +104,7 @@ class TriedRates(NamedTuple):
         higher = max(rates) * STEP if max(rates) * STEP <= high else None
         well = best is not None and self.against(best).t <= -STRONG
         if bounded and well and len(rates) == 1 and higher is not None:
-            # it does so well that it is more likely too low than too high
+            # a first rate that does so well is more likely too low than too high
             return higher
         if best is None or best.rate == min(rates):
             return lower
@@ -111,10 +113,10 @@ class TriedRates(NamedTuple):
         return lower if self.alike(best)[0].rate == min(rates) else None
 
     def suggestion(self, horizon: Horizon, low: float, high: float, *, bounded: bool) -> Suggestion:
-        """What they speak for.
+        """The rate that the trials speak for.
 
         Args:
-            horizon: how long the rate is to be good for.
+            horizon: how long the rate must be good for.
             low: the lowest rate that may be suggested.
             high: the highest.
             bounded: whether a rate in range is known to blow up.
@@ -129,7 +131,7 @@ class TriedRates(NamedTuple):
             return Suggestion(None, unbounded_words(high))
         alike = self.alike(best)
         span = alike[0].rate, alike[-1].rate
-        # of rates that can't be told apart the lowest, the more so the weaker the evidence is
+        # the weaker the evidence, the closer to the lowest of the rates that can't be told apart
         middle, doubt = self._middle(best), weakness(fell)
         if fell <= -SURE and self._on_the_edge(best):
             middle -= UNTRIED * math.log(STEP)
@@ -153,19 +155,19 @@ class TriedRates(NamedTuple):
         return Suggestion(rate, words, sure, span[0], span[1], share)
 
     def _on_the_edge(self, best: TriedRate) -> bool:
-        """Whether no lower rate was tried, and the next higher one lost half of what this one gained, or more."""
+        """Whether no lower rate was tried, and the next higher one lowered the loss by less than half as much."""
         above = [trial for trial in sorted(self.done) if trial.rate > best.rate and trial.length == best.length]
         if best.rate > min(trial.rate for trial in self.done) or not above:
             return False
         return self.against(above[0]).mean > 0.5 * self.against(best).mean
 
     def _nothing(self, trial: TriedRate) -> bool:
-        """Whether its rate changed nothing that the loss's own digits show."""
+        """Whether the change of the loss is within its rounding error."""
         change = self.against(trial)
         return abs(change.mean) <= 2.0 * ROUNDING * max(map(abs, self.base))
 
     def words(self) -> str:
-        """What each rate of the longest kind did to the loss, lowest rate first."""
+        """What the longest trials did to the loss, in words, lowest rate first."""
         return ", ".join(
             f"{trial.rate:.2g}: {self._words(trial)}" for trial in sorted(self.done) if trial.length == self._longest
         )

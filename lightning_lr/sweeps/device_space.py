@@ -1,4 +1,4 @@
-"""Is there memory on the device for a sweep?"""
+"""The device memory that a sweep takes, and whether there is enough of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ REMEDY = "Smaller batches, or sharded weights, leave room for it"
 
 
 class Space(NamedTuple):
-    """What can be told of a sweep's memory before it begins; every rank has the same but for a device's name.
+    """What is known of a sweep's memory before it begins: the same on every rank, but for the name of the device.
 
     Args:
         room: what it takes, and what is free.
         takes: what it takes, in words.
-        free: what is free, in words; empty where nobody can tell (the CPU).
+        free: what is free, in words; empty if that isn't known (on the CPU).
     """
 
     room: Room
@@ -26,7 +26,7 @@ class Space(NamedTuple):
 
 
 def space(trainer: Any, module: Any, optimizers: list[Optimizer]) -> Space:
-    """Asks on every rank; one small collective where there are several."""
+    """Asks every rank how much memory is free; with several ranks, in one small collective."""
     footprint = second_state(module, optimizers)
     found = room(trainer, footprint)
     where = found.device if trainer.world_size == 1 else f"the device of rank {found.rank}"

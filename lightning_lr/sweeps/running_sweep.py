@@ -33,7 +33,7 @@ class RunningSweep:
     """Leads the policy through the run's batches, with another state in place of the run's own within each of them.
 
     The batches of the policy are kept and played again in place of the run's own, see `SweepBatches`. If that isn't
-    possible, they are the run's own, and the policy takes losses of any batches for comparable.
+    possible, they are the run's own, and the policy compares the losses of different batches.
 
     What a batch of the run's own logs counts if its forward pass ran at the healthy weights, as it does until the first
     update of a rate's turn at a rate above 0. An epoch whose first batch would not count begins with a *pause*: this
@@ -260,7 +260,7 @@ class RunningSweep:
         set_trial_rates(self._ledger, self._index, in_ratio(self.now.rate, peaks))
 
     def _loss(self) -> float | None:
-        """The mean over the update's micro-batches and the ranks that saw one; every rank must call, with or without."""
+        """The mean over the update's micro-batches and the ranks that saw one; every rank must call."""
         missed = [] if self._batches is None else [torch.tensor(float(self._batches.missed))]
         seen = measure(self._meter.take(), [], None, missed, device=self._trainer.strategy.root_device)
         if self._batches is not None and seen.more[0] > 0.0:
@@ -278,7 +278,7 @@ class RunningSweep:
             self.bar.show(len(self.state.losses), f"rate {rate:.2g}, loss {loss:.4g}")
 
     def _skip(self) -> None:
-        """The update was skipped by a gradient scaler, or there was no loss: no point, unless the state is beyond repair."""
+        """A gradient scaler skipped the update, or there was no loss: no point, unless the state is beyond repair."""
         loss = self._loss()
         self.skipped += 1
         if loss is None and self._batches is not None:

@@ -258,7 +258,7 @@ def test_frozen_shards_go_to_the_host_once_in_a_trial(pool: Pool) -> None:
 # where and against what -------------------------------------------------------------------------------------------
 
 
-def test_an_agenda_says_each_place_once_and_a_request_once() -> None:
+def test_a_schedule_says_each_place_once_and_a_request_once() -> None:
     schedule, state = SweepSchedule((0, 5), (2,)), SweepScheduleState()
     said = []
     for update in range(12):
