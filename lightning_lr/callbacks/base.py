@@ -131,7 +131,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Takes up what `own_state` gave."""
+        """Takes up what `own_state` returned."""
 
     # Lightning's hooks -----------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
             self.run.last_line()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        # later callbacks may still save a checkpoint: the run stays, with the rates as the scheduler left them
+        # later callbacks may still save a checkpoint: the run stays, with the rates that the scheduler gave
         if self._run is None or not self._leads:
             return
         self.run.failed = True

@@ -1,4 +1,4 @@
-"""`DivergenceGuard`: limits large updates, drops those that are not finite, tries out what is in doubt, and rewinds."""
+"""`DivergenceGuard`: limits the odd update, drops the bad one, tries out what is in doubt, rewinds what is broken."""
 
 from __future__ import annotations
 
@@ -23,56 +23,53 @@ from lightning_lr.run.run import same
 __all__ = ["DivergenceError", "DivergenceGuard"]
 
 SETTLING = 24
-"""For this many updates after a rewind metrics say nothing about the rate."""
+"""Updates after a rewind in which metrics say nothing about the rate."""
 
 
 class DivergenceGuard(LRCallback):
-    """Judges every update before it is applied, and keeps a run alive that would have diverged.
+    """Judges every update before it is applied, and keeps a run alive that would have died.
 
-    - An update whose gradient is far larger than any recent one is limited: its gradient is scaled down.
-    - An update that is not finite is dropped: its gradients become None, so no optimizer moves.
-    - Where the numbers don't tell whether the weights, the data or the rate is to blame, the run tries it out. The
-      batches of a few updates run at the present weights and at those of a copy in host memory; meanwhile nothing is
-      updated, logged or counted.
-    - Only if the weights are to blame, or are not finite, do they come back from the copy, together with buffers,
-      optimizer state, gradient scaler, torchmetrics states and averaged weights. Time is not rewound: `global_step`,
-      the data loader and the schedulers go on.
+    An update whose gradient is far larger than any of late is limited. One that is not finite is dropped (its gradients
+    become None, so no optimizer moves). Where the numbers leave open whether the weights, the data or the rate is to
+    blame, the run tries it out: a few updates' batches run at the present weights and at those of a copy in host
+    memory; nothing is updated, logged or counted meanwhile. Only where the weights are to blame, or not finite, they
+    come back from the copy, with buffers, optimizer state, gradient scaler, torchmetrics states and averaged weights.
+    Time is not rewound: `global_step`, the data loader and the schedulers go on. How it judges:
+    `lightning_lr.DivergencePolicy`.
 
-    The rules are those of `lightning_lr.DivergencePolicy`. Without an incident, the run is bit-identical to the same
-    run without the guard.
+    Without an incident the run is bit-identical to the one without the guard.
 
     Args:
-        limit: the largest gradient norm that is not limited, in multiples of the largest of the last updates, > 1;
-            None: no limit.
-        trials: whether anything is tried out. If False, the guard only limits, and acts on what is not finite.
-        backoff: the ratio of the rate after a failure to the rate before it, in (0, 1).
-        max_rewinds: how many rewinds without lasting progress it makes before it gives up, >= 1.
-        snapshot_every: the most updates between two copies, >= 1; or `"auto"`: between 10 and 500, more the larger a
-            copy is (at most 16 MiB of it for each update) and the longer nothing has happened. A copy is kept for at
-            least 8 updates, which show whether it is healthy.
+        limit: the largest gradient norm, in multiples of the largest of the last updates, > 1; None: no limit.
+        trials: whether anything is tried out; without, only what is not finite is acted on, besides the limit.
+        backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
+        max_rewinds: rewinds without lasting progress before it gives up, >= 1.
+        snapshot_every: the most updates between copies, >= 1; or `"auto"`: between 10 and 500, the more the larger a
+            copy is (at most 16 MiB of it for each update) and the longer nothing has happened. A copy stays for at
+            least 8 updates, in which it shows whether it is healthy.
         memory_limit: the most host memory for the two copies of this rank together, in bytes; `"auto"`: half of what is
-            free at the start, divided among the processes of the node; None: no limit. A copy includes the optimizer
-            state, so with Adam it is three times the size of the weights. What all ranks hold alike is kept once over
-            all ranks, a part on each. A trial takes one more copy of weights and buffers while it lasts.
-        save_snapshots: whether checkpoints hold the copies. A resumed run needs them to rewind, and to go on with a
-            trial, exactly as the uninterrupted run would. Rank zero, which saves them, then keeps all of them, even
-            after `fit`. If False (and always where each rank has a part of the weights or of the optimizer state),
+            free at the start, divided among the processes of the node; None: no limit. Copies grow with the optimizer's
+            state: Adam's are three times the weights. What all ranks hold alike is kept once over the ranks, each a
+            part. A trial takes one more copy of weights and buffers for as long as it lasts.
+        save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind, and to go on
+            with a trial, as the uninterrupted one. Rank zero, which saves them, then keeps all of them, beyond the end
+            of `fit` too. Without (and always where each rank has a part of the weights or of the optimizer's state),
             checkpoints are no larger than without the guard, and the resumed weights are the first copy.
-        loss_falls: whether the loss of a healthy run falls; None: True with one optimizer, False with several, whose
-            losses may work against each other (a GAN). If False, no level of the loss is suspicious.
+        loss_falls: whether the loss of a healthy run falls; None: yes with one optimizer, no with several, whose losses
+            may be set against each other (a GAN). Without it, no level of the loss is suspicious.
         lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
-            host meanwhile, so that an accelerator never waits for them. Limits are then applied on the device, and all
-            gradients of an update that is not finite are set to zero: the weights stay as they are, except for what
-            momentum, weight decay and the like still do. The batches of a trial are judged at once. A checkpoint at the
-            end of a batch may contain one update that has not been judged.
-        incidents_dir: a folder for the batch, the signals and the parameters of every incident; each rank keeps the
-            first 10 and the latest 90. None: nothing is written.
+            host meanwhile: an accelerator waits for none. Limits are then applied on the device, and of an update that
+            is not finite all gradients are set to zero: the weights stay as they are but for what momentum, weight
+            decay and the like still do. A trial's batches are judged at once. A checkpoint at a batch's end may hold
+            one update that is not judged yet.
+        incidents_dir: a folder for the batch, the signals and the parameters of every incident, of which each rank
+            keeps the first 10 and the latest 90; None: none is written.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
-        name: the name under which the factor is kept and shown; by default the class's own.
+        name: under which its factor is kept and shown; by default the class's own.
 
     Raises:
-        ValueError: at construction, for a value outside its bounds; at the start of `fit`, for a `memory_limit` in
-            bytes that is smaller than two copies, and for a second guard.
+        ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` in bytes
+            below two copies, and for a second guard.
         DivergenceError: when it gives up.
 
     Example:
@@ -112,12 +109,8 @@ class DivergenceGuard(LRCallback):
     # what users ask --------------------------------------------------------------------------------------------
 
     def summary(self) -> dict[str, float]:
-        """The run so far in numbers.
-
-        Returns:
-            The counts of updates judged, limited, dropped and held, of trials by outcome, of rewinds and of updates
-            lost, and the lowest of the present factors.
-        """
+        """The run so far in numbers: updates judged, limited, dropped and held, trials by outcome, rewinds, updates
+        lost, and the lowest of the present factors."""
         judges = [] if self._guarded is None or self._run is None else self._guarded.judges
         factors = [self.ledger.factor(self.name, judge.index, 0) for judge in judges]
         return {**self.record.counts, "factor": min(factors, default=1.0)}
@@ -128,7 +121,7 @@ class DivergenceGuard(LRCallback):
 
     @property
     def skips(self) -> int:
-        """Updates that were dropped because they were not finite."""
+        """Updates that were dropped since they were not finite."""
         return self.record.counts["dropped"]
 
     @property
@@ -162,7 +155,7 @@ class DivergenceGuard(LRCallback):
 
     @property
     def settling(self) -> bool:
-        """Whether a trial is under way, or a rewind was made in the last few updates."""
+        """Whether a trial is under way, or a rewind was a moment ago."""
         since = 0 if self._guarded is None else self._guarded.keeper.since
         return self.trying or (self.rewinds > 0 and self.record.counts["judged"] - since < SETTLING)
 

@@ -1,4 +1,4 @@
-"""When a run ends: by its limits, or because somebody has asked it to stop."""
+"""The end of a run: by its limits, or because somebody has asked it to stop."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightning_lr.run.late_stop import LateStop
 
 
 class RunEnd:
-    """Tells how many updates are left of a run, by a clock that is set once an epoch.
+    """Determines how many updates are left of a run, by a clock that is set once an epoch.
 
-    With `put_off_stops`, a run that is asked to stop goes on for some more updates, see `LateStop`.
+    After `put_off_stops` a run that is asked to stop goes on for some more updates, see `LateStop`.
     """
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class RunEnd:
         """Whether the clock was set in the present epoch."""
         self.late: LateStop | None = None
         self.stop_at: int | None = None
-        """The `trainer.global_step` at which a run that was asked to stop ends, as a resumed run has it."""
+        """The value of `at` that a resumed run begins with."""
 
     @property
     def at(self) -> int | None:
-        """The `trainer.global_step` at which a run ends that was asked to stop; None: nobody has asked."""
+        """The `trainer.global_step` at which a run that was asked to stop ends; None: nobody has asked."""
         return self.stop_at if self.late is None else self.late.at
 
     def other_limits(self, trainer: Any) -> bool:
@@ -35,14 +35,14 @@ class RunEnd:
         """Sets the clock to the present epoch.
 
         Returns:
-            The updates that are left by the clock as it was, and as it is now; None where nothing tells.
+            The updates that are left by the clock as it was, and by the clock as it is now; None if that isn't known.
         """
         before = self.left(trainer)
         self.clock, self.current = Clock.of(trainer), True
         return before, self.left(trainer)
 
     def left(self, trainer: Any) -> int | None:
-        """The updates of each optimizer that are left, the present one included; None where nothing tells."""
+        """The updates of each optimizer that are left, the present one included; None if that isn't known."""
         if self.clock is None:
             return None
         left, stop = self.clock.left(trainer), self.at
@@ -52,7 +52,7 @@ class RunEnd:
         return until if left is None else min(left, until)
 
     def put_off_stops(self, trainer: Any) -> None:
-        """From here to `release` a stop that is asked for comes late."""
+        """From here to `release`, a stop that is asked for is put off."""
         self.late = LateStop(trainer, self.stop_at)
 
     def release(self) -> None:

@@ -26,7 +26,7 @@ class Space(NamedTuple):
 
 
 def space(trainer: Any, module: Any, optimizers: list[Optimizer]) -> Space:
-    """Asks every rank how much memory is free; with several ranks, in one small collective."""
+    """Asks on every rank; one small collective where there are several."""
     footprint = second_state(module, optimizers)
     found = room(trainer, footprint)
     where = found.device if trainer.world_size == 1 else f"the device of rank {found.rank}"
