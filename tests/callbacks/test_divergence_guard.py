@@ -55,6 +55,7 @@ def test_a_healthy_run_has_the_same_bits_with_and_without_the_guard(configure: A
     assert same(state(plain, first), state(guarded, second))
 
 
+@pytest.mark.invariant(10)
 @pytest.mark.parametrize("configure", [adamw, momentum, rmsprop])
 @pytest.mark.parametrize("fault", ["nan", "grad"])
 @pytest.mark.parametrize("way", ["plain", "scaler", "clipped"])
@@ -99,6 +100,7 @@ def test_an_overflow_that_the_scaler_calibrates_is_no_incident(tmp_path: Path) -
     assert guard.summary()["judged"] < 6 * BATCHES
 
 
+@pytest.mark.invariant(3)
 @pytest.mark.parametrize("configure", [adamw, momentum])
 def test_broken_weights_are_rewound_and_never_seen_by_validation_or_checkpoints(configure: Any, tmp_path: Path) -> None:
     model, guard = Faulty(configure, {40: "weight"}), DivergenceGuard(snapshot_every=10)
@@ -206,6 +208,7 @@ def test_without_saved_snapshots_the_resumed_weights_are_the_first_one(tmp_path:
     assert model.is_finite()
 
 
+@pytest.mark.invariant(7)
 def test_accumulated_micro_batches_are_one_update(tmp_path: Path) -> None:
     guard = DivergenceGuard(snapshot_every=10)
     model = Faulty(faults={42: "nan"})
@@ -444,6 +447,7 @@ def test_a_second_fit_starts_from_nothing(tmp_path: Path) -> None:
 # several ranks ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(4)
 def test_a_fault_on_one_rank_is_everybodys(pool: Pool, tmp_path: Path) -> None:
     first, second = pool.run(fit_on_a_rank, str(tmp_path), {20: "nan", 30: "grad", 40: "loss"})
     assert first == second

@@ -126,6 +126,7 @@ def five() -> list[Any]:
     return llr.autopilot("val_loss", finder={"at": 10**9})
 
 
+@pytest.mark.invariant(14)
 @pytest.mark.parametrize(
     ("make", "tensor", "most", "at_a_copy"),
     [

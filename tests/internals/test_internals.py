@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.tensorboard  # so that there is a SummaryWriter to look at
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
 
@@ -101,6 +102,7 @@ def private_of_others(path: Path, own: set[str]) -> list[str]:
     return found
 
 
+@pytest.mark.invariant(15)
 def test_private_names_of_others_stand_in_one_file_only() -> None:
     paths = [path for path in Path(internals.__file__).parent.parent.rglob("*.py") if path.parent.name != "internals"]
     own = set(PYTHON)

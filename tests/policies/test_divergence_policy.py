@@ -84,6 +84,7 @@ def test_what_is_not_finite_is_dropped_and_never_remembered(bad: Signals, before
     assert after.seen._replace(nonfinite=0) == state.seen
 
 
+@pytest.mark.invariant(11)
 def test_an_unusual_gradient_is_limited_once_and_then_known() -> None:
     state, _ = judge(learning(100))
     scales = []
@@ -102,6 +103,7 @@ def test_without_a_limit_nothing_is_limited() -> None:
     assert verdicts[-1].limit == INF
 
 
+@pytest.mark.invariant(12)
 def test_a_single_loss_decides_nothing_however_high() -> None:
     _, verdicts = judge([*learning(200), Signals(1e6, 1.0), *learning(200, 1)[100:]])
     assert {v.kind for v in verdicts} == {"accept"}
@@ -174,6 +176,7 @@ def test_a_net_that_dies_slowly_is_tried_against_the_best_copy() -> None:
     assert verdicts[-1].outcome == "weights"
 
 
+@pytest.mark.invariant(13)
 def test_a_loss_that_rises_at_the_copys_weights_too_costs_a_trial_and_nothing_else() -> None:
     state, clock = learned(), iter(range(100_000))
 

@@ -270,6 +270,7 @@ def test_a_factor_that_is_no_ratio_is_refused(factor: float) -> None:
 PACKAGE = Path(lightning_lr.__file__).parent
 
 
+@pytest.mark.invariant(1)
 def test_only_the_ledger_writes_a_rate() -> None:
     writers = set()
     for path in PACKAGE.rglob("*.py"):

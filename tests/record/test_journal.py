@@ -92,6 +92,7 @@ def fit_dipped(root: str) -> list[Any]:
     return monitor.changes
 
 
+@pytest.mark.invariant(6)
 def test_of_forty_changes_forty_are_on_record_at_their_own_step(pool: Pool, tmp_path: Path) -> None:
     expected = changes_by_hand()
     assert len(expected) == 40

@@ -24,6 +24,7 @@ def one(root: Path, ours: Any = None) -> Fit:
     return Fit(PLAIN, root, made(ACTIVE, ALL, PLAIN) if ours is None else ours, Faults(FAULTS))
 
 
+@pytest.mark.invariant(9)
 @pytest.mark.parametrize(
     "again",
     [lambda ours: ours, copy.deepcopy, lambda ours: pickle.loads(pickle.dumps(ours))],

@@ -53,6 +53,7 @@ def test_warm_up_with_cosine_with_plateau_decay_is_the_product_of_the_three(accu
     assert [row[0] for row in model.trace] == pytest.approx(golden(), rel=1e-12)
 
 
+@pytest.mark.invariant(2)
 def test_the_scheduler_and_the_checkpoint_never_see_a_factor(tmp_path: Path) -> None:
     plain, composed = Scripted(cosine), Scripted(cosine)
     trainer(tmp_path, max_epochs=6).fit(plain, Loader(4), held_out())
@@ -103,6 +104,7 @@ def run(root: Path, monitor: str, accumulate: int, checkpoint: Path | None = Non
     return model, made
 
 
+@pytest.mark.invariant(8)
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks.*ModelCheckpoint")
 @pytest.mark.filterwarnings("ignore:the checkpoint was saved at the end of an epoch before its validation")
 @pytest.mark.parametrize("accumulate", [1, 2])

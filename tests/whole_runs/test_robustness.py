@@ -47,6 +47,7 @@ class Constant(Model):
         self.log("constant", 1.0)
 
 
+@pytest.mark.invariant(5)
 def test_a_logger_with_no_experiment_gets_the_scalars_and_never_a_step_backward(tmp_path: Path) -> None:
     logger = Strict()
     callbacks = [llr.Warmup(4), llr.PlateauDecay("constant", factor=0.5, patience=0), llr.LRMonitor()]
