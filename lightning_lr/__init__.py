@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lightning_lr.policies.divergence_state import DivergenceState
     from lightning_lr.policies.plateau import PlateauPolicy, PlateauState
     from lightning_lr.policies.suggestion import Suggestion
-    from lightning_lr.policies.sweep import SweepPolicy, SweepState
+    from lightning_lr.policies.sweep import SweepPolicy
+    from lightning_lr.policies.sweep_state import SweepState
     from lightning_lr.policies.verdict import Signals, Verdict
     from lightning_lr.policies.warmup import WarmupPolicy
     from lightning_lr.rates.change import RateChange
@@ -68,7 +69,8 @@ _HOMES = {
     "policies.divergence_state": ["DivergenceState"],
     "policies.plateau": ["PlateauPolicy", "PlateauState"],
     "policies.suggestion": ["Suggestion"],
-    "policies.sweep": ["SweepPolicy", "SweepState"],
+    "policies.sweep": ["SweepPolicy"],
+    "policies.sweep_state": ["SweepState"],
     "policies.verdict": ["Signals", "Verdict"],
     "policies.warmup": ["WarmupPolicy"],
 }

@@ -1,4 +1,4 @@
-"""Is there memory on the device for a sweep?"""
+"""The device memory that a sweep takes, and whether there is enough of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ REMEDY = "Smaller batches, or sharded weights, leave room for it"
 
 
 class Space(NamedTuple):
-    """What can be told of a sweep's memory before it begins; every rank has the same but for a device's name.
+    """What is known of a sweep's memory before it begins: the same on every rank, but for the name of the device.
 
     Args:
         room: what it takes, and what is free.
         takes: what it takes, in words.
-        free: what is free, in words; empty where nobody can tell (the CPU).
+        free: what is free, in words; empty if that isn't known (on the CPU).
     """
 
     room: Room
