@@ -26,8 +26,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import printed
 import pytorch_lightning as pl
 import torch
+from printed import head, row
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -219,12 +221,10 @@ class Watched(DivergenceGuard):
         self.found: list[int] = []
         tell = self.record.tell
 
-        def told(
-            run: Any, index: int, update: int, measured: Any, signals: Any, verdict: Verdict, back: str = ""
-        ) -> None:
+        def told(run: Any, index: int, update: int, measured: Any, signals: Any, verdict: Verdict, *more: Any) -> None:
             if verdict.kind in ("drop", "rewind", "give_up") or verdict.outcome == "data":
                 self.found.append(update - 1)
-            tell(run, index, update, measured, signals, verdict, back)
+            tell(run, index, update, measured, signals, verdict, *more)
 
         self.record.tell = told  # type: ignore[method-assign]
 
@@ -280,8 +280,8 @@ class Results:
 
 def tables(results: Results, tasks: list[str], seeds: list[int]) -> None:
     pairs = [(task, seed) for task in tasks for seed in seeds]
-    print("\nRecovery: runs within 10% of the clean run's gain\n\n| fault | stock | guard | found | median delay |")
-    print("| --- | --- | --- | --- | --- |")
+    title = "Recovery: runs within 10% of the clean run's gain"
+    head("recovery", title, "fault", "stock", "guard", "found", "median delay")
     total = [0, 0, 0]
     for fault in FAULTS:
         ways = [False, True] if fault.startswith("rate") else [False]
@@ -293,24 +293,20 @@ def tables(results: Results, tasks: list[str], seeds: list[int]) -> None:
         delay = f"{statistics.median(delays):g}" if delays else "-"
         counts = sum(x <= 0.1 for x in stock), sum(x <= 0.1 for x in saved), len(cases)
         total = [a + b for a, b in zip(total, counts, strict=True)]
-        print(
-            f"| {fault} | {counts[0]}/{counts[2]} | {counts[1]}/{counts[2]} | {len(delays)}/{len(harmed)} | {delay} |",
-            flush=True,
-        )
-    print(f"| all | {total[0]}/{total[2]} | {total[1]}/{total[2]} | | |")
-    print("\nQuiet: healthy runs\n\n| schedule | runs | touched | dropped + held | limited | rewinds |")
-    print("| --- | --- | --- | --- | --- | --- |")
+        shares = [f"{count}/{counts[2]}" for count in counts[:2]]
+        row(fault, *shares, f"{len(delays)}/{len(harmed)}", delay)
+    row("all", *(f"{count}/{total[2]}" for count in total[:2]), "", "")
+    head("quiet", "Quiet: healthy runs", "schedule", "runs", "touched", "dropped + held", "limited", "rewinds")
     for schedule in SCHEDULES:
         found = [results.get(True, t, s, schedule=schedule)["guard"] for t, s in pairs]
         gone, limited = sum(g["dropped"] + g["held"] for g in found), sum(g["limited"] for g in found)
         touched = sum(any(g[name] for name in ("dropped", "held", "limited", "rewinds")) for g in found)
         rewinds = sum(g["rewinds"] for g in found)
-        print(f"| {schedule} | {len(found)} | {touched} | {gone} | {limited} | {rewinds} |", flush=True)
-    print("\nRates: runs within 10% of the tuned run's gain\n\n| initial rate | stock | guard |\n| --- | --- | --- |")
+        row(schedule, len(found), touched, gone, limited, rewinds)
+    head("rates", "Rates: runs within 10% of the tuned run's gain", "initial rate", "stock", "guard")
     for times in (10.0, 100.0, 1000.0):
         stock, saved = ([results.score(g, t, s, times=times) for t, s in pairs] for g in (False, True))
-        row = [f"{sum(x <= 0.1 for x in column)}/{len(column)}" for column in (stock, saved)]
-        print(f"| x{times:g} | {row[0]} | {row[1]} |", flush=True)
+        row(f"x{times:g}", *(f"{sum(x <= 0.1 for x in column)}/{len(column)}" for column in (stock, saved)))
 
 
 def main() -> None:
@@ -319,12 +315,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of two tasks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[71, 72])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    printed.add_argument(parser)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_utilities.core.rank_zero", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     tables(Results(args.results), QUICK if args.quick else args.tasks, args.seeds[:1] if args.quick else args.seeds)
+    printed.write(parser, args, made=args.results)
 
 
 if __name__ == "__main__":

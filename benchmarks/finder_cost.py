@@ -17,6 +17,7 @@ import time
 import warnings
 from typing import Any
 
+import printed
 import pytorch_lightning as pl
 import timing
 import torch
@@ -78,14 +79,15 @@ def seconds(arm: str, width: int, depth: int, batch_size: int) -> tuple[float, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    printed.add_argument(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     arms = ("plain", "LRFinder", "LRFinder, ramp", "LearningRateFinder")
-    print("| model | plain update, ms | " + " | ".join(f"{arm}: ratio [least, most]" for arm in arms[1:]) + " |")
-    print("| --- " * (len(arms) + 1) + "|")
+    columns = ["model", "plain update, ms", *(f"{arm}: ratio [least, most]" for arm in arms[1:])]
+    printed.head("sweep", "Wall time of an update in a sweep over that of a plain one", *columns)
     for name, size in {"MLP 9k, batch 32": (64, 1, 32), "MLP 3.2M, batch 64": (1024, 3, 64)}.items():
         ratios: dict[str, list[float]] = {arm: [] for arm in arms}
         plain = []
@@ -98,7 +100,8 @@ def main() -> None:
             for arm in arms:
                 ratios[arm].append(times[arm] / times["plain"])
         cells = [f"{statistics.median(r):.2f} [{min(r):.2f}, {max(r):.2f}]" for a, r in ratios.items() if a != "plain"]
-        print(f"| {name} | {1e3 * statistics.median(plain):.2f} | {' | '.join(cells)} |", flush=True)
+        printed.row(name, f"{1e3 * statistics.median(plain):.2f}", *cells)
+    printed.write(parser, options)
 
 
 if __name__ == "__main__":

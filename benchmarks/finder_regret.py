@@ -20,8 +20,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import printed
 import torch
 from finder_tasks import GRID, HELD_OUT, OPTIMIZERS, TASKS, UPDATES, PlainRun
+from printed import head, row
 from torch import nn
 
 from lightning_lr import SweepPolicy
@@ -164,7 +166,7 @@ def regret(grid: dict[str, Any], final: float) -> float:
     return min(1.0, (final - best) / (grid["start"] - best)) if math.isfinite(final) else 1.0
 
 
-def row(arm: str, kept: dict[str, Any], tasks: Any, optimizers: Any, seeds: Any) -> dict[str, Any]:
+def figures(arm: str, kept: dict[str, Any], tasks: Any, optimizers: Any, seeds: Any) -> dict[str, Any]:
     cases, spreads = [], []
     for task in tasks:
         for optimizer in optimizers:
@@ -193,20 +195,21 @@ def row(arm: str, kept: dict[str, Any], tasks: Any, optimizers: Any, seeds: Any)
 
 
 def show(kept: dict[str, Any], tasks: list[str], seeds: list[int], title: str) -> None:
-    print(f"\n**{title}**\n")
-    print("| arm | optimizer | cases | mean | median | 90% of cases | <= 0.15 | worst | picks apart: median, most |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    head(
+        title, f"**{title}**", "arm", "optimizer", "cases", "mean", "median", "90% of cases", "<= 0.15", "worst",
+        "picks apart: median, most",
+    )  # fmt: skip
     for arm in ARMS:
         alone = arm in ("prodigy", "schedulefree")
         for optimizers in [("adamw",)] if alone else [("sgd",), ("adamw",), OPTIMIZERS]:
-            r = row(arm, kept, tasks, optimizers, seeds)
+            r = figures(arm, kept, tasks, optimizers, seeds)
             if r:
                 apart = "-" if math.isnan(r["spread"]) else f"{r['spread']:.2g}x, {r['widest']:.2g}x"
                 names = "its own" if alone else " and ".join(optimizers)
-                print(
-                    f"| {arm} | {names} | {r['cases']} | {r['mean']:.3f} "
-                    f"| {r['median']:.3f} | {r['p90']:.3f} | {r['within']:.0%} | {r['worst']:.2f} | {apart} |"
-                )
+                row(
+                    arm, names, r["cases"], f"{r['mean']:.3f}", f"{r['median']:.3f}", f"{r['p90']:.3f}",
+                    f"{r['within']:.0%}", f"{r['worst']:.2f}", apart,
+                )  # fmt: skip
 
 
 def main() -> None:
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--cache", type=Path, default=Path("finder_regret.json"), help="kept after every case")
     parser.add_argument("--only-show", action="store_true")
+    printed.add_argument(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     import logging
@@ -252,6 +256,7 @@ def main() -> None:
     show(kept, [task for task in tasks if task not in HELD_OUT], seeds, "tasks that the rule was designed on")
     show(kept, [task for task in tasks if task in HELD_OUT], seeds, "held-out tasks")
     show(kept, tasks, seeds, "all tasks")
+    printed.write(parser, options, "prodigyopt", "schedulefree", made=options.cache)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import printed
 import pytorch_lightning as pl
 import torch
 import torch._dynamo
@@ -185,11 +186,13 @@ class Bench:
         self.cpu, self.quick, self.devices = cpu, quick, devices
         self.first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         self.failed = 0
+        self.lines: list[list[object]] = []
         self.root = tempfile.mkdtemp()
 
     def say(self, what: str, figure: str, target: str, passed: bool | None) -> None:
         self.failed += passed is False
         word = {True: "pass", False: "FAIL", None: "    "}[passed]
+        self.lines.append([what, figure, target, word.strip()])
         if self.first:
             print(f"{word}  {what:42s} {figure:>26s}   {target}", flush=True)
 
@@ -432,6 +435,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="run on the CPU what can be run there")
     parser.add_argument("--quick", action="store_true", help="a small model and few updates")
     parser.add_argument("--devices", type=int, default=1, help="processes, one for each GPU")
+    printed.add_argument(parser)
     args = parser.parse_args()
     if not args.cpu and not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs a GPU, and torch finds none: --cpu --quick runs what can be run without")
@@ -453,6 +457,8 @@ def main() -> None:
     collectives(bench, QUICK)
     if bench.first:
         print(f"{bench.failed} failed")
+        printed.keep("checks", ["what", "figure", "target", "judged"], bench.lines)
+        printed.write(parser, args)
     sys.exit(bench.failed > 0)
 
 

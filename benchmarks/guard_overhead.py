@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import printed
 import pytorch_lightning as pl
 import torch
 from timing import Clock, Net, Times, fit, in_turn, on_ranks, quiet, table
@@ -120,12 +121,15 @@ def snapshot_cost(reps: int) -> None:
     ratio = statistics.median(b / a for a, b in pairs)
     size = snapshot.bytes / 2**20
     print(f"\nsnapshot of {size:.0f} MiB: {ours:.2f} ms, a plain copy {plain:.2f} ms ({ratio:.2f} times)")
+    figures = [f"{size:.0f}", f"{ours:.2f}", f"{plain:.2f}", f"{ratio:.2f}"]
+    printed.keep("snapshot", ["MiB", "snapshot, ms", "plain copy, ms", "ratio"], [[*figures]])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the tiny model and one fit only")
     parser.add_argument("--only", type=int, choices=range(1, len(PARTS) + 1), help="the number of one part")
+    printed.add_argument(parser)
     args = parser.parse_args()
     quiet()
     for number, (part, (ranks, size, _, fits)) in enumerate(PARTS.items(), 1):
@@ -133,11 +137,13 @@ def main() -> None:
             continue
         fits = 1 if args.quick else fits
         times = timed(part, fits) if ranks == 1 else on_ranks(ranks, timed, part, fits)
-        print(f"\n{part}, {len(times['bare'])} rounds\n{table(times)}", flush=True)
+        print(f"\n{part}, {len(times['bare'])} rounds\n{table(part, times)}", flush=True)
         if size is LARGE:
-            print(f"  against one norm of the gradients:\n{table(times, 'one norm of the gradients')}", flush=True)
+            norm = "one norm of the gradients"
+            print(f"  against {norm}:\n{table(f'{part}, against {norm}', times, norm)}", flush=True)
     if args.only is None:
         snapshot_cost(20 if args.quick else 100)
+    printed.write(parser, args)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import printed
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -65,6 +66,7 @@ def run(size: dict[str, int], schedule: str, log_every: int, callbacks: list[Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the tiny model only")
+    printed.add_argument(parser)
     args = parser.parse_args()
     quiet()
     for name, size in SIZES.items():
@@ -73,7 +75,9 @@ def main() -> None:
         for schedule in SCHEDULES:
             for log_every in (1, 50):
                 times = in_turn(ARMS, functools.partial(run, size, schedule, log_every), size["block"], 1)
-                print(f"\n{name}, {schedule} schedule, log_every_n_steps={log_every}\n{table(times)}", flush=True)
+                part = f"{name}, {schedule} schedule, log_every_n_steps={log_every}"
+                print(f"\n{part}\n{table(part, times)}", flush=True)
+    printed.write(parser, args)
 
 
 if __name__ == "__main__":

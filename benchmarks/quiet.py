@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import printed
 import pytorch_lightning as pl
 import torch
 from finder_tasks import text
+from printed import head, row
 from sklearn import datasets
 from torch import Tensor, nn
 from torch.nn import functional
@@ -236,21 +238,18 @@ def outcomes(results: Results, case: Case) -> Iterator[Outcome]:
 
 
 def tables(found: list[Outcome]) -> None:
-    print("\nQuiet: runs at no more than their best rate\n")
-    print(f"| task | runs | touched | {' | '.join(TOUCHES)} | ruined |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    head("quiet", "Quiet: runs at no more than their best rate", "task", "runs", "touched", *TOUCHES, "ruined")
     healthy = [o for o in found if TIMES[o.times] <= 0]
     for task in [*dict.fromkeys(o.case.task for o in healthy), "all"]:
         rows = [o for o in healthy if task in (o.case.task, "all")]
         touched, ruined = sum(any(o.touches) for o in rows), sum(o.ruined for o in rows)
-        sums = (str(sum(o.touches[k] for o in rows)) for k in range(len(TOUCHES)))
-        print(f"| {task} | {len(rows)} | {touched} | {' | '.join(sums)} | {ruined} |")
-    print("\nToo high: runs within 10% of the best run's gain\n\n| rate | runs | plain | guard | made worse |")
-    print("| --- | --- | --- | --- | --- |")
+        row(task, len(rows), touched, *(sum(o.touches[k] for o in rows) for k in range(len(TOUCHES))), ruined)
+    title = "Too high: runs within 10% of the best run's gain"
+    head("too high", title, "rate", "runs", "plain", "guard", "made worse")
     for times in ("x3", "x10", "x100"):
         rows = [o for o in found if o.times == times]
         stock, saved = sum(o.plain <= 0.1 for o in rows), sum(o.guard <= 0.1 for o in rows)
-        print(f"| {times} | {len(rows)} | {stock} | {saved} | {sum(o.ruined for o in rows)} |")
+        row(times, len(rows), stock, saved, sum(o.ruined for o in rows))
 
 
 def main() -> None:
@@ -264,6 +263,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--verbose", action="store_true", help="one line a case")
+    printed.add_argument(parser)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_utilities.core.rank_zero", "pytorch_lightning"):
@@ -283,6 +283,7 @@ def main() -> None:
                     cells = (f"{o.times} {o.plain:.2f}>{o.guard:.2f} {'+'.join(map(str, o.touches))}" for o in rows)
                     print(*case[:-1], *cells, sep=" | ", flush=True)
     tables(found)
+    printed.write(parser, args, made=args.results)
 
 
 if __name__ == "__main__":

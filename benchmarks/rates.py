@@ -35,10 +35,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import printed
 import pytorch_lightning as pl
 import rates_a
 import rates_b
 import torch
+from printed import head, row
 from timing import quiet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -455,16 +457,6 @@ class Case(NamedTuple):
         return [*cells, self.found.get("raised", "") if "raised" in self.found or pick else self.found.get("words", "")]
 
 
-def row(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |")
-
-
-def head(title: str, *cells: str) -> None:
-    print(f"\n**{title}**\n")
-    row(*cells)
-    row(*["---"] * len(cells))
-
-
 def high(values: list[float], share: float = 0.9) -> float:
     """Of so large a share of the values the highest."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
@@ -526,7 +518,8 @@ class Tables:
 
     def finder(self) -> None:
         head(
-            "`LRFinder`, beside the best constant rate", "updates", "optimizer", "cases", "mean regret", "median",
+            "finder", "**`LRFinder`, beside the best constant rate**",
+            "updates", "optimizer", "cases", "mean regret", "median",
             f"above {REGRET}", "of those: unsure at first", "at last", "of all: unsure at first", "no rate",
             f"within {CLOSE:.0%}", "picks of the seeds apart: median, most",
         )  # fmt: skip
@@ -546,7 +539,8 @@ class Tables:
 
     def autopilot(self) -> None:
         head(
-            "`autopilot`, beside the best rate with a cosine to zero", "updates", "arm", "optimizer", "cases",
+            "autopilot", "**`autopilot`, beside the best rate with a cosine to zero**",
+            "updates", "arm", "optimizer", "cases",
             "final loss / best: median", "90% of cases", f"within {CLOSE:.0%}", f"within {FAR:.0%}", f"above {WORSE}x",
             "mean regret", "median",
         )  # fmt: skip
@@ -572,7 +566,8 @@ class Tables:
 
     def cost(self) -> None:
         head(
-            "Cost, beside a bare `Trainer`", "updates", "arm", "cases", "updates not made (sweeps, guard): mean",
+            "cost", "**Cost, beside a bare `Trainer`**",
+            "updates", "arm", "cases", "updates not made (sweeps, guard): mean",
             "most", "wall time: median", "90% of cases", "CPU time: median", "90% of cases", "raised",
         )  # fmt: skip
         for length in self.lengths:
@@ -593,7 +588,8 @@ class Tables:
         for arm, schedule in zip(RUNS, ("constants", "cosines"), strict=True):
             grid = {"constants": "constant rates", "cosines": "rates with a cosine to zero"}[schedule]
             head(
-                f"`{arm}`, case by case, beside {grid}", "kind", "optimizer", "updates", "seed", "pick", "sure",
+                f"{arm}, each", f"**`{arm}`, case by case, beside {grid}**",
+                "kind", "optimizer", "updates", "seed", "pick", "sure",
                 "final", "best", "best's rate", "start", "regret", "ratio", "error, or why no rate",
             )  # fmt: skip
             for length in self.lengths:
@@ -612,6 +608,7 @@ def main() -> None:
     parser.add_argument("--label", default="", help="of this version of the package, for its arms in the cache")
     parser.add_argument("--only-show", action="store_true", help="make no run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    printed.add_argument(parser)
     options = parser.parse_args()
     quiet()
     half = "tune" if options.quick else options.half
@@ -626,6 +623,7 @@ def main() -> None:
     tables = Tables(results, kinds, seeds, lengths)
     for show in (tables.each, tables.finder, tables.autopilot, tables.cost):
         show()
+    printed.write(parser, options, *ANCHORS.values(), made=options.cache)
 
 
 if __name__ == "__main__":

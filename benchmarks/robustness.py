@@ -18,9 +18,11 @@ import tempfile
 import warnings
 from typing import Any
 
+import printed
 import pytorch_lightning as pl
 import torch
 from finder_tasks import PlainRun
+from printed import head, row
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_lr as llr
@@ -78,19 +80,27 @@ def final_loss(task: str, optimizer: str, seed: int, rate: float, *, autopilot: 
     return loss if math.isfinite(loss) else math.inf, at_start
 
 
+def span(numbers: list[float], form: str) -> str:
+    """From the least to the largest, or the only one."""
+    ends = [f"{number:{form}}" for number in (min(numbers), max(numbers))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed of the transformer")
+    printed.add_argument(parser)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    print(
-        "| task | optimizer | seed | best of the grid | autopilot, 7 decades | within 5%: stock, autopilot | regret |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    head(
+        "robustness", "Losses with `autopilot` beside the best of the stock runs", "task", "optimizer", "seed",
+        "best of the grid", "autopilot, 7 decades", "within 5%: stock", "autopilot", "regret: stock", "autopilot's",
+        "autopilot / best",
+    )  # fmt: skip
     regrets: list[float] = []
     stock_regrets: list[float] = []
     for task in ["transformer"] if args.quick else UPDATES:
@@ -108,16 +118,15 @@ def main() -> None:
                 theirs = [regret(*stock[10.0**e]) for e in range(low, high)]
                 near = sum(loss <= 1.05 * best for loss, _ in ends)
                 near_stock = sum(stock[10.0**e][0] <= 1.05 * best for e in range(low, high))
-                losses = sorted({f"{loss:.4g}" for loss, _ in ends})
-                span = losses[0] if len(losses) == 1 else f"{losses[0]} to {losses[-1]}"
+                losses, ratios = ([loss / by for loss, _ in ends] for by in (1.0, best))
                 regrets += mine
                 stock_regrets += theirs
-                print(
-                    f"| {task} | {optimizer} | {seed} | {best:.4g} | {span} | {near_stock} of 7, {near} of 7 "
-                    f"| stock {statistics.mean(theirs):.3f}, autopilot {statistics.mean(mine):.3f} |",
-                    flush=True,
-                )
+                row(
+                    task, optimizer, seed, f"{best:.4g}", span(losses, ".4g"), f"{near_stock} of 7", f"{near} of 7",
+                    f"{statistics.mean(theirs):.3f}", f"{statistics.mean(mine):.3f}", span(ratios, ".2f"),
+                )  # fmt: skip
     print(f"\nmean regret: stock {statistics.mean(stock_regrets):.3f}, autopilot {statistics.mean(regrets):.3f}")
+    printed.write(parser, args)
 
 
 if __name__ == "__main__":

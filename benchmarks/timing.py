@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import printed
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -135,20 +136,31 @@ def in_turn(arms: Arms, run: Callable[[list[Any], Clock], list[tuple[float, floa
     return times
 
 
-def table(times: Times, against: str = "bare") -> str:
-    """Of each arm the median block against that of one arm; of CPU time the fastest tenth too, the least disturbed."""
-    looks: dict[str, Callable[[str], float]] = {
-        "wall": lambda name: statistics.median(wall for wall, _ in times[name]),
-        "CPU": lambda name: statistics.median(cpu for _, cpu in times[name]),
-        "CPU, fastest tenth": lambda name: statistics.quantiles([cpu for _, cpu in times[name]], n=10)[0],
-    }
-    base = {what: look(against) for what, look in looks.items()}
-    lines = [f"  {against:34s} " + "   ".join(f"{what} {base[what]:.0f} us" for what in looks)]
-    for name in times:
-        row = [
-            f"{what} {look(name) - base[what]:+6.0f} us ({look(name) / base[what]:.3f})" for what, look in looks.items()
-        ]
-        lines += [f"  {name:34s} {'   '.join(row)}"] if name != against else []
+LOOKS: dict[str, Callable[[list[tuple[float, float]]], float]] = {
+    "wall": lambda blocks: statistics.median(wall for wall, _ in blocks),
+    "CPU": lambda blocks: statistics.median(cpu for _, cpu in blocks),
+    "CPU, fastest tenth": lambda blocks: statistics.quantiles([cpu for _, cpu in blocks], n=10)[0],
+}
+
+
+def table(name: str, times: Times, against: str = "bare") -> str:
+    """Of each arm the median block against that of one arm; of CPU time the fastest tenth too, the least disturbed.
+
+    Args:
+        name: under which it is kept for JSON.
+        times: of each arm.
+        against: which arm.
+    """
+    base = {what: look(times[against]) for what, look in LOOKS.items()}
+    lines = [f"  {against:34s} " + "   ".join(f"{what} {base[what]:.0f} us" for what in LOOKS)]
+    kept: list[list[object]] = [[against, *(cell for what in LOOKS for cell in (round(base[what]), "", ""))]]
+    for arm in [arm for arm in times if arm != against]:
+        spent = {what: look(times[arm]) for what, look in LOOKS.items()}
+        cells = {w: (f"{spent[w] - base[w]:+.0f}", f"{spent[w] / base[w]:.3f}") for w in LOOKS}
+        lines.append(f"  {arm:34s} " + "   ".join(f"{w} {more:>6s} us ({ratio})" for w, (more, ratio) in cells.items()))
+        kept.append([arm, *(cell for w in LOOKS for cell in (round(spent[w]), *cells[w]))])
+    columns = [f"{what}: {part}" for what in LOOKS for part in ("us", "more, us", "ratio")]
+    printed.keep(name, ["arm", *columns], kept)
     return "\n".join(lines)
 
 

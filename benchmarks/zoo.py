@@ -28,11 +28,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import printed
 import pytorch_lightning as pl
 import torch
 import zoo_a
 import zoo_b
 from divergence import cnn, digits
+from printed import head, row
 from torch import Tensor
 from torch.nn import functional
 from zoo_base import FAULTS, Kind, first_optimizer
@@ -215,23 +217,13 @@ def did(found: dict[str, Any], *names: str) -> int:
     return int(sum(found["guard"].get(name, 0) for name in names))
 
 
-def row(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def head(title: str, *cells: str) -> None:
-    print(f"\n{title}\n")
-    row(*cells)
-    row(*["---"] * len(cells))
-
-
 def healthy(results: Results, kinds: list[str], seeds: list[int], ways: list[str], verbose: bool) -> None:
     results.make(Job(way, kind, seed) for kind in kinds for seed in seeds for way in ways if way != "clip")
     if "guard" not in ways or "bare" not in ways:
         return
     trials = ["trials_passed", "trials_data", "trials_weights"]
     head(
-        "Healthy runs", "kind", "start", "bare", "guard", "spread", "hurt", "dropped + held", "limited",
+        "healthy", "Healthy runs", "kind", "start", "bare", "guard", "spread", "hurt", "dropped + held", "limited",
         "trials: passed, data, weights", "rewinds", "raised",
     )  # fmt: skip
     everything, hurt = [], []
@@ -252,6 +244,8 @@ def healthy(results: Results, kinds: list[str], seeds: list[int], ways: list[str
     rewound = sum(did(r, "rewinds") > 0 for r in everything)
     print(f"\nUpdates dropped or held: {gone:.3%}. Runs with a rewind: {rewound} of {len(everything)}. ", end="")
     print(f"Kinds hurt: {len(hurt)} of {len(kinds)}.", flush=True)
+    summed = ["runs", "updates dropped or held", "runs with a rewind", "kinds", "hurt"]
+    printed.keep("healthy, all", summed, [[len(everything), f"{gone:.3%}", rewound, len(kinds), len(hurt)]])
     for kind in kinds if verbose else []:
         for seed in seeds:
             found = results.get(Job("guard", kind, seed))
@@ -267,7 +261,8 @@ def faults(results: Results, kinds: list[str], seeds: list[int], ways: list[str]
     clean = [Job("bare", kind, seed) for kind in kinds for seed in seeds]
     results.make([*clean, *(Job(w, *case) for case in cases for w in ways if w != "clip" or clippable(case[0]))])
     head(
-        "Faults: runs that recovered", "fault", *ways, "guard worse than bare", "worse than clipping", "guard raised",
+        "faults", "Faults: runs that recovered",
+        "fault", *ways, "guard worse than bare", "worse than clipping", "guard raised",
         "raised, bare survived",
     )  # fmt: skip
     lines = []
@@ -307,14 +302,14 @@ def faults(results: Results, kinds: list[str], seeds: list[int], ways: list[str]
 
 
 def too_high(
-    title: str, multiples: list[float], results: Results, kinds: list[str], seeds: list[int], ways: list[str],
-    verbose: bool, each: bool = False,
+    name: str, title: str, multiples: list[float], results: Results, kinds: list[str], seeds: list[int],
+    ways: list[str], verbose: bool, each: bool = False,
 ) -> None:  # fmt: skip
     ways = [way for way in ways if way != "clip"]
     pairs = [(kind, seed) for kind in kinds for seed in seeds]
     runs = [Job(way, k, s, None, times) for way in ways for k, s in pairs for times in multiples]
     results.make([*(Job("bare", k, s) for k, s in pairs), *runs])
-    head(title, *(["kind"] if each else []), "rate", *ways, "guard raised")
+    head(name, title, *(["kind"] if each else []), "rate", *ways, "guard raised")
     for group in [[kind] for kind in kinds] if each else [kinds]:
         for times in multiples:
             here = [job for job in runs if job.kind in group and job.times == times]
@@ -350,7 +345,9 @@ def plain(kind: str, seed: int, times: float) -> tuple[float, float]:
 
 def tune(kinds: list[str]) -> None:
     """Final scores at half decades around each kind's rate, and the lowest one within 1% of the best one's gain."""
-    head("Mean final score by rate", "kind", "optimizer", "present", "best", "start", "scores", "seconds a run")
+    head(
+        "scores", "Mean final score by rate", "kind", "optimizer", "present", "best", "start", "scores", "seconds a run"
+    )
     for kind in kinds:
         middle = round(2 * math.log10(ALL[kind].rate))
         grid = [float(f"{10 ** (k / 2):.0e}") for k in range(middle - 3, middle + 4)]
@@ -380,6 +377,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="also list the failures one by one")
     parser.add_argument("--quick", action="store_true", help="one seed of the first two kinds, a fault table of these")
     parser.add_argument("--tune", action="store_true", help="only print final scores by rate")
+    printed.add_argument(parser)
     args = parser.parse_args()
     quiet()
     kinds: list[str] = args.kinds or [k for half in ([args.half] if args.half else HALVES) for k in HALVES[half]]
@@ -396,11 +394,13 @@ def main() -> None:
     if "faults" in args.tables:
         faults(results, kinds, few, ways, args.verbose)
     if "rates" in args.tables:
-        too_high("Rates: runs within 10% of the tuned run's gain", RATES, results, kinds, few, ways, args.verbose)
+        title = "Rates: runs within 10% of the tuned run's gain"
+        too_high("rates", title, RATES, results, kinds, few, ways, args.verbose)
     if "dead" in args.tables:
         nets = [kind for kind in NETS if not args.kinds or kind in args.kinds] or list(NETS)
         title = "Dead nets: runs within 10% of the tuned run's gain"
-        too_high(title, DEADLY, results, nets, usual, ways, args.verbose, each=True)
+        too_high("dead", title, DEADLY, results, nets, usual, ways, args.verbose, each=True)
+    printed.write(parser, args, made=args.results)
     return None
 
 

@@ -63,5 +63,14 @@ def test_rates_are_measured_once_and_shown_again(half: str, kind: str, length: i
             assert "raised" not in found, (arm, found)
             # a run of 20 updates has no room for a sweep
             assert (found["pick"] is not None) == (length == 100), (arm, found)
-    again = run(*which, "--jobs", "1", script="rates.py")
+    again = run(*which, "--jobs", "1", "--json", str(tmp_path / "printed.json"), script="rates.py")
     assert again.stdout == first.stdout[first.stdout.index("\n**") :]
+    # what was printed, cell by cell, and how it was made, but not where
+    text = (tmp_path / "printed.json").read_text()
+    found = json.loads(text)
+    lines = ["| " + " | ".join(map(str, row)) + " |" for table in found["tables"].values() for row in table["rows"]]
+    assert len(lines) > 4
+    assert [line for line in lines if line not in again.stdout.splitlines()] == []
+    assert found["arguments"].endswith(f"--lengths {length} --seeds 1")
+    assert found["versions"]["torch"] == torch.__version__
+    assert str(tmp_path) not in text
