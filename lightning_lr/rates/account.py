@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from lightning_lr.rates.change import SCHEDULER, Listener, Part
+from lightning_lr.rates.change import SCHEDULER, Part
 from lightning_lr.rates.group_rate import GroupRate, Used
 from lightning_lr.rates.held_rates import HeldRates
+from lightning_lr.rates.listener import Listener
 
 ROUNDING = 1e-9
 """Rates that differ by less than this ratio are one rate: a factor that holds a rate still against a falling base."""

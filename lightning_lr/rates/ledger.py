@@ -9,8 +9,8 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_lr.rates.account import Account, Written
-from lightning_lr.rates.change import Listener
 from lightning_lr.rates.held_rates import rounded
+from lightning_lr.rates.listener import Listener
 from lightning_lr.rates.step_hooks import StepHooks
 
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_lr.internals import skipped_on_device
 from lightning_lr.rates.account import Account
-from lightning_lr.rates.change import Listener
+from lightning_lr.rates.listener import Listener
 from lightning_lr.rates.steps import hooked_steps, untraced
 
 
