@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 
 from lightning_lr.record.records import PLUGIN, TAG
-from lightning_lr.story import Story, now, runs, thin
+from lightning_lr.story import Story, health_of, runs, thin
 from lightning_lr.story.checksum import checksums
 
 LOSS_EVERY, CHANGE_EVERY, INCIDENT_EVERY = 50, 100, 2000
@@ -130,7 +130,7 @@ def answer(story: Story) -> bytes:
     for tag in ("lr-AdamW", "train_loss", "lr-factor/PlateauDecay"):
         at, values, _ = thin(*story.series(tag), POINTS)
         series[tag] = [at.tolist(), [float(f"{value:.7g}") for value in values]]
-    return json.dumps({"now": now(story).to_dict(), "series": series, "records": story.valid[-200:]}).encode()
+    return json.dumps({"now": health_of(story).to_dict(), "series": series, "records": story.valid[-200:]}).encode()
 
 
 def measure(logdir: str) -> dict[str, tuple[float, ...]]:

@@ -16,7 +16,7 @@ from lightning_lr.rates.change import RateChange
 from lightning_lr.record.pages import write_layout
 
 if TYPE_CHECKING:
-    from lightning_lr.monitoring.remembered import Remembered
+    from lightning_lr.monitoring.remembered_story import RememberedStory
 
 LINES = 8
 """How many of the latest lines of the story a notebook shows."""
@@ -141,14 +141,14 @@ class LRMonitor(LRCallback):
             return sentence_and_table(f"{self!r}: no update was made yet.", {}, ())
         return sentence_and_table(story.sentence, self.rates, list(self.story)[-LINES:])
 
-    def _remembered(self) -> Remembered | None:
+    def _remembered(self) -> RememberedStory | None:
         if self._run is None:
             return None
         # TensorBoard's classes take a while to import
-        from lightning_lr.monitoring.remembered import Remembered
+        from lightning_lr.monitoring.remembered_story import RememberedStory
 
         factors = [peer.name for peer in self._run.peers if peer.has_factor]
-        return Remembered(self._run.journal, list(self.rates), factors, self._losses.series)
+        return RememberedStory(self._run.journal, list(self.rates), factors, self._losses.series)
 
     def reset(self) -> None:
         self._losses = Losses()

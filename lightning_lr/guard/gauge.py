@@ -15,7 +15,8 @@ from lightning_lr.policies.verdict import Side
 from lightning_lr.rates.reference import reference_rates
 from lightning_lr.run.run import Run
 from lightning_lr.shards import local, pieces
-from lightning_lr.signals.measure import Measured, measure, moved, norms_of, start, widest_float
+from lightning_lr.signals.measure import Measured, measure, start
+from lightning_lr.signals.norms import moved, norms_of, widest_float
 from lightning_lr.signals.pulse import Shift
 from lightning_lr.signals.track import Track
 

@@ -23,7 +23,7 @@ from lightning_lr.guard.update_guard import UpdateGuard
 from lightning_lr.internals import averages, scaler_in_use
 from lightning_lr.run.run import Run
 from lightning_lr.shards import reshard
-from lightning_lr.signals.measure import LossMeter
+from lightning_lr.signals.loss_meter import LossMeter
 
 ENTRIES = ("states", "judges", "jobs", "buffers", "keeper", "generations", "trial", "flags", "record")
 """The entries of a guard's saved state; `flags` are `given_up` and the last epoch in which a batch has counted."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_lr.shards import local
-from lightning_lr.signals.measure import Pending, moved
+from lightning_lr.signals.measure import Pending
+from lightning_lr.signals.norms import moved
 
 
 @torch.no_grad()

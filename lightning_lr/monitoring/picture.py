@@ -36,7 +36,7 @@ def draw(story: Any, sentence: str = "") -> Any:
     """Draws a story.
 
     Args:
-        story: a `Story`, or one that is `Remembered`.
+        story: a `Story`, or one that is `RememberedStory`.
         sentence: stands above it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A change of a rate: what is told of it, and to whom."""
+"""A change of one rate, and the parts that it is made of."""
 
 from __future__ import annotations
 
@@ -44,26 +44,3 @@ class Part(NamedTuple):
         """Such as `Warmup 0.2 -> 0.4: linear, update 2 of 5`."""
         share = f"{self.source} {self.old:.6g} -> {self.new:.6g}"
         return f"{share}: {self.reason}" if self.reason else share
-
-
-class Listener:
-    """What the ledger tells while an optimizer steps; the order is that of the methods."""
-
-    def before_update(self, optimizer: int) -> None:
-        """The optimizer is about to step: the last call at which a factor can be set for this update."""
-
-    def gradients_ready(self, optimizer: int) -> None:
-        """The gradients of this update are there: the last call at which it can be dropped, or its rate changed.
-
-        Of a step with a closure: after each time that this was called.
-        """
-
-    def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
-        """A group was updated at another rate, or with other factors, than at the update before.
-
-        `old` is None at a group's first update; `parts` then names the factors that it was made with. At the first
-        update after a resume it is told whether it differs or not.
-        """
-
-    def after_update(self, optimizer: int) -> None:
-        """A real update was made, and counted unless it was made with a trial rate."""

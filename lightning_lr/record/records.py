@@ -109,16 +109,6 @@ def as_json(value: Any) -> Any:
     return str(value)
 
 
-def number(value: Any) -> float:
-    """A record's number, which may be written as a string.
-
-    Example:
-        >>> number("inf"), number(0.5)
-        (inf, 0.5)
-    """
-    return float(value)
-
-
 def summary(records: Iterable[Mapping[str, Any]]) -> Any:
     """A `Summary` with all records of one step.
 

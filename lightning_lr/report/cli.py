@@ -76,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace, stories: list[Story]) -> int:
     if args.json:
-        from lightning_lr.report.data import as_json
+        from lightning_lr.report.json_report import as_json
 
         print(as_json(stories))
     elif args.html:
-        from lightning_lr.report.html import page
+        from lightning_lr.report.html_page import page
 
         try:
             with open(args.html, "w", encoding="utf-8") as file:

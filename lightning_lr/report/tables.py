@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from lightning_lr.story import Story
 from lightning_lr.story.health import GRAVE
-from lightning_lr.story.record import Record, loudest, number, size
-from lightning_lr.story.shares import middle, short
+from lightning_lr.story.parsed_records import Record, decades, loudest, number
+from lightning_lr.story.present_rates import middle, short
 
 MOST = 20
 """So many changes are shown, unless all are asked for."""
@@ -157,7 +157,7 @@ def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> ChangeRow |
         of = "" if source == OWN else " of its rate" if planned else " of its factor"
         cause = f"{source}, {record['changes']:,} changes{of}"
         steps = f"{record['start']:,} to {record.get('end', step):,}"
-        weight = 2 * size(first, last) * (SCHEDULED if planned else 1)
+        weight = 2 * decades(first, last) * (SCHEDULED if planned else 1)
         return ChangeRow(
             record["start"], steps, record["tag"], f"{sign}{first:.4g}", f"{sign}{last:.4g}", cause, weight
         )
@@ -169,8 +169,8 @@ def _row(record: Record, drifts: Drifts, by_hand: Container[str]) -> ChangeRow |
     causes = {str(part["source"]) for part in _parts(record)}
     if causes and all(_within(step, drifts.get((record["tag"], source), [])) for source in causes):
         return None
-    own = [size(p["old"], p["new"]) for p in _parts(record) if p["source"] != "scheduler"]
-    weight = max([*own, SCHEDULED * size(old, new)]) + (0.1 if own else 0.0)
+    own = [decades(p["old"], p["new"]) for p in _parts(record) if p["source"] != "scheduler"]
+    weight = max([*own, SCHEDULED * decades(old, new)]) + (0.1 if own else 0.0)
     return ChangeRow(step, f"{step:,}", record["tag"], f"{old:.4g}", f"{new:.4g}", _cause(record, by_hand), weight)
 
 

@@ -12,9 +12,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lr.report.spark import spark
+from lightning_lr.report.sparkline import sparkline
 from lightning_lr.report.tables import MOST, Kind, changes, incidents, plain
-from lightning_lr.story import Now, Story, now
+from lightning_lr.story import Health, Story, health_of
 from lightning_lr.story.health import STATES, said
 
 COLOURS = {
@@ -52,14 +52,14 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
     console = console or Console(markup=False, highlight=False, emoji=False)
     ours = [story for story in stories if story.has_data]
     others = [story for story in stories if not story.has_data]
-    nows = {story: now(story) for story in stories}
+    healths = {story: health_of(story) for story in stories}
     if len(ours) > 1:
         # of many, those that need a look, and then the latest
-        first = sorted(ours, key=lambda story: (_rank(nows[story]), -(story.time or 0.0)))
+        first = sorted(ours, key=lambda story: (_rank(healths[story]), -(story.time or 0.0)))
         shown = ours if every or len(ours) <= SHOWN else first[:SHOWN]
-        console.print(_overview(shown, nows, console))
+        console.print(_overview(shown, healths, console))
         if len(ours) > len(shown):
-            left = Counter(nows[story].state for story in first[SHOWN:])
+            left = Counter(healths[story].state for story in first[SHOWN:])
             states = ", ".join(f"{number:,} {state}" for state, number in left.most_common())
             console.print(Text(f"and {len(ours) - len(shown):,} more runs ({states}): --all shows them", "dim"))
     in_detail = ours if whole or len(ours) <= DETAILED else []
@@ -69,7 +69,7 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
     for i, story in enumerate(in_detail):
         if i or len(ours) > 1:
             console.print()
-        _run(story, nows[story], console, None if every else MOST, titled=len(stories) > 1)
+        _run(story, healths[story], console, None if every else MOST, titled=len(stories) > 1)
     if ours and not in_detail:
         console.print(Text("--run NAME shows the changes of one, --all those of all", "dim"))
     for story in others:
@@ -85,11 +85,11 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
             )
 
 
-def _rank(state: Now) -> int:
+def _rank(state: Health) -> int:
     return BAD.index(state.state) if state.state in BAD else len(BAD)
 
 
-def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console) -> Table:
+def _overview(stories: Sequence[Story], healths: dict[Story, Health], console: Console) -> Table:
     wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("run", "state", "step", "rate", "loss", "incidents", *(["loss so far"] if wide else [])):
@@ -97,7 +97,7 @@ def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console
         least = max(map(len, STATES)) + 1 if name == "state" else None
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "incidents", min_width=least)
     for story in stories:
-        state = nows[story]
+        state = healths[story]
         loss = next(iter(story.tags.losses), None)
         _, losses = story.series(loss) if loss else (None, np.zeros(0))
         kinds = [f"{kind.count:,} {plain(said(kind.what, kind.count), 30)}" for kind in incidents(story)]
@@ -117,7 +117,7 @@ def _overview(stories: Sequence[Story], nows: dict[Story, Now], console: Console
     return table
 
 
-def _run(story: Story, state: Now, console: Console, most: int | None, *, titled: bool) -> None:
+def _run(story: Story, state: Health, console: Console, most: int | None, *, titled: bool) -> None:
     if titled:
         console.print(Rule(Text(plain(story.name), "bold"), align="left", characters="-" if _ascii(console) else "─"))
     head, colon, rest = state.sentence.partition(": ")
@@ -170,7 +170,7 @@ def _incidents(kinds: Sequence[Kind]) -> Table:
 def _line(story: Story, tag: str, width: int, console: Console) -> str:
     begin, end = story.first_step or 0, story.last_step or 0
     rate = tag in story.tags.rates
-    return spark(*story.series(tag), width, begin=begin, end=end, log=rate, lasting=rate, plain=_ascii(console))
+    return sparkline(*story.series(tag), width, begin=begin, end=end, log=rate, lasting=rate, plain=_ascii(console))
 
 
 def _ascii(console: Console) -> bool:

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from lightning_lr import internals
 from lightning_lr.console import console, count
-from lightning_lr.rates.change import SCHEDULER, Listener, Part
+from lightning_lr.rates.change import SCHEDULER, Part
 from lightning_lr.rates.ledger import Ledger
+from lightning_lr.rates.listener import Listener
 from lightning_lr.rates.names import GroupName, group_names
 from lightning_lr.rates.steps import compiled
 from lightning_lr.record.journal import Journal

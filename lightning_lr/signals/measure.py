@@ -1,8 +1,7 @@
-"""Signals: the loss and the gradient of one optimizer update as numbers that are equal on all ranks."""
+"""The loss and the gradient norm of one optimizer step, as numbers that are equal on all ranks."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lr.internals import foreach_norm, scale_of
 from lightning_lr.shards import local, pieces
+from lightning_lr.signals.norms import moved, norms_of, together, unbounded_norms, widest_float
 
-HALVES = (torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 
 
@@ -31,36 +29,6 @@ class Measured(NamedTuple):
     grad_norm: float
     more: tuple[float, ...]
     own_loss: float | None
-
-
-class LossMeter:
-    """Gathers the loss of an update's micro-batches, as it comes to Lightning's `on_before_backward`."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self._parts = 1
-
-    def add(self, loss: Tensor, parts: int, scaler: Any = None) -> None:
-        """Takes one micro-batch's loss.
-
-        Args:
-            loss: Tensor, shape () or of one element: divided by `parts`, and multiplied by the scaler's scale.
-            parts: `trainer.accumulate_grad_batches`.
-            scaler: the gradient scaler in use, or None.
-        """
-        loss = loss.detach() if loss.ndim == 0 else loss.detach().sum()
-        scale = scale_of(scaler)
-        self.losses.append(loss if scale is None else loss.to(widest_float(loss.device)) / scale.to(loss.device))
-        self._parts = parts
-
-    def take(self) -> Tensor | None:
-        """The mean of the losses since the last `take`; Tensor, shape (), on their device; None for none."""
-        losses, self.losses = self.losses, []
-        if not losses:
-            return None
-        if len(losses) == 1:
-            return losses[0] if self._parts == 1 else losses[0] * self._parts
-        return torch.stack([moved(loss, losses[-1].device) for loss in losses]).mean() * self._parts
 
 
 class Pending:
@@ -197,48 +165,6 @@ def start(
     return Pending(values, finish, device, healthy, again)
 
 
-@functools.cache
-def widest_float(device: torch.device) -> torch.dtype:
-    """The widest float that the device has."""
-    if device.type in ("cpu", "cuda", "meta"):
-        return torch.float64
-    try:
-        # MPS has none, and of XPUs some have
-        return torch.zeros((), dtype=torch.float64, device=device).dtype
-    except (RuntimeError, TypeError):
-        return torch.float32
-
-
-def moved(value: Tensor, device: torch.device) -> Tensor:
-    """The value on the device, no wider than that can hold."""
-    if value.device.type == device.type and device.index in (None, value.device.index):
-        return value
-    if value.dtype == torch.float64:
-        value = value.to(widest_float(device))
-    return value.to(device)
-
-
-def together(values: list[Tensor], device: torch.device) -> list[Tensor]:
-    """The values on the device."""
-    if {value.device for value in values} == {device}:
-        return values
-    return [moved(value, device) for value in values]
-
-
-def unbounded_norms(tensors: list[Tensor], device: torch.device) -> list[float]:
-    """The 2-norms of tensors, of which the sum of the squares may be no number of their precision; inf for none."""
-    dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
-    dense = [t for t in dense if t.numel()]
-    peaks = torch.stack(together(list(foreach_norm(dense, math.inf)), device)).tolist() if dense else []
-    if math.inf in peaks:
-        return [math.inf]
-    return [
-        peak * float((t / peak).norm(dtype=torch.float32 if t.dtype in HALVES else None))
-        for t, peak in zip(dense, peaks, strict=True)
-        if peak > 0.0
-    ]
-
-
 def _start_together(
     loss: Tensor | None,
     grads: list[Tensor],
@@ -285,19 +211,3 @@ def _start_together(
         return float(found) ** 0.5
 
     return Pending(packed, finish, device, healthy, again)
-
-
-def norms_of(grads: list[Tensor]) -> list[Tensor]:
-    """The 2-norms of tensors, of those in half precision in float32."""
-    if not grads:
-        return []
-    kinds = {(grad.dtype, grad.layout) for grad in grads}
-    if any(layout is not torch.strided for _, layout in kinds):
-        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-    if not any(dtype in HALVES for dtype, _ in kinds):
-        return list(foreach_norm(grads))
-    half = [grad for grad in grads if grad.dtype in HALVES]
-    # the norm of numbers that are all finite in float16 may be none
-    norms = list(foreach_norm(half, 2, dtype=torch.float32))
-    rest = [grad for grad in grads if grad.dtype not in HALVES]
-    return [*norms, *foreach_norm(rest)] if rest else norms

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_lr.internals import logged_value, results
-from lightning_lr.signals.measure import moved, widest_float
+from lightning_lr.signals.norms import moved, widest_float
 
 
 class MetricError(RuntimeError):

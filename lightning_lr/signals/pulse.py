@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_lr.internals import foreach_norm
 from lightning_lr.shards import local, pieces
-from lightning_lr.signals.measure import moved, widest_float
+from lightning_lr.signals.norms import moved, widest_float
 
 MOST = 256
 """Elements of one tensor. Where one large tensor rules, n of them know its norm to 1 / sqrt(2 n), or 5%, and what SGD

@@ -5,8 +5,8 @@ nor the report.
 """
 
 from lightning_lr.statistics.thin import thin
-from lightning_lr.story.health import Now, now
+from lightning_lr.story.health import Health, health_of
 from lightning_lr.story.runs import NothingToRead, runs
 from lightning_lr.story.story import Story, Tags
 
-__all__ = ["NothingToRead", "Now", "Story", "Tags", "now", "runs", "thin"]
+__all__ = ["Health", "NothingToRead", "Story", "Tags", "health_of", "runs", "thin"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_lr.story.parsed_records import Record
 from lightning_lr.story.parts import Piece, series
-from lightning_lr.story.record import Record
 
 
 def groups_told(records: Iterable[Record]) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lr.story.derived import plateaus
-from lightning_lr.story.record import Record
-from lightning_lr.story.shares import Rate, middle, rates_now, short
+from lightning_lr.story.parsed_records import Record
+from lightning_lr.story.present_rates import Rate, middle, present_rates, short
 from lightning_lr.story.story import FACTOR, Story
 
 LATELY = 200
@@ -51,7 +51,7 @@ STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished"
 
 
 @dataclass(frozen=True)
-class Now:
+class Health:
     """How a run does.
 
     Args:
@@ -76,14 +76,14 @@ class Now:
         return {**self.__dict__, "troubles": list(self.troubles)}
 
 
-def now(story: Story) -> Now:
+def health_of(story: Story) -> Health:
     """How the run does at its last step."""
-    rates = rates_now(story)
+    rates = present_rates(story)
     by_tag = {rate.tag: rate.value for rate in rates}
     factors = {share.source: share.factor for share in rates[0].shares} if rates else {}
     last = story.last_step
     if not story.has_data or last is None:
-        return Now("none", "Nothing of lightning_lr in this run.", None, by_tag, factors)
+        return Health("none", "Nothing of lightning_lr in this run.", None, by_tag, factors)
     incidents = [record for record in story.valid if record["kind"] == "incident"]
     state, troubles, since = _state(story, incidents, last)
     head = {"healthy": "Healthy", "watch": "Watch", "trouble": "Trouble"}[state]
@@ -94,7 +94,7 @@ def now(story: Story) -> Now:
     # of what a run died of without a guard, "no incidents" would be a strange end
     guard = _guard(incidents, last, ended=not story.writing) if incidents or not troubles else ""
     sentence = (": " if not troubles else ". ").join(part for part in words if part)
-    return Now(state, f"{sentence}; {guard}." if guard else f"{sentence}.", since, by_tag, factors, tuple(troubles))
+    return Health(state, f"{sentence}; {guard}." if guard else f"{sentence}.", since, by_tag, factors, tuple(troubles))
 
 
 def _state(story: Story, incidents: list[Record], last: int) -> tuple[str, list[str], int | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lr.story.events import EventFile, Part
+from lightning_lr.story.event_file import EventFile, Part
 
 OURS = "lr-"
 """What the tags of our scalars begin with, but for the rates of a scheduler with a name of its own."""

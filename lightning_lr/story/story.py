@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lr.story.derived import groups_told, lost_losses, resumptions
-from lightning_lr.story.events import EventFile
-from lightning_lr.story.old import old_records
+from lightning_lr.story.event_file import EventFile
+from lightning_lr.story.old_records import old_records
+from lightning_lr.story.parsed_records import Record, begins_run, take_in
 from lightning_lr.story.parts import Piece, pieces, series, two_writers
-from lightning_lr.story.record import Record, begins_run, take_in
 from lightning_lr.story.runs import event_files
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]

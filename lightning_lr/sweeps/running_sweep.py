@@ -14,7 +14,8 @@ from lightning_lr.rates.ledger import Ledger
 from lightning_lr.record.curves import FINDER
 from lightning_lr.record.journal import Journal
 from lightning_lr.run.length import accumulation
-from lightning_lr.signals.measure import LossMeter, measure
+from lightning_lr.signals.loss_meter import LossMeter
+from lightning_lr.signals.measure import measure
 from lightning_lr.sweeps.finding import Finding
 from lightning_lr.sweeps.pauses import Pauses
 from lightning_lr.sweeps.stand_ins import StandIns

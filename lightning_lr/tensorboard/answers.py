@@ -30,7 +30,7 @@ def series(story: Any, parameters: Parameters) -> dict[str, Any]:
             raise NotFoundError(f"tag must be one of the run's, got {tag!r}: see runs")
         kept_steps, kept, fewer = thin(steps, values, points, first, last)
         thinned |= fewer
-        found[tag] = {"steps": kept_steps.tolist(), "values": [number(value) for value in kept.tolist()]}
+        found[tag] = {"steps": kept_steps.tolist(), "values": [json_number(value) for value in kept.tolist()]}
     return {"series": found, "thinned": thinned}
 
 
@@ -89,15 +89,15 @@ def heat(story: Any, parameters: Parameters) -> dict[str, Any]:
         count = len(edges) - 1
         sums = np.bincount(place[good], np.log10(values[good]), count)[:count]
         counts = np.bincount(place[good], minlength=count)[:count]
-        table.append([number(s / n) if n else None for s, n in zip(sums, counts, strict=True)])
+        table.append([json_number(s / n) if n else None for s, n in zip(sums, counts, strict=True)])
     return {"modules": [tag for tag, _, _ in rows], "steps": edges.tolist(), "values": table}
 
 
-def number(value: float) -> float | str | None:
+def json_number(value: float) -> float | str | None:
     """A number as JSON can hold it.
 
     Example:
-        >>> [number(value) for value in (0.5, float("nan"), float("inf"), float("-inf"))]
+        >>> [json_number(value) for value in (0.5, float("nan"), float("inf"), float("-inf"))]
         [0.5, None, 'inf', '-inf']
     """
     if math.isfinite(value):

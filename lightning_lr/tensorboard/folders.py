@@ -72,7 +72,7 @@ class Roots:
         return next((folder for folder in self.candidates(run) if tf.io.gfile.isdir(folder)), None)
 
 
-class Runs:
+class RunFolders:
     """The runs with our data, looked for in the background.
 
     TensorBoard's own list has a run only when it has read much of it, which can take minutes. So the folders are looked

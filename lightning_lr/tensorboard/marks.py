@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from lightning_lr.story.record import SCHEDULER, loudest
+from lightning_lr.story.parsed_records import SCHEDULER, loudest
 
 SHOWN = {"change", "drift", "incident", "finding", "note", "first"}
 """Kinds that have a mark. `run` and `end` are what the sentence on top says."""

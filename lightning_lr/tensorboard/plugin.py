@@ -9,7 +9,7 @@ from typing import Any
 from tensorboard import context as requests
 from tensorboard.plugins import base_plugin
 
-from lightning_lr.tensorboard.folders import Roots, Runs
+from lightning_lr.tensorboard.folders import Roots, RunFolders
 
 NAME = "lightning_lr"
 """Of the plugin: in its routes, and in the metadata of the summaries that the journal writes."""
@@ -50,13 +50,13 @@ class Tab(base_plugin.TBPlugin):
         logdir, spec = context.logdir or getattr(flags, "logdir", None), getattr(flags, "logdir_spec", None)
         self._provider = context.data_provider
         # with a spec, the context's own folder is the spec
-        self._runs = Runs(Roots(None if spec else logdir, spec), self._names)
+        self._runs = RunFolders(Roots(None if spec else logdir, spec), self._names)
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
         from lightning_lr.tensorboard.routes import Routes
-        from lightning_lr.tensorboard.shelf import Shelf
+        from lightning_lr.tensorboard.story_cache import StoryCache
 
-        return Routes(Shelf(self._runs.folders)).apps()
+        return Routes(StoryCache(self._runs.folders)).apps()
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         # the page asks by itself while a run is being written

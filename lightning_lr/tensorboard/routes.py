@@ -15,7 +15,7 @@ from werkzeug import wrappers
 from lightning_lr.tensorboard import files
 from lightning_lr.tensorboard.answers import finding, heat, records, series
 from lightning_lr.tensorboard.parameters import BadRequestError, Parameters
-from lightning_lr.tensorboard.shelf import Shelf
+from lightning_lr.tensorboard.story_cache import StoryCache
 
 DAY = 86_400
 
@@ -27,11 +27,11 @@ class Routes:
     """The applications of the plugin.
 
     Args:
-        shelf: has the runs.
+        stories: of all runs.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    def __init__(self, stories: StoryCache) -> None:
+        self._stories = stories
 
     def apps(self) -> dict[str, Callable[..., Any]]:
         """By route; `/static/*` is TensorBoard's way to say all that begin so."""
@@ -45,11 +45,11 @@ class Routes:
         }
 
     def _runs(self, parameters: Parameters) -> dict[str, Any]:
-        return {"version": VERSION, "runs": self._shelf.runs()}
+        return {"version": VERSION, "runs": self._stories.runs()}
 
     def _of_a_run(self, answer: Callable[[Any, Parameters], dict[str, Any]], parameters: Parameters) -> dict[str, Any]:
         name = parameters.text("run")
-        with self._shelf.story(name) as story:
+        with self._stories.story(name) as story:
             return {"run": name, **answer(story, parameters)}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_lr.story.health import now
+from lightning_lr.story.health import health_of
 
 
 def summary(name: str, story: Any) -> dict[str, Any]:
     """A run in short: the sentence, the tags to ask for, and the steps that it spans."""
     tags = story.tags
-    told = now(story)
+    told = health_of(story)
     return {
         "name": name,
         "now": told.to_dict(),

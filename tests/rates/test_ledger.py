@@ -12,8 +12,8 @@ import torch
 from torch.optim import lr_scheduler
 
 import lightning_lr
-from lightning_lr.rates.change import Listener
 from lightning_lr.rates.ledger import Ledger
+from lightning_lr.rates.listener import Listener
 from tests.small import watch
 
 UPDATES = 12

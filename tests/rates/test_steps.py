@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import lightning_lr as llr
-from lightning_lr.rates.change import Listener, Part
+from lightning_lr.rates.change import Part
 from lightning_lr.rates.held_rates import rounded
 from lightning_lr.rates.ledger import Ledger
+from lightning_lr.rates.listener import Listener
 from tests.small import Loader, Model, pl, trainer
 
 # one step within another ---------------------------------------------------------------------------------------------

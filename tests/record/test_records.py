@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 import lightning_lr as llr
 from lightning_lr.internals import file_writer
 from lightning_lr.record import records
-from lightning_lr.record.records import PLUGIN, TAG, number, records_in
+from lightning_lr.record.records import PLUGIN, TAG, records_in
+from lightning_lr.story.parsed_records import number
 from tests.faulty import BATCHES, Faulty
 from tests.logged import Ends, Remote, bumpy, stairs, tensorboard, two_of_a_type
 from tests.pool import Pool

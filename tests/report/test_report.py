@@ -19,7 +19,7 @@ from rich.console import Console
 
 from lightning_lr.report.bundle import bundle
 from lightning_lr.report.cli import main
-from lightning_lr.report.spark import spark
+from lightning_lr.report.sparkline import sparkline
 from lightning_lr.report.tables import changes
 from lightning_lr.report.terminal import show
 from lightning_lr.story import Story
@@ -297,17 +297,17 @@ def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path) -> None:
 def test_a_spark_shows_a_step_a_gap_and_what_is_no_number() -> None:
     at = np.arange(10)
     step = np.where(at < 5, 1.0, 0.1)
-    assert spark(at, step, 10, begin=0, end=9, lasting=True) == "█████▁▁▁▁▁"
-    assert spark(at[[0, 9]], step[[0, 9]], 4, begin=0, end=9) == "█  ▁"
+    assert sparkline(at, step, 10, begin=0, end=9, lasting=True) == "█████▁▁▁▁▁"
+    assert sparkline(at[[0, 9]], step[[0, 9]], 4, begin=0, end=9) == "█  ▁"
     holes = np.where(at == 4, np.nan, step)
-    assert spark(at, holes, 10, begin=0, end=9)[4] == "\N{MULTIPLICATION SIGN}"
-    assert spark(at, np.where(at < 5, 0.0, 0.1), 10, begin=0, end=9, log=True, lasting=True)[0] == "▁"
+    assert sparkline(at, holes, 10, begin=0, end=9)[4] == "\N{MULTIPLICATION SIGN}"
+    assert sparkline(at, np.where(at < 5, 0.0, 0.1), 10, begin=0, end=9, log=True, lasting=True)[0] == "▁"
 
 
 def test_a_spike_in_a_loss_flattens_nothing() -> None:
     at = np.arange(1000)
     loss = np.where(at == 500, 1e9, 1.0 - at / 1000)
-    assert len(set(spark(at, loss, 40, begin=0, end=999))) == 8
+    assert len(set(sparkline(at, loss, 40, begin=0, end=999))) == 8
 
 
 def test_modules_with_equal_names_fit_in_one_script(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import lightning_lr as llr
+from lightning_lr.signals import loss_meter, norms
 from lightning_lr.signals import measure as signals
-from lightning_lr.signals.measure import LossMeter, Measured, widest_float
+from lightning_lr.signals.loss_meter import LossMeter
+from lightning_lr.signals.measure import Measured
+from lightning_lr.signals.norms import widest_float
 from tests.pool import Pool
 from tests.small import Loader, Model, trainer
 
@@ -218,7 +221,8 @@ def without_doubles(tensor: torch.Tensor) -> None:
 
 def test_on_a_device_without_doubles_nothing_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     # this torch can't even pretend to have one, so another device stands in
-    monkeypatch.setattr(signals, "widest_float", lambda d: torch.float32 if d.type == "cuda" else torch.float64)
+    for module in (loss_meter, norms, signals):
+        monkeypatch.setattr(module, "widest_float", lambda d: torch.float32 if d.type == "cuda" else torch.float64)
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

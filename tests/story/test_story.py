@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lr import DivergenceGuard, LRMonitor, Warmup
-from lightning_lr.story import NothingToRead, Story, now, runs, thin
+from lightning_lr.story import NothingToRead, Story, health_of, runs, thin
 from lightning_lr.story.checksum import checksums
 from tests.eventfiles import END, GROUP, HURT, RUN, Writer, frames, run, write
 from tests.small import Loader, Model, cosine, pl, trainer
@@ -88,9 +88,9 @@ def test_a_real_run_has_the_monitors_own_changes(tmp_path: Path) -> None:
     told = [(r["step"], r["old"], r["new"]) for r in story.valid if r["kind"] == "change"]
     assert set(told) <= {(change.step, change.old, change.new) for change in monitor.changes}
     assert story.groups == [GROUP | {"scheduled": True}]
-    assert "(scheduler)" in now(story).sentence
+    assert "(scheduler)" in health_of(story).sentence
     assert story.factors == ["Warmup", "DivergenceGuard"]
-    found = now(story)
+    found = health_of(story)
     assert found.state == "ended"
     assert found.sentence.startswith("Finished at step 2")
     assert "lr-SGD at 0.0" in found.sentence
@@ -156,14 +156,14 @@ def test_a_file_that_is_being_written_is_said_to_be(tmp_path: Path, monkeypatch:
     writer = run(tmp_path, time=begin)
     story = read(tmp_path)
     assert story.writing
-    assert now(story).state == "healthy"
+    assert health_of(story).state == "healthy"
     monkeypatch.setattr(time, "time", lambda: begin + 1000.0)
     assert not story.writing
-    assert now(story).state == "unfinished"
+    assert health_of(story).state == "unfinished"
     writer.record(100, **END)
     story.refresh()
     assert not story.writing
-    assert now(story).state == "ended"
+    assert health_of(story).state == "ended"
 
 
 def test_not_a_number_and_infinity_are_values_like_others(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_not_a_number_and_infinity_are_values_like_others(tmp_path: Path) -> Non
     story = read(tmp_path)
     assert [str(value) for value in story.series("lr-SGD")[1][1:]] == ["nan", "inf", "-inf"]
     assert story.records[-1]["loss"] == "nan"
-    assert now(story).sentence
+    assert health_of(story).sentence
 
 
 def test_records_that_are_no_json_are_left_out(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_run_without_our_data_says_so(tmp_path: Path) -> None:
     Writer(tmp_path).scalars("train_loss", [(0, 1.0), (1, 0.5)])
     story = read(tmp_path)
     assert not story.has_data
-    assert now(story).state == "none"
+    assert health_of(story).state == "none"
     assert story.tags.losses == ["train_loss"]
 
 
@@ -304,7 +304,7 @@ def test_files_from_before_there_were_records_are_read() -> None:
     assert rewound[0]["cause"].startswith("loss 2.51 here")
     fall = next(r for r in story.valid if r["kind"] == "change" and r["new"] < 0.02)
     assert (fall["tag"], fall["parts"][0]["source"]) == ("lr-SGD", "DivergenceGuard")
-    assert now(story).state == "ended"
+    assert health_of(story).state == "ended"
     assert story.groups == [GROUP]
 
 
@@ -345,7 +345,7 @@ def told(folder: Path, *extra: tuple[int, dict[str, Any]], losses: Any = None, e
         writer.record(step, **fields)
     if end:
         writer.record(1000, **END)
-    return now(read(folder))
+    return health_of(read(folder))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_a_loss_that_is_not_finite_or_has_not_fallen_is_no_health(tmp_path: Path
 )
 def test_the_sentence_says_how_a_run_ended(tmp_path: Path, end: dict[str, Any], words: str) -> None:
     run(tmp_path).record(100, **{**END, **end})
-    assert now(read(tmp_path)).sentence.startswith(words)
+    assert health_of(read(tmp_path)).sentence.startswith(words)
 
 
 def test_the_sentence_has_what_makes_the_rate(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_the_sentence_has_what_makes_the_rate(tmp_path: Path) -> None:
     writer.scalars("lr-factor/DivergenceGuard", [(0, 1.0), (40, 1.0), (41, 0.5), (200, 0.5)])
     part = {"source": "DivergenceGuard", "old": 1.0, "new": 0.5, "reason": "the weights are to blame"}
     writer.record(41, kind="change", **GROUP, old=0.1, new=0.05, parts=[part], cause="c")
-    found = now(read(tmp_path))
+    found = health_of(read(tmp_path))
     assert found.sentence == (
         "Healthy: lr-SGD at 0.05 = 0.1 (the optimizer's own) x 0.5 (DivergenceGuard, since step 41: the weights are to "
         "blame); no incidents."
@@ -406,11 +406,11 @@ def test_the_sentence_has_what_makes_the_rate(tmp_path: Path) -> None:
 def test_a_schedule_is_seen_without_a_monitor_too(tmp_path: Path) -> None:
     writer = Writer(tmp_path).record(0, **RUN).scalars("lr-SGD", [(0, 0.1), (10, 0.05), (20, 0.01)])
     writer.scalars("lr-factor/DivergenceGuard", [(0, 1.0), (10, 0.5)])
-    assert "lr-SGD at 0.01 = 0.02 (scheduler) x 0.5 (DivergenceGuard)" in now(read(tmp_path)).sentence
+    assert "lr-SGD at 0.01 = 0.02 (scheduler) x 0.5 (DivergenceGuard)" in health_of(read(tmp_path)).sentence
 
 
 def test_neither_torch_nor_lightning_is_imported() -> None:
-    names = "story, report.cli, report.terminal, report.html, report.data, record.records"
+    names = "story, report.cli, report.terminal, report.html_page, report.json_report, record.records"
     code = (
         "import sys\n"
         f"for name in {names.split(', ')!r}: __import__('lightning_lr.' + name)\n"
@@ -434,7 +434,7 @@ def test_a_loss_that_is_lost_without_a_guard_has_a_note_where_it_was_lost(tmp_pa
     assert [r for r in story.records if r["kind"] == "note"] == [
         {"kind": "note", "source": "", "what": "lost", "step": 3, "words": "train_loss is nan from here on"}
     ]
-    assert "incidents" not in now(story).sentence
+    assert "incidents" not in health_of(story).sentence
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -442,7 +442,7 @@ def test_a_rate_that_is_zero_long_before_the_end_is_to_be_looked_at(long: bool, 
     end = {**END, "step": 100}
     zeros = 40 if long else 1
     write(tmp_path, [end], **{"lr-SGD": [0.1] * (100 - zeros) + [0.0] * zeros})
-    said = now(story_of(tmp_path))
+    said = health_of(story_of(tmp_path))
     assert said.state == ("watch" if long else "ended")
     assert ("every rate is 0 since step 60" in said.sentence) == long
 
@@ -453,7 +453,7 @@ def test_a_plateau_that_took_the_rate_away_is_to_be_looked_at(tmp_path: Path) ->
     write(
         tmp_path, [run, {**END, "step": 11}], begins=False, **{"lr-SGD": [0.1 * 0.5**k for k in range(12)]}, **factors
     )
-    assert "Mine has taken the rate down to 0.0005 times what it was" in now(story_of(tmp_path)).sentence
+    assert "Mine has taken the rate down to 0.0005 times what it was" in health_of(story_of(tmp_path)).sentence
 
 
 def test_a_resumption_says_where_and_how_the_part_before_had_ended(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lightning_lr.tensorboard import files
 from lightning_lr.tensorboard.folders import Roots
 from lightning_lr.tensorboard.plugin import LearningRates, Tab
 from lightning_lr.tensorboard.routes import Routes
-from lightning_lr.tensorboard.shelf import Shelf
+from lightning_lr.tensorboard.story_cache import StoryCache
 from tests.eventfiles import TAG, change, write
 
 
@@ -27,7 +27,7 @@ class Served:
     """The plugin's routes over the folders in `root`, as a client asks them."""
 
     def __init__(self, root: Path) -> None:
-        self.shelf = Shelf(lambda: {p.name: str(p) for p in root.iterdir() if p.is_dir()})
+        self.shelf = StoryCache(lambda: {p.name: str(p) for p in root.iterdir() if p.is_dir()})
         self.apps = Routes(self.shelf).apps()
 
     def get(self, route: str, status: int = 200, **query: Any) -> Any:
@@ -267,7 +267,7 @@ def test_the_tab_is_there_before_tensorboard_has_read_the_run(tmp_path: Path) ->
     write(tmp_path / "deep" / "down")
     tab = Tab(Context(Provider({}), str(tmp_path)))  # type: ignore[arg-type]
     assert tab.is_active()
-    assert {run["name"] for run in Routes(Shelf(tab._runs.folders))._shelf.runs()} == {"deep/down"}
+    assert {run["name"] for run in Routes(StoryCache(tab._runs.folders))._stories.runs()} == {"deep/down"}
 
 
 def test_one_flag_takes_it_away() -> None:

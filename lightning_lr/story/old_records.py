@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_lr.story.events import Text
+from lightning_lr.story.event_file import Text
 
 TAG = "lr-events/text_summary"
 

@@ -1,4 +1,4 @@
-"""Remembered: the story of the last fit, out of its own memory."""
+"""RememberedStory: the story of the last fit, out of its own memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from lightning_lr.record.curves import FACTOR
 from lightning_lr.record.journal import Journal
 from lightning_lr.record.series import Series
-from lightning_lr.story import Tags, now
+from lightning_lr.story import Tags, health_of
 from lightning_lr.story.derived import groups_told
 
 
-class Remembered:
+class RememberedStory:
     """Has the names of `lightning_lr.story.Story`, for all who draw one or sum it up.
 
     Args:
@@ -59,7 +59,7 @@ class Remembered:
     def sentence(self) -> str:
         """How the run does."""
         story: Any = self
-        return now(story).sentence
+        return health_of(story).sentence
 
     def _ends(self, at: int) -> list[int]:
         ends = [record["step"] for record in self.records]

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_lr.record.records import as_json as plain
 from lightning_lr.report.tables import incidents
-from lightning_lr.story import Story, now, thin
+from lightning_lr.story import Story, health_of, thin
 
 VERSION = 1
 """It changes where a field goes, or means something else; new fields don't change it."""
@@ -29,7 +29,7 @@ def run(story: Story) -> dict[str, Any]:
         {
             "name": story.name,
             "folder": story.folder,
-            "now": now(story).to_dict(),
+            "now": health_of(story).to_dict(),
             "remarks": story.remarks,
             "writing": story.writing,
             "first_step": story.first_step,

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from lightning_lr.story.record import SCHEDULER, Record, number
+from lightning_lr.story.parsed_records import SCHEDULER, Record, number
 from lightning_lr.story.story import FACTOR, Series, Story
 
 MOVING, AMONG = 3, 64
@@ -80,7 +80,7 @@ class Rate:
         )
 
 
-def rates_now(story: Story) -> list[Rate]:
+def present_rates(story: Story) -> list[Rate]:
     """The rates of all param groups, in their order."""
     reasons: Reasons = {}
     for record in story.valid:

@@ -1,4 +1,4 @@
-"""Shelf: the stories of all runs, read in the background and kept."""
+"""StoryCache: the stories of all runs, read in the background and kept."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Entry:
                 self.summary = {"name": self.name, "has_data": False, "error": f"can't be read: {error}"}
 
 
-class Shelf:
+class StoryCache:
     """Reads in a thread of its own while somebody asks.
 
     Args:

@@ -12,7 +12,7 @@ GONE, GONE_PLAIN = "\N{MULTIPLICATION SIGN}", "x"
 """Where a value is not finite."""
 
 
-def spark(
+def sparkline(
     steps: NDArray[np.int64],
     values: NDArray[np.float64],
     width: int,
@@ -38,7 +38,7 @@ def spark(
 
     Example:
         >>> steps = np.arange(8)
-        >>> spark(steps, steps / 8.0, 8, begin=0, end=7)
+        >>> sparkline(steps, steps / 8.0, 8, begin=0, end=7)
         '▁▂▃▄▅▆▇█'
     """
     if not len(steps):

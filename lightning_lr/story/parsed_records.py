@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_lr.record.records import PLUGIN, TAG
-from lightning_lr.story.events import Part, Text
+from lightning_lr.story.event_file import Part, Text
 
 Record = dict[str, Any]
 
@@ -85,11 +85,11 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def size(old: Any, new: Any) -> float:
+def decades(old: Any, new: Any) -> float:
     """How far a rate or a factor went, in decades; what comes from or goes to 0, or is not finite, went far.
 
     Example:
-        >>> size(0.1, 0.001), size(0.5, 0.0), size(1.0, 1.0)
+        >>> decades(0.1, 0.001), decades(0.5, 0.0), decades(1.0, 1.0)
         (2.0, 3.0, 0.0)
     """
     old, new = number(old), number(new)
@@ -109,7 +109,7 @@ def loudest(record: Record) -> list[Record]:
         ['scheduler', 'Mine']
     """
     parts = [part for part in record.get("parts", ()) if isinstance(part, dict) and "source" in part]
-    sizes = {id(part): size(part.get("old"), part.get("new")) for part in parts}
+    sizes = {id(part): decades(part.get("old"), part.get("new")) for part in parts}
     own = max((sizes[id(part)] for part in parts if part["source"] != SCHEDULER), default=0.0)
     kept = [part for part in parts if part["source"] != SCHEDULER or not own or sizes[id(part)] > PASSING]
     return sorted(kept, key=lambda part: -sizes[id(part)])
