@@ -98,7 +98,7 @@ def again(arguments: list[str], folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*Consider increasing the value of the `num_workers`")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.filterwarnings("ignore:You have overridden")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_what_stands_on_a_page_runs(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
