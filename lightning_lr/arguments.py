@@ -1,4 +1,4 @@
-"""Checks of arguments: an error names the bound, the value and the remedy."""
+"""Arguments: checks whose errors name the bound, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def whole_number(name: str, value: Any, least: int, remedy: str = "") -> int:
     """The value as an int.
 
     Raises:
-        ValueError: when it is no whole number >= `least`; a bool and a string are none.
+        ValueError: when it is not a whole number >= `least`; a bool or a string is not one.
     """
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
@@ -22,13 +22,13 @@ def real_number(name: str, value: Any, interval: str, remedy: str = "") -> float
     """The value as a float.
 
     Args:
-        name: the argument's.
-        value: what was given.
-        interval: such as `(0, 1]` or `[0, inf)`: a round bracket leaves the bound out.
+        name: the argument's name.
+        value: the value that was given.
+        interval: such as `(0, 1]` or `[0, inf)`; a round bracket excludes the bound.
         remedy: what to do instead, in words.
 
     Raises:
-        ValueError: when it is no finite number in the interval; a bool and a string are none.
+        ValueError: when it is not a finite number in the interval; a bool or a string is not one.
 
     Example:
         >>> real_number("factor", 1.5, "(0, 1)", "to keep the rate, leave PlateauDecay out")
@@ -46,10 +46,10 @@ def real_number(name: str, value: Any, interval: str, remedy: str = "") -> float
 
 
 def one_length(steps: Any, epochs: Any, fraction: Any, remedy: str) -> None:
-    """Refuses a length that is not given in exactly one way; how many steps it may have is for others to say.
+    """Checks that a length is given in exactly one way. The bounds of `steps` are checked elsewhere.
 
     Raises:
-        ValueError: for none or several of them, and for epochs or a fraction outside their bounds.
+        ValueError: when none or several are given, and for epochs or a fraction out of bounds.
 
     Example:
         >>> one_length(100, 1, None, "for no warm-up, leave Warmup out")

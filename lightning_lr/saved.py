@@ -1,4 +1,4 @@
-"""Saved state: versioned dicts of plain values, and the one place where a version is checked."""
+"""Saved state: versioned dicts of plain values, whose version is checked here and nowhere else."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ class SavedStateError(ValueError):
 
 
 def fields(saved: dict[str, Any], version: int, what: str | type) -> dict[str, Any]:
-    """The entries of a saved state but its version.
+    """The entries of a saved state without its version.
 
     Args:
-        saved: what a `to_dict` or `state_dict` of this package gave, in this release or another.
-        version: the one that can be read.
-        what: is saved there: a dataclass or a named tuple, whose fields must all be there and no others; or words.
+        saved: what a `to_dict` or `state_dict` of this package returned, in this release or another.
+        version: the version that can be read.
+        what: the saved thing: a dataclass or named tuple, whose fields must be exactly the entries; or a name in words.
 
     Raises:
-        SavedStateError: for another version, or none, and for other fields.
+        SavedStateError: for another version or none, and for other entries.
 
     Example:
         >>> fields({"version": 1, "decays": 2}, 1, "PlateauState")
@@ -42,7 +42,7 @@ def fields(saved: dict[str, Any], version: int, what: str | type) -> dict[str, A
 
 
 def plain(value: Any) -> Any:
-    """An argument as a checkpoint can hold it: numbers, strings, lists and dicts as they are, other things in words."""
+    """An argument as a checkpoint can hold it: numbers, strings, lists and dicts as they are, others as strings."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):

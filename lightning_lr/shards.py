@@ -1,4 +1,4 @@
-"""Shards: parameters that are cut over the ranks (DTensors of FSDP2)."""
+"""Shards: parameters that are split over the ranks (DTensors of FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def pieces(tensor: Tensor) -> int:
-    """Into how many different pieces a tensor is cut over the ranks; 1 for one that every rank holds whole."""
+    """The number of different pieces into which a tensor is split over the ranks; 1 if every rank holds all of it."""
     count = 1
     if hasattr(tensor, "placements"):
         for dimension, placement in enumerate(tensor.placements):  # pyright: ignore[reportAttributeAccessIssue]
@@ -21,10 +21,11 @@ def pieces(tensor: Tensor) -> int:
 
 
 def reshard(module: nn.Module) -> bool:
-    """Has FSDP2 put the shards in place, and says whether there are any.
+    """Makes FSDP2 put the shards back in place; returns whether there are any.
 
-    A forward pass without a backward pass (validation) leaves the gathered copies in the module: what is then read from
-    its parameters is not the optimizer's, and what is written to the shards is not what the next forward pass takes.
+    A forward pass without a backward pass (validation) leaves the gathered copies in the module. Reading its parameters
+    then gives the copies and not what the optimizer updates, and the next forward pass ignores what was written to the
+    shards.
     """
     found = False
     for part in module.modules():

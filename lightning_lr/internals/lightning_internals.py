@@ -10,7 +10,7 @@ from lightning_utilities.core import rank_zero
 from torch import Tensor, nn
 
 SKIPS = {"EarlyStopping": "_should_skip_check", "ModelCheckpoint": "_should_skip_saving_checkpoint"}
-"""By the name of the class, which Lightning has under two names: the method by which it passes an occasion over."""
+"""By class name, since Lightning has each class under two package names: the method that decides to skip a check."""
 
 DEFERRED = "_defer_save_until_validation"
 """Where a `ModelCheckpoint` notes that a save waits for a metric; Lightning has it since 2.6."""
@@ -22,7 +22,7 @@ def epoch_loop(trainer: Any) -> Any:
 
 
 def is_kind(thing: Any, *kinds: str) -> bool:
-    """Whether one of its classes is Lightning's of such a name, in either namespace."""
+    """Whether one of its classes has such a name and is Lightning's, in either namespace."""
     return any(kind.__name__ in kinds and _lightnings(kind) for kind in type(thing).__mro__)
 
 
@@ -31,32 +31,34 @@ def _lightnings(kind: type) -> bool:
 
 
 def loggers_step(trainer: Any) -> int:
-    """The present place on the axis that Lightning's own `self.log` writes to."""
+    """The current step on the axis that Lightning's own `self.log` writes to."""
     return epoch_loop(trainer)._batches_that_stepped
 
 
 def logs_now(trainer: Any) -> bool:
-    """Whether this batch is one of those at which Lightning writes to its loggers."""
+    """Whether Lightning writes to its loggers at this batch."""
     return trainer._logger_connector.should_update_logs
 
 
 def file_writer(logger: Any) -> Any:
-    """What writes summaries of any kind into TensorBoard's event file for a logger; None for a logger of another kind,
-    and for the one that stands for it on other ranks and in a `fast_dev_run`."""
+    """What writes summaries of any kind into a logger's event file of TensorBoard.
+
+    None for a logger of another kind, and for the stand-in on other ranks and in a `fast_dev_run`.
+    """
     get: Any = getattr(getattr(logger, "experiment", None), "_get_file_writer", None)
     writer = get() if callable(get) else None
-    # tensorboardX has the same names, and protobuf classes of its own
+    # tensorboardX uses the same names, with protobuf classes of its own
     known = type(getattr(writer, "event_writer", None)).__module__.startswith("tensorboard.")
     return writer if known else None
 
 
 def show_metrics(trainer: Any, values: dict[str, Tensor]) -> None:
-    """Puts values into `trainer.callback_metrics`, which would compute all metrics anew if it were asked for itself."""
+    """Puts values into `trainer.callback_metrics`, whose property would first compute all metrics anew."""
     trainer._logger_connector._callback_metrics.update(values)
 
 
 def callback_metrics(trainer: Any) -> dict[str, Any]:
-    """`trainer.callback_metrics` as they were computed last."""
+    """`trainer.callback_metrics` as last computed."""
     return trainer._logger_connector._callback_metrics
 
 
@@ -71,23 +73,23 @@ def training_results(trainer: Any) -> dict[str, Any]:
 
 
 def logged_value(gathered: Any, result: Any, *, on_step: bool) -> Tensor | None:
-    """One gathered value: of the latest batch, or of the epoch that is just over; None where there is none."""
+    """One gathered value, of the latest batch or of the epoch that has just ended; None where there is none."""
     return result._forward_cache if on_step else gathered._get_cache(result, False)
 
 
 def forget_step_value(result: Any) -> None:
-    """Drops what a gathered value was in the latest batch; that of the epoch stays."""
+    """Forgets a gathered value of the latest batch; the epoch's value stays."""
     result._forward_cache = None
 
 
 def restarted_before_validation(trainer: Any) -> bool:
-    """Whether the run was resumed from a checkpoint of an epoch's last batch, saved before its validation."""
+    """Whether the run was resumed from a checkpoint saved after an epoch's last batch and before its validation."""
     loop = epoch_loop(trainer)
     return loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
 
 
 def restarted_in_validation(trainer: Any) -> bool:
-    """Whether the run was resumed from a checkpoint that was saved in the middle of a validation."""
+    """Whether the run was resumed from a checkpoint saved in the middle of a validation."""
     loop = epoch_loop(trainer)
     progress = loop.val_loop.batch_progress
     whole = progress.current.ready if progress.is_last_batch else None
@@ -95,13 +97,13 @@ def restarted_in_validation(trainer: Any) -> bool:
 
 
 def loop_wants_batch(trainer: Any) -> bool:
-    """Whether the training loop is between two batches: it converts the next one before it says that one is ready."""
+    """Whether the training loop is between two batches: it converts the next batch before it counts it as ready."""
     progress = epoch_loop(trainer).batch_progress.current
     return trainer.training and progress.ready == progress.completed
 
 
 def step_fetches_itself(trainer: Any) -> bool:
-    """Whether batches go to `training_step(self, dataloader_iter)`, and the loop never has one in its hands."""
+    """Whether `training_step(self, dataloader_iter)` fetches its batches, so that the loop never holds one."""
     return is_kind(trainer.fit_loop._data_fetcher, "_DataLoaderIterDataFetcher")
 
 
@@ -111,10 +113,10 @@ def lightnings_log() -> Any:
 
 
 class Average:
-    """An average of the weights that one of Lightning's callbacks keeps. Until it has some, it is of no use.
+    """An average of the weights that one of Lightning's callbacks keeps; empty until weights were added.
 
     Args:
-        callback: whose.
+        callback: the callback, `StochasticWeightAveraging` or `WeightAveraging`.
     """
 
     def __init__(self, callback: Any) -> None:
@@ -123,9 +125,9 @@ class Average:
 
     @property
     def count(self) -> Tensor:
-        """How many weights are in it; Tensor, shape ()."""
+        """How many times weights were added; Tensor, shape ()."""
         count = self._counted.n_averaged
-        # SWA has only a number before the first epoch that it averages in, in a resumed run too
+        # until the first epoch that it averages in, SWA has only a number, in a resumed run too
         return torch.tensor(self._callback._init_n_averaged) if count is None else count
 
     @count.setter
@@ -146,6 +148,6 @@ class Average:
 
 
 def averages(callbacks: Iterable[Any]) -> list[Average]:
-    """The averages that callbacks keep beside the trained model."""
+    """The averages of the weights that callbacks keep beside the trained model."""
     kinds = ("StochasticWeightAveraging", "WeightAveraging")
     return [Average(one) for one in callbacks if is_kind(one, *kinds) and one._average_model is not None]

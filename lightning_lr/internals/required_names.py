@@ -28,9 +28,9 @@ class Internal(NamedTuple):
     """One name that is not public.
 
     Args:
-        owner: whose it is, for the error.
+        owner: who has it, for the error.
         name: the attribute.
-        holder: gives the object that must have it, for a trainer; None where this run has no such object.
+        holder: returns the object of a trainer that must have it; None where this run has no such object.
     """
 
     owner: str
@@ -44,7 +44,7 @@ def _metric(kind: type = torchmetrics.MeanMetric) -> Any:
 
 
 def _result(trainer: Any) -> Any:
-    """A metric of Lightning's own, as `self.log` makes them."""
+    """A metric as Lightning's `self.log` makes it."""
     module = importlib.import_module(type(epoch_loop(trainer)._results).__module__)
     return _logged(module._ResultMetric, module._Metadata)
 
@@ -56,7 +56,7 @@ def _logged(result: Any, metadata: Any) -> Any:
 
 @functools.cache
 def _scaler_step(_: Any) -> Any:
-    """The names that a gradient scaler gives, or asks of, an optimizer that unscales its gradients itself."""
+    """The names by which a gradient scaler and an optimizer that unscales its gradients itself know each other."""
     code = torch.amp.GradScaler.step.__code__
     return SimpleNamespace(**{name: True for name in (*code.co_names, *code.co_consts) if isinstance(name, str)})
 
@@ -69,7 +69,7 @@ def _of_kind(*kinds: str) -> Callable[[Any], Any]:
 
 
 def _summary_writer(_: Any) -> Any:
-    # where nobody has imported it there is nothing to be written with it
+    # while nobody has imported it, nothing is written with it
     return getattr(sys.modules.get("torch.utils.tensorboard"), "SummaryWriter", None)
 
 
@@ -124,17 +124,17 @@ INTERNALS = (
 
 
 def check(trainer: Any) -> None:
-    """Looks for every one of them in what is installed.
+    """Looks for every required name in the installed packages.
 
     Raises:
-        RuntimeError: when some are missing, with their names and the releases that have them.
+        RuntimeError: when some are missing; it lists them, and the releases that have them.
     """
     missing = []
     for internal in INTERNALS:
         try:
             holder = internal.holder(trainer)
         except AttributeError:
-            continue  # what it hangs on is missing itself, and is named
+            continue  # the object that should hold it is missing itself, and is listed
         if holder is not None and not hasattr(holder, internal.name):
             missing.append(f"{internal.owner}.{internal.name}")
     if missing:

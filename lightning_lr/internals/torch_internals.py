@@ -19,12 +19,12 @@ def scaler_in_use(trainer: Any) -> Any:
 
 
 def scale_of(gradient_scaler: Any) -> Tensor | None:
-    """What a scaler multiplies losses by; Tensor, shape (); None without a scaler, and before its first loss."""
+    """What a gradient scaler multiplies losses by; Tensor, shape (); None without one, and before its first loss."""
     return None if gradient_scaler is None else gradient_scaler._scale
 
 
 def scaler_tensors(gradient_scaler: Any) -> Iterator[tuple[str, Tensor]]:
-    """A scaler's state on its device, by name."""
+    """A gradient scaler's state on its device, by name."""
     for name in ("_scale", "_growth_tracker") if gradient_scaler is not None else ():
         value = getattr(gradient_scaler, name)
         if isinstance(value, Tensor):
@@ -32,23 +32,23 @@ def scaler_tensors(gradient_scaler: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def unscales_itself(optimizer: Any) -> bool:
-    """Whether a gradient scaler leaves the gradients scaled, for the optimizer's own kernel (a fused one)."""
+    """Whether the optimizer's own (fused) kernel unscales the gradients, and a gradient scaler leaves them scaled."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def skipped_on_device(optimizer: Any) -> bool:
-    """Whether a fused optimizer, under a gradient scaler, has just passed over the update on its device."""
+    """Whether a fused optimizer under a gradient scaler has just skipped the update on its device."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and float(found_inf) != 0.0
 
 
 def writes(tensor: Tensor) -> int | None:
-    """How often torch has seen the tensor written to; None where it doesn't count."""
+    """How many writes to the tensor torch has counted; None where it doesn't count."""
     return None if tensor.is_inference() else tensor._version
 
 
 HOOKED_STEP = Optimizer.profile_hook_step(lambda *_: None).__code__
-"""The code that torch puts around every `step` in order to call its hooks."""
+"""The code with which torch wraps every `step` to call its hooks."""
 
 
 def is_compiled(function: Any) -> bool:
@@ -57,5 +57,5 @@ def is_compiled(function: Any) -> bool:
 
 
 def buffers_of(module: nn.Module) -> dict[str, Any]:
-    """A module's own buffers by name, live: a module may put another tensor there."""
+    """A module's own buffers by name, live: the module may put another tensor there."""
     return module._buffers

@@ -8,19 +8,19 @@ import torchmetrics
 
 
 def metric_updates(metric: torchmetrics.Metric) -> int:
-    """How often a metric was updated since its last reset."""
+    """The updates of a metric since its last reset."""
     return metric._update_count
 
 
 def set_metric(metric: torchmetrics.Metric, updates: int, states: dict[str, Any]) -> None:
-    """Gives a metric other states, after so many updates."""
+    """Sets a metric's states, and how many updates they come from."""
     for name, value in states.items():
         setattr(metric, name, value)
     metric._update_count, metric._computed = updates, None
 
 
 def metric_memory(metric: torchmetrics.Metric) -> dict[str, Any]:
-    """All that an update of a metric changes, by attribute, live."""
+    """All attributes that an update of a metric changes, by name, live."""
     names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
     return {name: getattr(metric, name) for name in names if hasattr(metric, name)}
 

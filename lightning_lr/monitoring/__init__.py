@@ -1,5 +1,5 @@
 """Monitoring: the parts of `LRMonitor`.
 
-Losses and update ratios kept for pictures, the picture itself, and the story of a fit out of its own memory. It
-changes nothing in a run.
+Losses and update ratios for pictures, the picture itself, and the story of a fit from memory. It changes nothing in
+a run.
 """

@@ -1,4 +1,4 @@
-"""Losses: what a run logs of them, kept for a picture."""
+"""Losses: those that a run logs, kept for a picture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_lr.run.length import accumulation
 _LOSS = re.compile("loss", re.IGNORECASE)
 
 RETURNED = "loss"
-"""The name of what `training_step` returned, where it logs no loss by step."""
+"""The name of the returned loss, where `training_step` logs no loss by step."""
 
 
 class Losses:
-    """Metrics with "loss" in their name, in bounded memory, whatever the loggers.
+    """Metrics with "loss" in their name, in bounded memory, whatever the loggers are.
 
-    They are looked at where Lightning itself takes metrics to the host: at its logging steps and after each epoch.
+    They are read where Lightning itself reads metrics: at its logging steps and after each epoch.
     """
 
     def __init__(self) -> None:
@@ -27,12 +27,12 @@ class Losses:
         self._seen: dict[str, Any] = {}
 
     def after_batch(self, trainer: Any, step: int, outputs: Any) -> None:
-        """At a logging step, which is not in a trial: the losses of this batch.
+        """Takes the losses of a batch, at a logging step outside a trial.
 
         Args:
-            trainer: whose training loop runs.
-            step: on the loggers' axis.
-            outputs: of `training_step`, as `on_train_batch_end` has them.
+            trainer: the trainer, within its training loop.
+            step: the step on the loggers' axis.
+            outputs: what `on_train_batch_end` receives of `training_step`.
         """
         gathered, found = training_results(trainer), False
         for result in gathered.values():
@@ -40,16 +40,16 @@ class Losses:
             if meta.on_step and _LOSS.search(meta.name):
                 name = f"{meta.name}_step" if meta.on_epoch else meta.name
                 value = logged_value(gathered, result, on_step=True)
-                # in a batch that doesn't count there is no value, and what was returned doesn't count either
+                # a batch that doesn't count has no value, and what it returned doesn't count either
                 found = True
                 self._add(name, step, value)
                 self._by_step |= {name, meta.name}
         if not found and isinstance(outputs, dict) and outputs.get("loss") is not None:
-            # it was divided by the batches of an update
+            # Lightning has divided it by the batches of an update
             self._add(RETURNED, step, outputs["loss"] * accumulation(trainer, trainer.current_epoch))
 
     def after_epoch(self, trainer: Any, step: int) -> None:
-        """After a training epoch or a validation: losses of epochs."""
+        """Takes the losses of epochs, after a training epoch or a validation."""
         for name, value in callback_metrics(trainer).items():
             if name not in self._by_step and _LOSS.search(name) and self._seen.get(name) is not value:
                 self._seen[name] = value

@@ -1,4 +1,4 @@
-"""Picture: a run's rates, their factors and the losses, with all that happened to them."""
+"""A picture: a run's rates, their factors and the losses, with all that happened to them."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from lightning_lr.rates.change import SCHEDULER
 from lightning_lr.record.curves import FACTOR, FINDER
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's, which the colour-blind can tell apart; what is told apart by colour has another line or sign too.
+"""Okabe and Ito's, which colour-blind readers can tell apart. Lines and markers differ too, wherever colours do.
 Source: M. Okabe, K. Ito, Color Universal Design, 2008."""
 
 DASHES = ("-", "--", ":", "-.")
 
 SIGNS = {"limited": "v", "dropped": "x", "held": "|", "rewound": "D", "trial passed": "o", "trial data": "s"}
-"""Of incidents; any other one has a star."""
+"""Markers of incidents; all others have a star."""
 
 MOST_NAMED = 12
-"""Curves, of a kind, that have their names beside them."""
+"""The most curves of one kind that are named."""
 
 LONGEST = 28
-"""Characters of a name: of a longer one the middle is left out."""
+"""The most characters of a name; a longer one loses its middle."""
 
 REACH = 3.0
-"""A loss axis reaches so far beyond four fifths of the losses, in what lies between their first tenth and there."""
+"""How far a loss axis reaches beyond the 80th percentile, in distances between the 10th and the 80th."""
 
 START = 20.0
-"""What a loss began with is on its axis unless it is so many times what is."""
+"""The first losses are on the axis, unless they are this many times as large as what is on it."""
 
 
 def draw(story: Any, sentence: str = "") -> Any:
     """Draws a story.
 
     Args:
-        story: a `Story`, or one that is `RememberedStory`.
-        sentence: stands above it.
+        story: a `Story` or a `RememberedStory`.
+        sentence: the title.
 
     Returns:
-        A `matplotlib.figure.Figure` of up to three charts with one axis of steps.
+        A `matplotlib.figure.Figure` of up to four charts that share the axis of steps.
     """
     from matplotlib.figure import Figure
 
@@ -92,7 +92,7 @@ def _rates(axes: Any, story: Any, last: int) -> None:
     by: dict[str, list[tuple[int, float]]] = {}
     for record in story.valid:
         if record["kind"] == "change":
-            # of files from before there were records nothing says which part it was
+            # files from before there were records don't say which parts are loud
             sources = record.get("loud") or [part["source"] for part in record.get("parts", ())]
             for source in sources:
                 if source != SCHEDULER:
@@ -107,7 +107,7 @@ def _rates(axes: Any, story: Any, last: int) -> None:
 def _curve(axes: Any, points: tuple[Any, Any], last: int, number: int, name: str) -> None:
     steps, values = points
     if len(steps) and steps[-1] < last:
-        # it holds until the end
+        # the value lasts until the end
         steps, values = np.append(steps, last), np.append(values, values[-1])
     colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
     label = _text(_short(name)) or None
@@ -115,7 +115,7 @@ def _curve(axes: Any, points: tuple[Any, Any], last: int, number: int, name: str
 
 
 def _zeros(axes: Any, points: tuple[Any, Any], number: int, name: str) -> None:
-    """Marks at the lower edge where a value becomes 0, which a logarithmic axis doesn't have."""
+    """Marks at the lower edge where a value becomes 0, which a logarithmic axis can't show."""
     steps, values = points
     zero = values == 0.0
     first = steps[zero & ~np.concatenate([[False], zero[:-1]])] if len(steps) else steps
@@ -136,7 +136,7 @@ def _losses(axes: Any, story: Any) -> None:
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         few = "." if len(steps) < 50 else None
         beyond = ~(values <= high)
-        # a line to a point that isn't shown would be drawn as a spike on either side of it
+        # a line to a point outside the axis would look like a spike on either side of it
         shown = np.where(beyond, np.nan, values)
         axes.plot(steps, shown, dashes, color=colour, linewidth=1.0, marker=few, markersize=4, label=_text(_short(tag)))
         if beyond.any():
@@ -148,7 +148,7 @@ def _losses(axes: Any, story: Any) -> None:
 
 
 def robust_range(values: Any) -> tuple[float, float]:
-    """From the lowest to the highest value, but for those that lie so far above most that they would flatten the rest.
+    """The lowest and the highest value, without those so far above most that they would flatten the rest.
 
     Example:
         >>> robust_range(np.array([2.3, 1.0, 0.9, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5, 1e6, np.nan]))
@@ -165,7 +165,7 @@ def robust_range(values: Any) -> tuple[float, float]:
 
 
 def _happened(story: Any) -> dict[str, list[int]]:
-    """The steps of all incidents and findings, by what they were."""
+    """The steps of all incidents and findings, by what happened."""
     by: dict[str, list[int]] = {}
     for record in story.valid:
         if record["kind"] == "incident":
@@ -185,13 +185,13 @@ def _incidents(axes: Any, happened: dict[str, list[int]]) -> None:
 
 
 def _text(words: str) -> str:
-    """Names and words as they are: matplotlib takes dollar signs for mathematics, and leaves out what begins with _."""
+    """Escapes a label: matplotlib reads dollar signs as mathematics, and hides labels that begin with `_`."""
     escaped = words.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _short(words: str) -> str:
-    """Without the middle of what is too long.
+    """Shortens a name by leaving out its middle.
 
     >>> _short("a" * 30 + "b" * 30)
     'aaaaaaaaaaaaa...bbbbbbbbbbbb'
@@ -201,7 +201,7 @@ def _short(words: str) -> str:
 
 
 def sentence_and_table(sentence: str, rates: dict[str, float], lines: Iterable[str]) -> str:
-    """A small summary in HTML, in which all words are text.
+    """A small summary in HTML, with everything in it escaped.
 
     Example:
         >>> sentence_and_table("Healthy.", {"<b>": 0.1}, [])

@@ -1,4 +1,4 @@
-"""RememberedStory: the story of the last fit, out of its own memory."""
+"""A remembered story: the story of the last fit, from memory and without event files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_lr.story.derived import groups_told
 
 
 class RememberedStory:
-    """Has the names of `lightning_lr.story.Story`, for all who draw one or sum it up.
+    """The story of a fit, with the same names as `lightning_lr.story.Story`, to be drawn or summed up.
 
     Args:
-        journal: of the fit.
+        journal: the fit's journal.
         rates: the tags of the rates.
-        factors: the names of the callbacks with a factor.
-        losses: by name.
+        factors: the names of the callbacks that have a factor.
+        losses: the losses, by name.
     """
 
     structured = True
@@ -38,11 +38,11 @@ class RememberedStory:
 
     @property
     def has_data(self) -> bool:
-        """Has anything been seen?"""
+        """Whether there is anything to show."""
         return bool(self.tags.rates)
 
     def series(self, tag: str) -> tuple[Any, Any]:
-        """Steps, int64, and values, float64, shape (n,) each; empty for a tag that isn't there."""
+        """Steps, int64, and values, float64, shape (n,) each; empty for an unknown tag."""
         return self._series.get(tag, Series()).points()
 
     @property
@@ -52,12 +52,12 @@ class RememberedStory:
 
     @property
     def last_step(self) -> int | None:
-        """The last one."""
+        """The last step of which anything is known."""
         return max(self._ends(-1), default=None)
 
     @property
     def sentence(self) -> str:
-        """How the run does."""
+        """How the run is doing, in one sentence."""
         story: Any = self
         return health_of(story).sentence
 

@@ -1,4 +1,4 @@
-"""UpdateRatios: how far an optimizer's update moves the weights of each module, in parts of their size."""
+"""Update ratios: how far an optimizer's update moves the weights of each module, relative to their size."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lightning_lr.run.run import Run
 from lightning_lr.signals.pulse import Pulse, Sample, Shift
 
 MOST = 4096
-"""Elements of one tensor: only logged updates are sampled, so that they may be more than a guard's. They know a norm to
-1 or 2% (see `pulse.MOST`), and of a small transformer's 51 tensors nine in ten to 4%, with 256 to 15%."""
+"""Sampled elements of one tensor. Only logged updates are sampled, so they may be more than for the guard. They
+give a norm to 1 or 2% (see `pulse.MOST`), and nine in ten of a small transformer's 51 tensors to 4% (256 give 15%)."""
 
 CURVES = 100
-"""Of one optimizer at most: as many as the layers of a very large model, and more are hard to read."""
+"""The most curves of one optimizer: as many as a very large model has layers; more are hard to read."""
 
 
 class UpdateRatios:
-    """Samples the weights before and after the updates that are logged: the first in its batch of each optimizer.
+    """Samples the weights before and after the updates that are logged: each optimizer's first in a logged batch.
 
     Args:
-        run: whose optimizers.
+        run: the run with the optimizers.
         module: the model.
     """
 
@@ -36,13 +36,13 @@ class UpdateRatios:
         self._shared: Counter[str] = Counter()
 
     def before(self, index: int) -> None:
-        """The gradients of an optimizer are there, and not used yet."""
-        # of LBFGS and SAM the first evaluation is at the weights that the update begins with
+        """Called when an optimizer's gradients are there and not yet used."""
+        # the first evaluation of LBFGS and SAM is at the weights that the update starts from
         if self._run.ledger.evaluations(index) > 1:
             return
         self._before.pop(index, None)
         trainer, step = self._run.trainer, loggers_step(self._run.trainer)
-        # what Lightning asks itself, but for a wish to stop, which may be one rank's own
+        # Lightning's own condition, without its check for a stop, which one rank alone may have requested
         logs = trainer.loggers and trainer.log_every_n_steps and (step + 1) % trainer.log_every_n_steps == 0
         if not logs or self._seen.get(index) == step:
             return
@@ -51,7 +51,7 @@ class UpdateRatios:
         self._before[index] = self._pulse(index).take()
 
     def after(self, index: int) -> dict[str, float]:
-        """The optimizer has made an update: the ratios by tag, or none if they are not logged now."""
+        """Called when the optimizer has made an update: the ratios by tag; empty if they are not logged now."""
         before = self._before.pop(index, None)
         if before is None:
             return {}
@@ -73,20 +73,20 @@ class UpdateRatios:
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
     def _tag(self, name: str, index: int) -> str:
-        """The module's name, with the optimizer's where several hold a part of it."""
+        """The module's name, with the optimizer's if several optimizers hold parts of the module."""
         return f"{name}/{self._run.names_at((index, 0)).optimizer}" if self._shared[name] > 1 else name
 
 
 def by_module(module: nn.Module, tensors: Iterable[Tensor], most: int = CURVES) -> dict[str, list[Tensor]]:
-    """Parameters by the name of the module that holds them itself; in its own class's name those of the model itself.
+    """Parameters by the name of the module that directly holds them; the model's own ones are under its class name.
 
-    Of more than `most` modules, those with a common beginning of their names are taken together: all that lies in one
-    layer, say, with the longest beginnings that make `most` of them or fewer.
+    If there are more than `most` modules, those whose names begin alike are taken together (all of one layer, say), by
+    the longest beginnings that leave `most` or fewer.
 
     Args:
         module: the model.
-        tensors: parameters; `other` are those that are not the model's.
-        most: parts at most, >= 1.
+        tensors: parameters; those that are not the model's go under `other`.
+        most: the most parts, >= 1.
 
     Example:
         >>> layers = nn.Sequential(*(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)) for _ in range(3)))
@@ -97,7 +97,7 @@ def by_module(module: nn.Module, tensors: Iterable[Tensor], most: int = CURVES) 
     """
     owners: dict[int, list[str]] = {}
     for name, part in module.named_modules():
-        # torch.compile puts a module of its own around each
+        # torch.compile wraps each module in one of its own
         path = [word for word in name.split(".") if word != "_orig_mod"]
         for parameter in part.parameters(recurse=False):
             owners.setdefault(id(parameter), path if any(path) else [type(module).__name__])

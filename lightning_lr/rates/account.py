@@ -14,14 +14,14 @@ from lightning_lr.rates.held_rates import HeldRates
 from lightning_lr.rates.listener import Listener
 
 ROUNDING = 1e-9
-"""Rates that differ by less than this ratio are one rate: a factor that holds a rate still against a falling base."""
+"""Rates that differ by a smaller ratio count as equal, as where a factor holds a rate still against a falling base."""
 
 
 class Written(NamedTuple):
     """What a param group holds for the length of a step.
 
     Args:
-        found: what it held before, a number; of a tensor its value.
+        found: what it held before: the number itself, or a tensor's value.
         base: the same as a float.
         effective: what was written.
     """
@@ -40,9 +40,10 @@ class Account:
     Attributes:
         updates: the real updates so far.
         groups: one entry for each param group.
-        defaults: factor and reason of each source, for param groups that come later.
+        defaults: each source's factor and reason, for param groups that are added later.
         trial: rates that override base and factors, absolute; None: there is no trial.
-        written: one entry for each param group while the effective rates are in place; else None.
+        written: one entry for each param group while the effective rates are in place; None at rest.
+        held: reads what the param groups hold.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -69,17 +70,17 @@ class Account:
         return self.base(group) * self.groups[group].product / self.groups[group].factors.get(source, 1.0)
 
     def age(self, group: int) -> int:
-        """The real updates since the param group came."""
+        """The real updates since the param group was added."""
         return self.updates - self.groups[group].born
 
     def wanted(self, bases: Sequence[float]) -> Sequence[float]:
-        """The rates for the step: base times factors, or those of the trial."""
+        """The effective rates of all param groups, absolute: base times factors, or the trial's."""
         if self.trial is not None:
             return self.trial
         return [base * group.product for base, group in zip(bases, self.groups, strict=True)]
 
     def adopt(self) -> bool:
-        """Takes up param groups that were added, forgets those that are gone, and says whether there were any."""
+        """Takes up added param groups and forgets removed ones; returns whether there were any."""
         groups = self.optimizer.param_groups
         if len(self.groups) == len(groups):
             return False
@@ -94,7 +95,7 @@ class Account:
         return True
 
     def count(self, written: Sequence[Written], index: int, listener: Listener) -> None:
-        """Counts a real update, and tells the listener of the rates that differ from those of the update before.
+        """Counts a real update, and reports the rates that differ from those of the update before.
 
         Args:
             written: what the param groups held in it.
@@ -105,11 +106,11 @@ class Account:
         for place, (group, (_, base, effective)) in enumerate(zip(self.groups, written, strict=False)):
             used = group.used
             if used is not None and math.isclose(used.effective, effective, rel_tol=ROUNDING):
-                # compared with the rate last told, so that a slow drift is told in the end
+                # compared with the rate last reported, so that a slow drift is reported in the end
                 if used.factors == group.shares and group.told:
                     continue
                 effective = used.effective
-            _tell(group, Used(base, group.shares, effective), index, place, listener)
+            _report(group, Used(base, group.shares, effective), index, place, listener)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings and lists, for a checkpoint."""
@@ -127,7 +128,7 @@ class Account:
         self.adopt()
 
 
-def _tell(group: GroupRate, now: Used, index: int, place: int, listener: Listener) -> None:
+def _report(group: GroupRate, now: Used, index: int, place: int, listener: Listener) -> None:
     before, group.used, told, group.told = group.used, now, group.told, True
     if before is None:
         first = [Part(source, factor, factor, group.reasons.get(source, "")) for source, factor in now.factors]

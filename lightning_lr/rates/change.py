@@ -14,10 +14,10 @@ class RateChange:
     """One change of one effective rate, recorded at the update that it first applies to.
 
     Args:
-        step: the update's place on the loggers' axis (0 is the first batch that steps).
+        step: the update's place on the loggers' axis; the first batch that steps is 0.
         optimizer: the optimizer's name as `LearningRateMonitor` writes it, without `lr-` (or its scheduler's `name`).
         group: the param group's `name`, or `pg1`, `pg2`, ...; empty for an optimizer's only group if it has no `name`.
-            So both spell the tag: `lr-<optimizer>` or `lr-<optimizer>/<group>`.
+            The two make up the tag: `lr-<optimizer>` or `lr-<optimizer>/<group>`.
         old: the effective rate of the update before, absolute.
         new: the effective rate of this update, absolute.
         cause: who changed it and why, in words.
@@ -41,6 +41,6 @@ class Part(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Such as `Warmup 0.2 -> 0.4: linear, update 2 of 5`."""
+        """The part as a line has it: `Warmup 0.2 -> 0.4: linear, update 2 of 5`."""
         share = f"{self.source} {self.old:.6g} -> {self.new:.6g}"
         return f"{share}: {self.reason}" if self.reason else share

@@ -1,4 +1,4 @@
-"""What the ledger keeps for one param group: when it came, its factors, and what its last update was made with."""
+"""A group rate: what the ledger keeps for one param group."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class GroupRate:
     """What the ledger keeps for one param group.
 
     Args:
-        born: the optimizer's count of real updates when the group came.
-        factors: each source's factor, a ratio >= 0; a source that is absent counts as 1.
+        born: the optimizer's count of real updates when the param group was added.
+        factors: each source's factor, a ratio >= 0; a missing source counts as 1.
         reasons: each source's reason for its present factor, in words.
         used: what the last update was made with; None before the first.
-        told: whether the listener has heard of it in this run.
+        told: whether the listener has heard of this param group in this run.
+        product: all factors multiplied, a ratio >= 0.
+        shares: the factors, sorted by source.
     """
 
     born: int = 0
@@ -35,6 +37,7 @@ class GroupRate:
     shares: tuple[tuple[str, float], ...] = ()
 
     def set(self, source: str, factor: float, reason: str) -> None:
+        """Sets a source's factor, and why it has this value."""
         if factor == 1.0:
             self.factors.pop(source, None)
         else:
@@ -56,12 +59,12 @@ class GroupRate:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any], sources: set[str]) -> GroupRate:
-        """What `to_dict` gave, without the factors of sources that are there no more."""
-        line = cls(born=saved["born"])
+        """Reads what `to_dict` gave, without the factors of sources that are no longer there."""
+        rate = cls(born=saved["born"])
         if saved["used"] is not None:
             base, factors, effective = saved["used"]
-            line.used = Used(base, tuple((source, factor) for source, factor in factors), effective)
+            rate.used = Used(base, tuple((source, factor) for source, factor in factors), effective)
         for source, (factor, reason) in saved["factors"].items():
             if source in sources:
-                line.set(source, factor, reason)
-        return line
+                rate.set(source, factor, reason)
+        return rate

@@ -1,4 +1,4 @@
-"""Held rates: what param groups hold under "lr", a number or a tensor, read no more often than it changes."""
+"""Held rates: what param groups hold under "lr", a number or a tensor, read only when it has changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lr.internals import writes
 
 
 class Known(NamedTuple):
-    """What a tensor held when torch had counted so many writes to it."""
+    """A tensor's value, and how many writes to it torch had counted then."""
 
     tensor: Tensor
     writes: int | None
@@ -23,8 +23,9 @@ class Known(NamedTuple):
 class HeldRates:
     """The rates of one optimizer's param groups as numbers.
 
-    The host waits for a tensor that it reads from an accelerator. Torch counts the writes to a tensor, so one with the
-    same count is not read again; writes that it doesn't count (through `.data`, from another process) go unseen.
+    Reading a tensor from an accelerator makes the host wait. Torch counts the writes to a tensor, so a tensor whose
+    count has not changed is not read again. Writes that torch doesn't count (through `.data`, from another process) go
+    unseen.
 
     Example:
         >>> groups = [{"lr": 0.5}, {"lr": torch.tensor(0.25)}]
@@ -36,7 +37,7 @@ class HeldRates:
         self._known: list[Known | None] = []
 
     def one(self, groups: Sequence[dict[str, Any]], index: int) -> float:
-        """The rate of one group; where it has to be read, the others are read along."""
+        """The rate of one param group; if it has to be read, all others are read with it."""
         rate = groups[index]["lr"]
         if not isinstance(rate, Tensor):
             return float(rate)
@@ -44,7 +45,7 @@ class HeldRates:
         return self.read(groups)[index] if known is None else known.value
 
     def read(self, groups: Sequence[dict[str, Any]]) -> list[float]:
-        """The rates of all groups; at most one host sync."""
+        """The rates of all param groups; at most one host sync."""
         rates = [group["lr"] for group in groups]
         if not any(isinstance(rate, Tensor) for rate in rates):
             self._known = []
@@ -61,7 +62,7 @@ class HeldRates:
         return [float(r) if k is None else k.value for r, k in zip(rates, known, strict=True)]
 
     def wrote(self, groups: Sequence[dict[str, Any]], values: Sequence[float]) -> None:
-        """Tells what the groups hold now, after somebody who knows it has written it."""
+        """Notes what the param groups hold now, right after they were written."""
         self._known = [
             Known(group["lr"], writes(group["lr"]), value) if isinstance(group["lr"], Tensor) else None
             for group, value in zip(groups, values, strict=True)
@@ -75,7 +76,7 @@ class HeldRates:
 
 
 def rounded(value: float, tensor: Tensor) -> float:
-    """What the tensor holds when it is filled with the value, without a look at it."""
+    """What the tensor would hold after `fill_(value)`, worked out on the host."""
     if tensor.dtype == torch.float64:
         return value
     if tensor.dtype == torch.float32:

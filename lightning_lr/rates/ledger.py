@@ -85,11 +85,11 @@ class Ledger:
         return self._accounts[optimizer].effective(group)
 
     def without(self, source: str, optimizer: int, group: int) -> float:
-        """The rate that the run's next real update would have without the source's factor, absolute."""
+        """The rate of the next real update without the source's factor, absolute."""
         return self._accounts[optimizer].without(source, group)
 
     def in_trial(self, optimizer: int) -> bool:
-        """Whether a trial rate is set: the updates made now are to be taken back."""
+        """Whether trial rates are set: updates made now are to be taken back."""
         return self._accounts[optimizer].trial is not None
 
     def used(self, optimizer: int, group: int) -> float | None:
@@ -127,7 +127,7 @@ class Ledger:
             _renew(account)
 
     def set_trial(self, rates: Sequence[float] | None, *, optimizer: int = 0) -> None:
-        """Overrides base and factors by absolute rates, one for each param group, until called with None.
+        """Replaces base and factors by absolute rates, one for each param group, until it is called with None.
 
         Updates made with a trial rate are neither counted nor recorded: they are to be taken back.
         """
@@ -140,15 +140,15 @@ class Ledger:
         _renew(account)
 
     def discard_update(self, optimizer: int) -> None:
-        """Makes the step under way a true skip: it is not counted, and its gradients become None before they are used.
+        """Skips the step under way: it is not counted, and its gradients become None before they are used.
 
-        Called from within the step, its closure included. What comes until then (clipping, the user's own hooks) still
-        finds the gradients: torch's clipping by value raises an error where there are none.
+        Call it from within the step or its closure. Whatever runs before the update (clipping, the user's own hooks)
+        still finds the gradients: torch's clipping by value raises an error where there are none.
         """
         self._hooks[optimizer].discarded = True
 
     def evaluations(self, optimizer: int) -> int:
-        """How often the step under way has called its closure: LBFGS and SAM do so several times an update."""
+        """How often the step under way has called its closure: LBFGS and SAM call it several times per update."""
         return self._hooks[optimizer].evaluations
 
     def attach(self) -> None:
@@ -167,12 +167,12 @@ class Ledger:
             hooks.detach()
 
     def take_back(self) -> None:
-        """Gives every param group the scheduler's rate again, after an exception inside a step too."""
+        """Gives every param group the scheduler's rate again, even after an exception inside a step."""
         for hooks in self._hooks:
             hooks.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, births, factors with their reasons, and the last used rates: numbers, strings and lists."""
+        """Counts, ages, factors with their reasons, and the last used rates, as numbers, strings and lists."""
         return {"version": 1, "optimizers": [account.to_dict() for account in self._accounts]}
 
     def load_state_dict(self, state: dict[str, Any], sources: Iterable[str]) -> None:
@@ -202,7 +202,7 @@ def _put(account: Account) -> None:
 
 
 def _take_back(account: Account) -> None:
-    """Gives the param groups again what they held before `_put`; without one it does nothing."""
+    """Gives the param groups what they held before `_put`; safe to call twice."""
     written, account.written = account.written, None
     if written is None or all(base == effective for _, base, effective in written):
         return
@@ -223,14 +223,14 @@ def _renew(account: Account) -> None:
 
 
 def _own(settings: dict[str, Any], groups: list[dict[str, Any]], differ: bool) -> None:
-    """Gives a group its own tensor where torch let several share one and they now need different rates."""
+    """Gives a param group its own tensor where several share one and now need different rates."""
     rate = settings["lr"]
     if differ and isinstance(rate, torch.Tensor) and sum(group["lr"] is rate for group in groups) > 1:
         settings["lr"] = rate.clone()
 
 
 def _write(settings: dict[str, Any], rate: Any) -> float:
-    """Writes the rate, and says what the group holds then."""
+    """Writes the rate; returns what the param group holds then."""
     held = settings["lr"]
     if isinstance(held, torch.Tensor):
         held.fill_(rate)

@@ -1,4 +1,4 @@
-"""The names under which rates are shown: those of Lightning's `LearningRateMonitor`."""
+"""The names under which rates are shown, as Lightning's `LearningRateMonitor` makes them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class GroupName:
     """The names of one param group.
 
     Args:
-        optimizer: the optimizer's, such as `AdamW`, `Adam-1`, or its scheduler's `name`.
-        group: the group's `name` (numbered where it is not the only one of that name), or `pg1`, `pg2`, ...; empty for
-            an optimizer's only one if it has no `name`.
-        tag: the scalar's, such as `lr-AdamW`, `lr-AdamW/pg1`.
+        optimizer: the optimizer's name, such as `AdamW` or `Adam-1`, or its scheduler's `name`.
+        group: the param group's `name` (numbered if others have the same), or `pg1`, `pg2`, ...; empty for an
+            optimizer's only param group if it has no `name`.
+        tag: the scalar's tag, such as `lr-AdamW` or `lr-AdamW/pg1`.
     """
 
     optimizer: str
@@ -27,21 +27,21 @@ class GroupName:
 
     @property
     def where(self) -> str:
-        """Both names, as lines have them."""
+        """Optimizer and param group, as lines of text name them."""
         return f"{self.optimizer}/{self.group}" if self.group else self.optimizer
 
     @property
     def facts(self) -> dict[str, str]:
-        """All of them, as records have them."""
+        """All names, as records hold them."""
         return {"tag": self.tag, "optimizer": self.optimizer, "group": self.group}
 
 
 def group_names(optimizers: Sequence[Optimizer], scheduler_configs: Sequence[Any]) -> list[list[GroupName]]:
     """Names every param group, by the rules of `LearningRateMonitor`.
 
-    Optimizers that have a scheduler are named first, in the schedulers' order, then the others; a second optimizer of
-    a type gets `-1`, a third `-2`. A scheduler's `name` replaces the optimizer's. Groups are told apart by their
-    `name`, or else as `pg1`, `pg2`, when there are several; of those with one `name` the second gets `-1`, and so on.
+    Optimizers that have a scheduler are named first, in the schedulers' order, then the others. A second optimizer of
+    one type gets `-1`, a third `-2`. A scheduler's `name` replaces the optimizer's. Several param groups are told apart
+    by their `name`, or else as `pg1`, `pg2`; where a `name` repeats, the second one gets `-1`, and so on.
 
     Args:
         optimizers: in the trainer's order.
@@ -67,7 +67,7 @@ def group_names(optimizers: Sequence[Optimizer], scheduler_configs: Sequence[Any
 
 def _names(optimizer: Optimizer, tag: str) -> list[GroupName]:
     groups = optimizer.param_groups
-    # in their order, so that a group that comes later renames none
+    # in their order, so that a param group that is added later renames no other
     labels: list[str] = []
     for i, group in enumerate(groups, start=1):
         label = name = str(group.get("name", f"pg{i}"))

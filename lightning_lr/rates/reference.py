@@ -1,4 +1,4 @@
-"""Reference rate: what a suggested rate is compared with, one for each param group."""
+"""Reference rates: what a suggested rate is compared with, one for each param group."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.optim import Optimizer
 
 
 def reference_rates(optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> list[float]:
-    """Each group's peak: `max_lr` under a schedule that rises to one (OneCycleLR, CyclicLR), else where it began.
+    """Each param group's peak: `max_lr` under a schedule that rises to it (OneCycleLR, CyclicLR), else its first rate.
 
     Args:
-        optimizer: whose param groups are asked.
-        schedulers: those of the trainer, for CyclicLR, which writes its peaks into no group.
+        optimizer: the optimizer.
+        schedulers: the trainer's; CyclicLR writes its peaks into no param group.
 
     Returns:
         Absolute rates, one for each param group.

@@ -1,4 +1,4 @@
-"""Steps: what can be told of an optimizer's `step` from outside."""
+"""Steps: what can be seen of an optimizer's `step` from outside."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def hooked_steps(*optimizers: Any) -> int:
-    """How many steps of the optimizers, one within the other, are under way by the stack of calls.
+    """How many steps of the optimizers are under way, one within the other, by the call stack.
 
-    None is seen of a step whose code torch has compiled.
+    A step that torch has compiled is not seen.
     """
     count, frame = 0, sys._getframe(1)
     while frame is not None:
@@ -27,7 +27,7 @@ def hooked_steps(*optimizers: Any) -> int:
 
 
 def untraced(function: F) -> F:
-    """Keeps a function, with all that it calls, out of the graph of a step that is compiled."""
+    """Keeps a function, and all that it calls, out of the graph of a compiled step."""
     return cast(F, torch.compiler.disable(function))
 
 

@@ -1,4 +1,4 @@
-"""Record: every change and everything that happened, for all loggers, on rank zero.
+"""Record: every change and every incident, for all loggers, on rank zero.
 
-Words, records (data), and scalars. It decides nothing, and knows no callback but by its name.
+Lines of text, records (data) and scalars. It decides nothing, and knows a callback only by its name.
 """

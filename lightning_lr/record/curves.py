@@ -1,4 +1,4 @@
-"""Curves: scalars to every logger, exact at each change, and as dense as suits its kind."""
+"""Curves: scalars for every logger, exact at each change, and as dense as suits the logger."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ FINDER = "lr-finder/"
 UPDATE = "lr-update/"
 
 TAIL = 8
-"""TensorBoard smooths by points, whatever lies between them: `0.6 x the smoothed one before + 0.4 x this one`. So many
-more points after a change leave 1% of the old value. Without them that would take as many logging steps, with hundreds
-of updates at a rate that never was."""
+"""Further points after a change. TensorBoard smooths by points, however far apart they are: `0.6 x the smoothed value
+before + 0.4 x this one`. This many points leave 1% of the old value. Without them that takes as many logging steps, and
+the curve shows a rate that never was for hundreds of updates."""
 
 
 class Curves:
     """Writes points of scalars, on rank zero.
 
-    A *lasting* scalar has a value at any time: a rate, a factor, a momentum. Every change of it is a point, at the very
-    step, with one for the old value at the step before, so that a curve shows a step and no slope. TensorBoard gets a
-    few more after it, for its smoothing. Loggers that are no files here, but may be a request for each call, get the
-    points of a drift only at the trainer's logging steps and at its end, and never one for an earlier step.
+    A *lasting* scalar has a value at any time: a rate, a factor, a momentum. Every change of it is a point at its own
+    step, with a point for the old value at the step before, so that a curve shows a jump and not a slope. TensorBoard
+    gets a few more points after a change, for its smoothing. Remote loggers, where each call may be a request, get the
+    points of a drift only at the trainer's logging steps and at the end of the drift, and never a point for an earlier
+    step.
 
     Args:
-        trainer: whose loggers are written to.
+        trainer: its loggers are written to.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -46,24 +47,24 @@ class Curves:
 
     @property
     def writes(self) -> bool:
-        """Is there anybody to write to?"""
+        """Whether there is a logger to write to."""
         return self._trainer.is_global_zero and bool(self._trainer.loggers)
 
     @property
     def busy(self) -> bool:
-        """Is there anything left to write?"""
+        """Whether there is anything left to write."""
         return bool(self._new or self._late or self._tails)
 
     def shown(self, tag: str) -> float | None:
-        """The last value."""
+        """The last value; None if there is none."""
         return self._shown[tag][1] if tag in self._shown else None
 
     def holds(self, tag: str) -> bool:
-        """Is there a point of the present step already?"""
+        """Whether the current step has a point already."""
         return tag in self._new
 
     def add(self, step: int, tag: str, value: float, before: float | None = None, *, lasting: bool) -> None:
-        """A point of the present step; `before`: the value that a lasting one had until then."""
+        """Adds a point at the current step; `before` is the value that a lasting scalar had until then."""
         shown = self._shown.get(tag)
         if lasting:
             self._lasting[tag] = None
@@ -80,7 +81,7 @@ class Curves:
         self.series.setdefault(tag, Series()).add(step, value)
 
     def rest(self, step: int, *, dense: bool) -> None:
-        """At the end of a step: with `dense` every lasting scalar gets a point."""
+        """At the end of a step: with `dense`, gives every lasting scalar a point."""
         for tag in self._lasting if dense else ():
             if tag not in self._new:
                 value = self._shown[tag][1]
@@ -91,7 +92,7 @@ class Curves:
 
         Args:
             step: on the loggers' axis.
-            text: words for the CSV file's row.
+            text: text for the CSV file's row.
             logs: whether the trainer logs its own metrics at this step.
             ends: whether the step's update has been made.
         """
@@ -106,7 +107,7 @@ class Curves:
         self._send(step, new, remote, tail, text)
 
     def close(self, step: int, last: dict[str, float]) -> None:
-        """The last points: of `last`, of all factors, and those held back; as far as they are not there yet."""
+        """Writes the last points: those of `last`, of all factors, and those held back, unless they were written."""
         last = {**last, **{tag: self._shown[tag][1] for tag in self._lasting if tag.startswith(FACTOR)}}
         new = {tag: value for tag, value in last.items() if self._shown.get(tag, (None,))[0] != step}
         late, self._late = self._late, {}
@@ -118,7 +119,7 @@ class Curves:
 
     def _old(self, step: int, tag: str, value: float) -> None:
         for logger in self._trainer.loggers if self.writes else ():
-            # others drop, or refuse, a step below one that they already have
+            # other loggers drop or refuse a step below one that they already have
             if is_csv(logger) or (is_tensorboard(logger) and self._tailed.get(tag) != step):
                 logger.log_metrics({tag: value}, step=step)
 
@@ -140,7 +141,7 @@ class Curves:
             if is_tensorboard(logger):
                 row = {tag: value for tag, value in row.items() if self._tailed.get(tag) != step} | tail
             elif is_csv(logger):
-                # of Lightning's loggers only the CSV file takes words among the numbers
+                # of Lightning's loggers only the CSV file takes text among the numbers
                 row |= {EVENTS: text} if text else {}
             else:
                 row, at = remote, max(step, self._furthest)
@@ -151,10 +152,10 @@ class Curves:
 
 
 def is_tensorboard(logger: Any) -> bool:
-    """Does it write scalars as TensorBoard's `SummaryWriter` does?"""
+    """Whether the logger writes scalars as TensorBoard's `SummaryWriter` does."""
     return hasattr(getattr(logger, "experiment", None), "add_scalar")
 
 
 def is_csv(logger: Any) -> bool:
-    """Is it one of Lightning's CSV files (of either name of Lightning)?"""
+    """Whether the logger is Lightning's `CSVLogger`, in either namespace."""
     return any(kind.__name__ == "CSVLogger" for kind in type(logger).__mro__)

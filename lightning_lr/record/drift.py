@@ -1,4 +1,4 @@
-"""Drift: a value that changes again and again in the same way, as under a warm-up or a schedule by step."""
+"""A drift: a value that changes again and again in the same way, as in a warm-up or a schedule by step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 MANY = 3
-"""More changes of a kind than this are a drift: one thing to tell, and no longer many."""
+"""More changes of a kind than this are a drift: one thing to report instead of many."""
 
 GAP = 16
-"""Small changes at most so far apart go together."""
+"""Small changes go together if they are at most this far apart."""
 
 SMALL = 0.1
-"""A small change, as a ratio to the value before."""
+"""The largest small change, relative to the larger of both values."""
 
 GROWS, SHRINKS = 2.0, 4.0
-"""A large change goes together with the one just before it if both lead the same way, and it is no more than twice as
-large, and no less than a quarter: so do those of every ramp, but not a drop with the growth that follows it."""
+"""A large change goes with the change just before it if both have the same direction, and it is at most twice and at
+least a quarter as large. So the changes of every ramp go together, but a drop doesn't go with the growth after it."""
 
 
 @dataclass
@@ -24,17 +24,17 @@ class Drift:
     """Changes of one value that go together.
 
     Args:
-        first: the value before the first of them.
-        before: the value before the latest.
-        last: the value since then.
-        start: the loggers' step of the first.
-        step: the loggers' step of the latest.
-        at: when the latest came, on the clock by which they are told apart (updates, or steps).
-        lowest: of all values, `first` and `last` among them.
-        highest: the same.
-        size: of the latest change, as a ratio.
-        length: the changes so far.
-        gap: the longest time between two of them.
+        first: the value before the first change.
+        before: the value before the latest change.
+        last: the value since the latest change.
+        start: the first change's step on the loggers' axis.
+        step: the latest change's step on the loggers' axis.
+        at: the time of the latest change, in updates or in steps.
+        lowest: the lowest of all values, `first` and `last` included.
+        highest: the highest of them.
+        size: the size of the latest change, as a ratio.
+        length: the number of changes so far.
+        gap: the longest time between two changes.
     """
 
     first: float
@@ -51,11 +51,11 @@ class Drift:
 
     @classmethod
     def begin(cls, old: float, new: float, *, at: int, step: int) -> Drift:
-        """With its first change."""
+        """Starts a drift with its first change."""
         return cls(old, old, new, step, step, at, min(old, new), max(old, new), _size(old, new))
 
     def takes(self, old: float, new: float, *, at: int, step: int) -> bool:
-        """Adds a change that goes together with the ones before; False for one that does not."""
+        """Adds a change if it goes with those before; returns whether it does."""
         size, gap = _size(old, new), at - self.at
         small = max(size, self.size) <= SMALL and gap <= GAP
         onward = gap <= 1 and (new > old) == (self.last > self.before)
@@ -69,22 +69,22 @@ class Drift:
 
     @property
     def running(self) -> bool:
-        """Has it become one thing?"""
+        """Whether the changes are enough for a drift."""
         return self.length > MANY
 
     def over(self, at: int) -> bool:
-        """Has the next change failed to come?"""
+        """Whether the next change has failed to come."""
         return at >= self.at + (self.gap if self.running else GAP)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What its record says."""
+        """The entries of its record."""
         ends = {"first": self.first, "last": self.last, "lowest": self.lowest, "highest": self.highest}
         return {**ends, "changes": self.length, "start": self.start, "end": self.step}
 
     @property
     def words(self) -> str:
-        """From where to where, and what lay beyond both."""
+        """First and last value, and the extremes if they lie beyond both."""
         ends = (f"{self.first:.6g}", f"{self.last:.6g}")
         beyond = [("lowest", f"{self.lowest:.6g}"), ("highest", f"{self.highest:.6g}")]
         extremes = "".join(f", {which} {value}" for which, value in beyond if value not in ends)

@@ -1,4 +1,4 @@
-"""The journal: every change of a rate, and every incident, to all loggers of the trainer."""
+"""The journal: every change of a rate and every incident, for all loggers of the trainer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ CHANGES_KEPT = 10_000
 
 
 class Journal(Log):
-    """Collects within a batch, writes at its end, on rank zero only, on the loggers' own axis.
+    """Collects during a batch and writes at its end, on rank zero only, on the loggers' own axis.
 
-    Scalars: the effective rate under Lightning's tag names, and `lr-factor/<callback>` (for a group whose factor
-    differs from the first group's, `lr-factor/<callback>/<group>`); see `Curves`. Text: `lr-events`, one entry for each
-    step that has something to say. A drift is told by its first changes and once more when it ends, incidents of one
-    kind by the first of them and by their count.
+    Scalars: the effective rate under Lightning's tag names, and `lr-factor/<callback>` (for a param group whose factor
+    differs from the first one's, `lr-factor/<callback>/<group>`); see `Curves`. Text: `lr-events`, one entry for each
+    step that has something to say. Of a drift the first changes are reported and its end, of incidents of one kind the
+    first few and the number of the others.
 
     Args:
-        trainer: whose loggers are written to.
-        names: gives the names of the param group at (optimizer, group).
-        sources: of the factors, which all have a curve.
-        monitoring: whether the text has the scheduler's own changes and the first rates too, and the curves the
-            trainer's own logging steps and the last rates (`LRMonitor`).
-        show_rates: whether the rates themselves are written (somebody else may already write their tags).
+        trainer: its loggers are written to.
+        names: returns the names of the param group at (optimizer, group).
+        sources: the sources of the factors; each has a curve.
+        monitoring: whether an `LRMonitor` is there. Then the text has the scheduler's own changes and the first rates
+            too, and the curves have points at the trainer's logging steps and at the end.
+        show_rates: whether the rates themselves are written; another callback may already write their tags.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class Journal(Log):
         self._last_step: int | None = None
 
     def updated(self) -> None:
-        """A real update was made in this batch."""
+        """Notes that a real update was made in this batch."""
         self._last_step = self.step
 
     def rate(
         self, update: int, names: GroupName, place: tuple[int, int], old: float | None, new: float, parts: list[Part]
     ) -> None:
-        """A group made its `update`-th update at another rate, or with other factors; see `Listener.rate_used`."""
+        """A param group made its `update`-th update at another rate, or with other factors: `Listener.rate_used`."""
         for part in parts:
             if part.source != SCHEDULER:
                 self._moved[part.source, place] = None if old is None else part.old
         loud = [part for part in parts if old is not None and self._drift(update, place, part)]
         first = place not in self._begun
         if first:
-            # every curve runs from the first update on, also while nothing changes
+            # every curve begins at the first update, even while nothing changes
             self._begun.add(place)
             self._moved = {(source, place): None for source in self._sources} | self._moved
         if self._show_rates and (first or old != new):
@@ -78,11 +78,11 @@ class Journal(Log):
         if old is None:
             shares = "".join(f", {part.source} {part.new:.6g}" for part in parts)
             words = f"{names.where}: first update at {new:.6g}{shares}"
-            self._tell_of_rate(words, {"kind": "first", "new": new, **_of(names, update, parts)}, said=self.monitoring)
+            self._report_rate(words, {"kind": "first", "new": new, **_of(names, update, parts)}, said=self.monitoring)
             return
         cause = "; ".join(part.words for part in parts)
         if old == new:
-            # a factor may change all the same: at a rate of 0, or against the schedule
+            # a factor may still have changed: at a rate of 0, or against the schedule
             loud = [part for part in loud if part.old != part.new]
         else:
             self.changes.append(RateChange(self.step, names.optimizer, names.group, old, new, cause))
@@ -96,16 +96,16 @@ class Journal(Log):
         record = {"kind": "change", "old": old, "new": new, **_of(names, update, parts), "cause": cause, "running": on}
         record["loud"] = [part.source for part in loud]
         rates = f"{old:.6g} -> {new:.6g}" if old != new else f"at {new:.6g} as before"
-        self._tell_of_rate(f"{names.where}: {rates}: {words}", record, said=bool(told))
+        self._report_rate(f"{names.where}: {rates}: {words}", record, said=bool(told))
 
-    def _tell_of_rate(self, words: str, record: dict[str, Any], *, said: bool) -> None:
+    def _report_rate(self, words: str, record: dict[str, Any], *, said: bool) -> None:
         if said:
             self.say(words, record=record)
         else:
             self.record(**record, words=words)
 
     def flush(self, ledger: Ledger) -> None:
-        """Writes what has gathered for the present step; at the end of every batch that made an update."""
+        """Writes what was collected for the current step; at the end of every batch that made an update."""
         step = self.step
         for line, warn in self._repeats.due(step):
             self.tell(line, warn=warn, record=COUNT)
@@ -126,9 +126,9 @@ class Journal(Log):
         """Writes the end of every drift, the last rates at the step of the last update, and the record of the end.
 
         Args:
-            ledger: of the run.
-            rates: the last ones, by tag.
-            end: what else the record says.
+            ledger: the run's ledger.
+            rates: the last effective rates, by tag.
+            end: the further entries of the record.
         """
         if self._closed:
             return
@@ -145,7 +145,7 @@ class Journal(Log):
         self._write()
         if self._last_step is not None:
             self.curves.close(self._last_step, rates if self.monitoring and self._show_rates else {})
-        # other callbacks may come after the one that closes, and have last words too
+        # other callbacks may run after the one that closes, and still have something to say
         self._over = True
 
     def _factors(self, ledger: Ledger) -> None:
@@ -160,7 +160,7 @@ class Journal(Log):
         self._moved.clear()
 
     def _drift(self, update: int, place: tuple[int, int], part: Part) -> bool:
-        """Counts a change by its source; says whether the text should have it."""
+        """Counts a change by its source; returns whether the text should have it."""
         key = (*place, part.source)
         drift = self._drifts.get(key)
         if drift is not None:
@@ -181,7 +181,7 @@ class Journal(Log):
         if not drift.running:
             return
         names = self._names(key[:2])
-        self._tell_of_rate(
+        self._report_rate(
             f"{names.where}: {source} {drift.words}",
             {"kind": "drift", **names.facts, "source": source, **drift.facts},
             said=self.monitoring or source != SCHEDULER,

@@ -1,4 +1,4 @@
-"""The log: lines, records and scalars, gathered by step, for all loggers of the trainer."""
+"""A log: lines, records and scalars, collected by step, for all loggers of the trainer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lightning_lr.record.repeats import TOLD, Repeats
 STORY_LINES = 1000
 
 COUNT = {"kind": "note", "source": "", "what": "count"}
-"""The record of a line that counts incidents, which have records of their own."""
+"""The record of a line that counts incidents; the incidents have records of their own."""
 
 
 class Log:
-    """Collects what is told of one step, and writes it when the next one begins, or when it is asked to.
+    """Collects what there is to say about one step, and writes it when the next step begins, or on demand.
 
-    Every line is a record too, see `Records`, which TensorBoard's event files have beside it. There are records without
-    a line: of what is only counted, and of what is told only where there is a monitor.
+    Every line is also a record (see `Records`), which TensorBoard's event files hold beside it. Some records have no
+    line: those that are only counted, and those whose line is written only where there is a monitor.
 
     Args:
-        trainer: whose loggers are written to, on rank zero only.
+        trainer: its loggers are written to, on rank zero only.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -42,28 +42,28 @@ class Log:
 
     @property
     def step(self) -> int:
-        """The present place on the loggers' axis."""
+        """The current step on the loggers' axis."""
         return loggers_step(self._trainer)
 
     def say(self, line: str, source: str = "", *, record: dict[str, Any] | None = None) -> None:
-        """An entry of `lr-events` (one line of text) for this step.
+        """Adds a line of text to the entry of `lr-events` for this step.
 
         Args:
-            line: what is said.
+            line: the line.
             source: the name of the callback that says it.
-            record: what the line is about; None: a note.
+            record: what the line is about; None for a note.
         """
         self._turn_to_step()
         self._lines.append(line)
         self.record(**(record or {"kind": "note", "source": source}), words=line)
 
     def tell(self, line: str, source: str = "", *, warn: bool = False, record: dict[str, Any] | None = None) -> None:
-        """What `say` does, and on the console too, where it begins with the step."""
+        """The same as `say`, and on the console too, where the line begins with the step."""
         console(f"step {self.step}: {line}", warn=warn)
         self.say(line, source, record=record)
 
     def record(self, kind: str, words: str = "", **facts: Any) -> None:
-        """A record for this step; its kinds and their facts are those of `lightning_lr.record.records`."""
+        """Adds a record for this step; `lightning_lr.record.records` lists its kinds and their entries."""
         self._turn_to_step()
         rare = any(source != SCHEDULER for source in facts.get("loud", ()))
         self.records.add({"kind": kind, "step": self._at, **facts, "words": words}, rare=rare)
@@ -81,16 +81,16 @@ class Log:
         warn: bool = False,
         **scalars: float,
     ) -> None:
-        """Tells one that is new, or counts it, if some of its kind have just been told; its scalars are always written.
+        """Tells a new incident, or only counts it if several of its kind were just told; always writes its scalars.
 
         Args:
-            kind: equal for incidents that are told as one.
-            line: what is told of it.
+            kind: equal for incidents that are counted together.
+            line: what to say about it.
             more: see `Repeats.add`.
             last: see `Repeats.add`.
-            record: of it, whether it is told or counted.
-            warn: whether the console has it as a warning.
-            scalars: by tag.
+            record: its record, written whether it is told or counted.
+            warn: whether the console shows it as a warning.
+            scalars: its scalars, by tag.
         """
         told = self._repeats.add(kind, self.step, more, last, warn=warn)
         record = {**record, "told": told > 0}
@@ -103,13 +103,15 @@ class Log:
             self._scalar(tag, value)
 
     def sum_up(self) -> None:
-        """Tells the number of the incidents that have only been counted by now."""
+        """Tells how many incidents were only counted so far."""
         for line, warn in self._repeats.all():
             self.tell(line, warn=warn, record=COUNT)
 
     def scalars(self, values: dict[str, float]) -> None:
-        """Scalars by tag for this step; each is written only when it differs from the one shown last, but those of a
-        sweep, and of what an update did."""
+        """Adds scalars by tag for this step, if they differ from the last ones.
+
+        Those of a sweep, and those of what an update did, are always added.
+        """
         for tag, value in values.items():
             shown = self.curves.shown(tag)
             if tag.startswith((FINDER, UPDATE)):
@@ -135,7 +137,7 @@ class Log:
         self._lines = []
         self.story += [f"step {step}: {line}" for line in lines]
         records, loggers = self.records.take(), self._trainer.loggers if self.curves.writes else ()
-        # before the numbers of their step: a run's first record comes first
+        # records come before the scalars of their step, so that a run's first record comes first
         write_records(loggers, step, records)
         self.curves.write(step, "; ".join(lines), logs=logs, ends=ends)
         write_words(loggers, step, lines)

@@ -1,4 +1,4 @@
-"""Pages: what TensorBoard gets besides scalars: words, records, and a layout for its custom scalars."""
+"""Pages: what TensorBoard gets besides scalars: text, records, and a layout for its custom scalars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lr.record.records import PLUGIN, summary
 
 
 def write_records(loggers: Iterable[Any], step: int, records: list[dict[str, Any]]) -> None:
-    """The records of one step, in the event file of each of TensorBoard's loggers."""
+    """Writes the records of one step into the event file of each TensorBoard logger."""
     of_step = summary(records) if records else None
     for logger in loggers if records else ():
         if (writer := file_writer(logger)) is not None:
@@ -21,7 +21,7 @@ def write_records(loggers: Iterable[Any], step: int, records: list[dict[str, Any
 
 
 def write_words(loggers: Iterable[Any], step: int, lines: list[str]) -> None:
-    """The entry of `lr-events` for one step."""
+    """Writes the entry of `lr-events` for one step."""
     text = "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else "".join(lines)
     for logger in loggers if lines else ():
         if _can(logger, "add_text"):
@@ -31,20 +31,20 @@ def write_words(loggers: Iterable[Any], step: int, lines: list[str]) -> None:
 def write_layout(
     loggers: Iterable[Any], rate_tags: Iterable[str], losses: str = "(?!lr-).*loss.*", *, ratios: bool = False
 ) -> None:
-    """A layout for TensorBoard's custom scalars: rates, factors, losses and incidents on one page.
+    """Writes a layout for TensorBoard's custom scalars: rates, factors, losses and incidents on one page.
 
     Args:
-        loggers: of any kind.
-        rate_tags: of the rates.
-        losses: a pattern of the losses' tags.
-        ratios: whether there are points of what updates did.
+        loggers: loggers of any kind.
+        rate_tags: the tags of the rates.
+        losses: a regular expression for the tags of the losses.
+        ratios: whether there are points of `lr-update/`.
     """
     charts = {
         "effective rate": ["Multiline", [f"^{re.escape(tag)}$" for tag in rate_tags]],
         "factors": ["Multiline", [f"^{FACTOR}.*"]],
         "loss": ["Multiline", [losses]],
         **({"update by weight": ["Multiline", [f"^{UPDATE}.*"]]} if ratios else {}),
-        # single points: smoothed, they would be drawn where there was nothing
+        # these are single points, and smoothing would draw them where there was nothing
         "incidents (set smoothing to 0)": ["Multiline", [f"^{INCIDENT}.*"]],
     }
     for logger in loggers:
@@ -53,10 +53,10 @@ def write_layout(
 
 
 def address(loggers: Iterable[Any]) -> str:
-    """How to open the tab "Learning rates" on what TensorBoard's first logger has written; empty without one."""
+    """How to open the tab "Learning rates" on what the first TensorBoard logger has written; empty without one."""
     for logger in loggers:
         if file_writer(logger) is not None:
-            # the folder of all versions, so that they have names, and stand beside each other
+            # the folder of all versions, so that the versions have names and appear side by side
             folder = getattr(logger, "root_dir", None) or logger.experiment.log_dir
             return f"tensorboard --logdir {shlex.quote(str(folder))}, then http://localhost:6006/#{PLUGIN}"
     return ""

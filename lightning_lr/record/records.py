@@ -1,6 +1,6 @@
 """Records: what happened to the rates, as data, in the logger's own event file.
 
-A summary of this package's own plugin holds those of one step: a tensor of strings, each a JSON object. All have
+A summary of this package's own plugin holds the records of one step: a tensor of strings, each a JSON object. All have
 `kind`, `step` (on the loggers' axis) and `words` (the line of `lr-events`, where one was said). Rates are absolute,
 factors ratios; numbers that are not finite are the strings "nan", "inf" and "-inf". The kinds:
 
@@ -33,25 +33,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 PLUGIN = "lightning_lr"
-"""The name of the plugin whose summaries they are."""
+"""The name of the plugin that the summaries belong to."""
 
 TAG = "lightning_lr/records"
 
 VERSION = 1
-"""Of a record's fields; it stands in each summary's metadata."""
+"""The version of a record's entries, in each summary's metadata."""
 
 KEPT = 10_000
-"""So many, the latest, stay in memory."""
+"""The most records kept in memory: the latest."""
 
 MOST = 20_000
-"""Of a run so many are written; after them only what nobody should miss, and of that no more than as many again."""
+"""The most records of a run that are written. After them only the important ones are, up to as many again."""
 
 LASTING = frozenset(("run", "finding", "end"))
 RARE = frozenset(("rewound", "gave up", "broken off", "left out"))
 
 
 class Records:
-    """Those of one run: the latest in memory, and those that wait to be written.
+    """The records of one run: the latest in memory, and those that wait to be written.
 
     Example:
         >>> records = Records()
@@ -66,15 +66,15 @@ class Records:
         self.kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.waiting: list[dict[str, Any]] = []
         self.left_out = 0
-        """Records that were not written, since there had been too many."""
+        """How many records were not written because there were too many."""
         self._written = 0
 
     def add(self, record: Mapping[str, Any], *, rare: bool = False) -> None:
-        """Takes one up.
+        """Adds a record.
 
         Args:
-            record: has `kind`, `step` and `words`.
-            rare: whether it is written after the first `MOST` too.
+            record: with `kind`, `step` and `words`.
+            rare: whether it is important enough to be written after the first `MOST`.
         """
         plain = as_json(record)
         self.kept.append(plain)
@@ -86,13 +86,13 @@ class Records:
         self.waiting.append(plain)
 
     def take(self) -> list[dict[str, Any]]:
-        """Those that wait to be written, oldest first; they wait no longer."""
+        """Returns the records that wait to be written, oldest first, and empties the queue."""
         taken, self.waiting = self.waiting, []
         return taken
 
 
 def as_json(value: Any) -> Any:
-    """The value with nothing in it that JSON doesn't have.
+    """The value in types that JSON has.
 
     Example:
         >>> as_json({"loss": float("-inf"), "rates": (1, 0.5)})
@@ -113,11 +113,11 @@ def summary(records: Iterable[Mapping[str, Any]]) -> Any:
     """A `Summary` with all records of one step.
 
     Args:
-        records: as `Records.take` gives them.
+        records: what `Records.take` returned.
     """
     from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 
-    # their names are made at run time, where no type checker sees them
+    # protobuf creates these names at run time, where no type checker sees them
     made: Any = summary_pb2
     tensors: Any = tensor_pb2
     shapes: Any = tensor_shape_pb2

@@ -1,4 +1,4 @@
-"""Repeats: of things that happen again and again, the first few are told, and the others counted."""
+"""Repeats: of things that happen again and again the first few are told, and the others counted."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 TOLD = 3
-"""Of one kind so many are told one by one."""
+"""How many of one kind are told one by one."""
 
 QUIET = 200
-"""After so many steps without another one the count is told, and the next one is new again."""
+"""Steps without another one, after which the count is told, and the next one is new again."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Repeat:
 
 
 class Repeats:
-    """Tells which of the things that happen are told, and what is said of the others."""
+    """Decides what is told, and sums up what is only counted."""
 
     def __init__(self) -> None:
         self._kinds: dict[Hashable, _Repeat] = {}
@@ -40,14 +40,14 @@ class Repeats:
         """Notes that something has happened.
 
         Args:
-            kind: equal for things that are told as one.
+            kind: equal for things that are counted together.
             step: its place on the loggers' axis.
-            more: the first words of the line about those that are counted only: `<more> 47 more like this`.
-            last: its numbers, in words.
+            more: the beginning of the line about those that are only counted: `<more> 47 more like this`.
+            last: this one's numbers, in words.
             warn: whether that line is a warning.
 
         Returns:
-            How many of its kind have been told, this one included; 0 when this one is not to be told.
+            How many of its kind were told, this one included; 0 when this one is only counted.
         """
         repeat = self._kinds.setdefault(kind, _Repeat(more, warn, step))
         repeat.step = step
@@ -59,14 +59,14 @@ class Repeats:
         return 0
 
     def due(self, step: int) -> Iterator[tuple[str, bool]]:
-        """The lines about kinds that have been quiet for long, and whether each is a warning; they are forgotten."""
+        """The lines about kinds that have been quiet for long, each with whether it is a warning; forgets them."""
         for kind in [kind for kind, repeat in self._kinds.items() if step - repeat.step >= QUIET]:
             repeat = self._kinds.pop(kind)
             if repeat.counted:
                 yield repeat.summary(), repeat.warn
 
     def all(self) -> Iterator[tuple[str, bool]]:
-        """The lines about everything that was counted and not told, and whether each is a warning."""
+        """The lines about everything that was only counted, each with whether it is a warning."""
         for repeat in self._kinds.values():
             if repeat.counted:
                 yield repeat.summary(), repeat.warn

@@ -1,4 +1,4 @@
-"""Series: the points of a scalar in bounded memory."""
+"""A series: the points of one scalar, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from array import array
 from typing import Any
 
 MOST = 4000
-"""Points that stay; twice as many may gather before they are thinned."""
+"""Points that are kept; twice as many may collect before they are thinned."""
 
 
 class Series:
-    """Points by their steps, thinned where there are too many: none of the steps and spikes of a curve is lost.
+    """Points by step, thinned when there are too many, so that no step or spike of the curve is lost.
 
     Example:
         >>> series = Series(most=10)
@@ -29,7 +29,7 @@ class Series:
         return len(self._steps)
 
     def add(self, step: int, value: float) -> None:
-        """A point at the latest step, or beyond it."""
+        """Adds a point at the latest step or after it."""
         self._steps.append(step)
         self._values.append(value)
         if len(self._steps) > 2 * self._most:

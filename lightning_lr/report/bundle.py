@@ -1,4 +1,4 @@
-"""Bundle: the modules of a page as one script, for a file that stands alone."""
+"""A bundle: the modules of a page as one script, for a file that stands alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _EXPORT = re.compile(r"^export ((?:async )?function |const )(\w+)", re.MULTILINE
 def bundle(folder: Path, name: str) -> str:
     """A script that defines what the module exports.
 
-    Each module becomes a function that gives what it exports, so names at the top of two of them never meet.
+    Each module becomes a function that returns what it exports, so that top-level names of two modules never collide.
 
     Args:
-        folder: with the modules, of which each imports by `import { a } from "./other.js";` on a line.
-        name: of the module, without `.js`.
+        folder: the folder with the modules; each imports by `import { a } from "./other.js";` on a line of its own.
+        name: the module's name, without `.js`.
     """
     found: dict[str, str] = {}
     _add(folder, name, found)

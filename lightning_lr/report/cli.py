@@ -12,17 +12,17 @@ from lightning_lr.report.tables import plain
 from lightning_lr.story import NothingToRead, Story, runs
 
 FINE, NOTHING, USAGE = 0, 1, 2
-"""Exit codes: the last one is argparse's, too."""
+"""Exit codes; the last one is also argparse's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: None: those of the process.
+        arguments: the arguments; None for those of the process.
 
     Returns:
-        The exit code: 0; 1 where nothing could be read; 2 for arguments that don't fit.
+        The exit code: 0, 1 if nothing could be read, or 2 for wrong arguments.
     """
     parser = argparse.ArgumentParser(prog="lightning-lr", description="Learning rates of PyTorch Lightning's runs.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answer = _write(args, readable)
         sys.stdout.flush()
     except BrokenPipeError:
-        # `... | head` has read enough; Python would complain once more at its own end
+        # `... | head` has read enough; without this Python would complain again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     return answer
@@ -109,7 +109,7 @@ def _write(args: argparse.Namespace, stories: list[Story]) -> int:
 
 def _stories(logdirs: Sequence[str]) -> list[Story]:
     found = [(logdir, runs(logdir)) for logdir in dict.fromkeys(logdirs)]
-    # of several folders, a name alone says too little
+    # with several folders, a run's name alone says too little
     several = len(found) > 1
     stories = []
     for logdir, own in found:

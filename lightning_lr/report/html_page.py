@@ -1,4 +1,4 @@
-"""HTML: a report as one page that needs nothing else: the tab's own page, with its data in it."""
+"""An HTML page: a report that needs no other file, made of the tab's own page with its data in it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning_lr.tensorboard.parameters import Parameters
 from lightning_lr.tensorboard.summary import summary
 
 POINTS, FEWEST, MOST = 200_000, 100, 4000
-"""All series together have about so many points, each at least, and each at most: 5 MB of numbers."""
+"""Points of all series together, about, and the fewest and the most of one series: 5 MB of numbers."""
 
 RECORDS, FEWEST_RECORDS, MOST_RECORDS = 5000, 50, 2000
 """The same for the records that a click shows."""
 
 TAGS = 64
-"""Series of one run: so many the page draws."""
+"""The most series of one run that the page draws."""
 
 RARE = {"run", "finding", "end", "first"}
 """Kinds of records that are never left out."""
@@ -43,10 +43,10 @@ style-src 'unsafe-inline'; img-src data: blob:">
 
 
 def page(stories: Sequence[Story]) -> str:
-    """The page; it makes no request, and its policy forbids any.
+    """The page. It makes no request, and its policy forbids any.
 
     Args:
-        stories: of the runs, which have been read.
+        stories: the stories of the runs, already read.
     """
     tags = sum(len(_tags(story)) for story in stories)
     points = min(MOST, max(FEWEST, POINTS // max(1, tags)))
@@ -85,7 +85,7 @@ def _run(story: Story, most_points: int, most: int) -> dict[str, Any]:
 
 
 def _short(value: float | str | None) -> float | str | None:
-    """With the digits that a scalar has in an event file, and no more."""
+    """Rounded to the digits that a scalar has in an event file."""
     return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
@@ -99,11 +99,11 @@ def _asked(pairs: list[tuple[str, str]]) -> Parameters:
 
 
 def _data(data: Any) -> str:
-    """JSON that no HTML parser takes for markup, whatever is in its texts."""
+    """JSON that no HTML parser can mistake for markup, whatever its texts contain."""
     text = json.dumps(as_json(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _script(text: str) -> str:
-    """A script with nothing in it that would end its element."""
+    """A script without anything that would end its element."""
     return re.sub(r"</(?=script)", r"<\\/", text, flags=re.IGNORECASE).replace("<!--", "<\\!--")

@@ -1,4 +1,4 @@
-"""Data: a report as JSON. What is in it is described in docs/report.md."""
+"""A JSON report, whose content docs/report.md describes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning_lr.report.tables import incidents
 from lightning_lr.story import Story, health_of, thin
 
 VERSION = 1
-"""It changes where a field goes, or means something else; new fields don't change it."""
+"""Changes when a field is removed or changes its meaning, but not for new fields."""
 
 POINTS = 1000
-"""Of each series at most so many points."""
+"""The most points of one series."""
 
 
 def as_json(stories: Iterable[Story]) -> str:

@@ -1,4 +1,4 @@
-"""Spark: a series as one line of characters."""
+"""A sparkline: a series as one line of characters."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def sparkline(
     lasting: bool = False,
     plain: bool = False,
 ) -> str:
-    """Draws it from the step `begin` to `end`.
+    """Draws a series from the step `begin` to the step `end`.
 
     Args:
         steps: int64, shape (n,), rising.
         values: shape (n,).
-        width: in characters.
+        width: the width in characters.
         begin: the step at the left edge.
         end: the step at the right edge.
-        log: whether heights are those of the logarithm; what is 0 lies at the bottom.
-        lasting: whether a value holds until the next; otherwise each character is the median of its points. Heights
-            end at the 2nd and 98th percentile, so that a spike flattens nothing; those of what lasts only below.
-        plain: whether to keep to ASCII.
+        log: whether the heights are logarithmic; a value of 0 is drawn at the bottom.
+        lasting: whether a value lasts until the next; otherwise each character is the median of its points. Heights end
+            at the 2nd and 98th percentile, so that a spike doesn't flatten the rest; of lasting values only the lowest
+            3% are cut.
+        plain: whether to use ASCII only.
 
     Example:
         >>> steps = np.arange(8)

@@ -1,4 +1,4 @@
-"""Tables: what a report says of a run, as rows of plain words, before anybody draws them."""
+"""Tables: what a report says about a run, as rows of plain text that are not drawn yet."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from lightning_lr.story.parsed_records import Record, decades, loudest, number
 from lightning_lr.story.present_rates import middle, short
 
 MOST = 20
-"""So many changes are shown, unless all are asked for."""
+"""The changes that are shown, unless all are asked for."""
 
 Drifts = dict[tuple[str, str], list[tuple[int, int]]]
 """The first and last steps of drifts, by the rate's tag and the source."""
 
 LONG = 160
-"""Characters of a reason."""
+"""The most characters of a reason."""
 
 SCHEDULED = 0.3
-"""What a change by the schedule weighs, by one of a callback: it was planned."""
+"""The weight of a change by the schedule, relative to a callback's: it was planned."""
 
 
 OWN = "the optimizer's own rate"
 
 FIRST = 0.2
-"""What a group's first rate weighs where others are shown that began at the same step."""
+"""The weight of a param group's first rate, if another that began at the same step is shown."""
 
 
 @dataclass(frozen=True)
 class ChangeRow:
-    """A row.
+    """One change, or one drift.
 
     Args:
-        start: its step, or the first of a drift.
-        steps: the step, or the first and last.
-        group: the param group's tag, or "all", or the first of several and how many more: the rates are the first's.
-        old: what was before, in words.
-        new: what is since.
-        cause: in words.
-        weight: how much it matters, >= 0.
+        start: the step, or the first step of a drift.
+        steps: the step, or the first and the last step, in words.
+        group: the param group's tag, "all", or the first of several and how many more; the rates are the first one's.
+        old: the rate before, in words.
+        new: the rate since then, in words.
+        cause: the cause, in words.
+        weight: how much the change matters, >= 0.
     """
 
     start: int
@@ -55,11 +55,11 @@ class ChangeRow:
 
 
 def changes(story: Story, most: int | None = MOST) -> tuple[list[ChangeRow], int]:
-    """The changes of the rates, by their steps.
+    """The changes of the rates, sorted by step.
 
     Args:
-        story: of the run.
-        most: so many, those that matter most; None: all.
+        story: the run's story.
+        most: the most changes; those that matter most are chosen; None for all.
 
     Returns:
         The rows, and how many more there are.
@@ -84,11 +84,11 @@ class Kind:
     """Incidents of one kind.
 
     Args:
-        callback: whose.
+        callback: the callback's name.
         what: what it did.
         count: how often.
-        first, last: the steps.
-        cause: of the last one that says one.
+        first, last: the first and the last step.
+        cause: the last cause that is known, in words.
     """
 
     callback: str
@@ -100,7 +100,7 @@ class Kind:
 
 
 def incidents(story: Story) -> list[Kind]:
-    """The incidents by kind, the gravest first."""
+    """The incidents by kind, gravest first."""
     kinds: dict[tuple[str, str], list[Record]] = {}
     for record in story.valid:
         if record["kind"] == "incident":
@@ -114,7 +114,7 @@ def incidents(story: Story) -> list[Kind]:
 
 
 def plain(text: str, longest: int = 60) -> str:
-    """A name as it can be printed: no control characters, and cut in the middle where it is long.
+    """A printable name: without control characters, and without its middle if it is long.
 
     Example:
         >>> plain("a" * 100, 11), plain("red \\x1b[31m")
@@ -124,21 +124,21 @@ def plain(text: str, longest: int = 60) -> str:
 
 
 def _together(rows: list[ChangeRow], groups: int) -> list[ChangeRow]:
-    """What happened to several groups at once and for the same cause is one row, with the first one's rates."""
+    """Joins changes of several param groups at the same step and with the same cause into one row."""
     alike: dict[tuple[str, str, str], list[ChangeRow]] = {}
     for row in rows:
-        # a first update has no change that could be alike, only a rate
+        # a first update has no change to compare, only a rate
         alike.setdefault((row.steps, row.cause, "" if row.old else row.new), []).append(row)
     found, begun = [], set()
     for own in alike.values():
         names = {row.group for row in own}
         if not own[0].old and own[0].new:
-            # of many first rates none but the first hides a change
+            # of many first rates only one may take the place of a change
             own[0] = replace(own[0], weight=FIRST) if own[0].steps in begun else own[0]
             begun.add(own[0].steps)
         more = "all" if len(names) == groups else f"{own[0].group} +{len(names) - 1}"
         found.append(replace(own[0], group=more) if len(names) > 1 else own[0])
-        # of one group several are rare, and told apart
+        # several rows of one param group are rare, and stay apart
         found += own[1:] if len(names) == 1 else []
     return found
 
@@ -189,12 +189,12 @@ def _cause(record: Record, by_hand: Container[str]) -> str:
 
 
 def _named(source: str, tag: str, by_hand: Container[str]) -> str:
-    """Who changes a group's rate: where it has no scheduler, what is called so is the user's own hand."""
+    """Who changes a param group's rate: without a scheduler, what is called so is the user's own hand."""
     return OWN if source == "scheduler" and tag in by_hand else source
 
 
 def _within(step: int, spans: list[tuple[int, int]]) -> bool:
-    """Is the step in one of the spans, which follow each other?"""
+    """Whether the step is in one of the spans, which are sorted and don't overlap."""
     at = bisect.bisect(spans, step, key=lambda span: span[0]) - 1
     return at >= 0 and step <= spans[at][1]
 

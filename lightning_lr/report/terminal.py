@@ -1,4 +1,4 @@
-"""Terminal: a report for somebody who has half a minute."""
+"""The terminal: a report for somebody who has half a minute."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ COLOURS = {
     "unfinished": "yellow",
     "none": "dim",
 }
-"""By state; the words say it too."""
+"""Colours by state; the words say it too."""
 
 BAD = ("trouble", "failed", "watch", "unfinished")
 """States that need a look, the worst first."""
 
 SHOWN, DETAILED = 20, 3
-"""Runs in the overview, and runs up to which each has its own tables."""
+"""The most runs in the overview, and the most runs that each have tables of their own."""
 
 LOSSES = 2
 
@@ -44,17 +44,17 @@ def show(stories: Sequence[Story], *, whole: bool = False, every: bool = False, 
     """Prints the report.
 
     Args:
-        stories: of the runs, which have been read.
-        whole: whether each run has its tables, however many there are.
+        stories: the stories of the runs, already read.
+        whole: whether each run has its tables, however many runs there are.
         every: whether all changes and runs are shown.
-        console: of rich; None: the standard output.
+        console: a console of rich; None for the standard output.
     """
     console = console or Console(markup=False, highlight=False, emoji=False)
     ours = [story for story in stories if story.has_data]
     others = [story for story in stories if not story.has_data]
     healths = {story: health_of(story) for story in stories}
     if len(ours) > 1:
-        # of many, those that need a look, and then the latest
+        # first those that need a look, then the latest
         first = sorted(ours, key=lambda story: (_rank(healths[story]), -(story.time or 0.0)))
         shown = ours if every or len(ours) <= SHOWN else first[:SHOWN]
         console.print(_overview(shown, healths, console))
@@ -128,7 +128,7 @@ def _run(story: Story, state: Health, console: Console, most: int | None, *, tit
         console.print(Text(f"Note: {plain(remark, 400)}.", "yellow"))
     lines = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     tags = [*story.tags.rates[:3], *story.tags.losses[:LOSSES]]
-    # beside the name, the words at the end, and what lies between
+    # what the name and the words after the line leave
     width = max(10, min(60, console.width - max((len(plain(tag, 24)) for tag in tags), default=0) - 44))
     for tag in tags:
         rate = tag in story.tags.rates

@@ -1,4 +1,4 @@
-"""`Clock`: how many updates a run still makes, by the trainer's own counters."""
+"""A clock: how many updates a run still makes, by the trainer's own counters."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from lightning_lr.run.length import updates_in_epochs
 
 
 class Clock(NamedTuple):
-    """What ends a run, as its limits and its data have it: set once an epoch, read at any update.
+    """When a run ends, by its limits and its data; set once per epoch, read at any update.
 
-    Time passes here by batches and by `trainer.global_step`, not by real updates: also where an update was dropped,
-    skipped by a gradient scaler, or made by a sweep's trial. So the end is where the trainer ends the run.
+    Time is counted in batches and in `trainer.global_step`, not in real updates. So it passes too when an update is
+    dropped, skipped by a gradient scaler, or made in a sweep, and the end is where the trainer ends the run.
 
     Args:
-        max_steps: of the run; -1: without.
-        max_epochs: of the run; -1: without.
-        epoch: in which it was set.
-        updates: of that epoch; None: the dataloader has no length.
-        batches: of one update.
-        after: the updates of all epochs after that one; None: not known.
+        max_steps: the run's limit; -1 for none.
+        max_epochs: the run's limit; -1 for none.
+        epoch: the epoch in which the clock was set.
+        updates: the updates of that epoch; None if the dataloader has no length.
+        batches: the batches of one update.
+        after: the updates of all later epochs; None if that is not known.
     """
 
     max_steps: int
@@ -32,9 +32,9 @@ class Clock(NamedTuple):
 
     @classmethod
     def of(cls, trainer: Any) -> Clock:
-        """By what is known in the present epoch, from the start of its first batch on."""
+        """Sets a clock by what is known in the current epoch; from the start of its first batch on."""
         limits, epoch = limits_of(trainer), trainer.current_epoch
-        # with a schedule of accumulation that is resumed within an epoch it is not what the schedule says
+        # after a resume within an epoch this is not what a schedule of accumulation says
         batches = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
         updates = after = None
         if math.isfinite(trainer.num_training_batches):
@@ -44,9 +44,9 @@ class Clock(NamedTuple):
         return cls(*limits, epoch, updates, batches, after)
 
     def left(self, trainer: Any) -> int | None:
-        """The updates of each optimizer that are left, >= 1 and with the present one; None where nothing tells.
+        """The updates of each optimizer that are left, the current one included, >= 1; None where that is not known.
 
-        To be asked within a batch. Under manual optimization one update per batch and optimizer is taken for granted.
+        Call it within a batch. Manual optimization is taken to make one update per batch and optimizer.
         """
         ends = []
         if self.after is not None and self.updates is not None:
@@ -57,16 +57,16 @@ class Clock(NamedTuple):
         return max(1, min(ends)) if ends else None
 
     def made(self, trainer: Any) -> int:
-        """The updates of each optimizer that lie behind."""
+        """The updates that each optimizer has made."""
         return trainer.global_step // max(1, len(trainer.optimizers))
 
     def until(self, trainer: Any, step: int) -> int:
-        """The updates of each optimizer that are left before `trainer.global_step` is `step`."""
+        """The updates of each optimizer that are left until `trainer.global_step` is `step`."""
         # Lightning counts the steps of all optimizers together (PL#17958)
         return -((trainer.global_step - step) // max(1, len(trainer.optimizers)))
 
 
 def limits_of(trainer: Any) -> tuple[int, int]:
-    """The run's `max_steps` and `max_epochs`, -1 where there is none."""
+    """The run's `max_steps` and `max_epochs`; -1 for none."""
     epochs = trainer.fit_loop.max_epochs
     return trainer.max_steps, -1 if epochs is None else epochs

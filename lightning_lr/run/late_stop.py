@@ -1,4 +1,4 @@
-"""`LateStop`: a run that is asked to stop goes on for some more updates."""
+"""A late stop: a run that is asked to stop makes some more updates first."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 class LateStop:
     """Keeps Lightning's own `min_steps` ahead of the run, and so has the last word on `trainer.should_stop`.
 
-    No callback can take back a stop that is asked for at an epoch's end, where `EarlyStopping` comes after all others.
-    But no stop counts before `min_steps`. The user's `min_steps` and `min_epochs` hold as ever.
+    No callback can take back a stop requested at the end of an epoch, where `EarlyStopping` runs after all others. But
+    no stop takes effect before `min_steps`. The user's `min_steps` and `min_epochs` still hold.
 
     Args:
         trainer: within `fit`.
-        at: the `trainer.global_step` at which a run that was resumed is to end; None: no stop was asked for.
+        at: the `trainer.global_step` at which a resumed run is to end; None if no stop was requested.
     """
 
     def __init__(self, trainer: Any, at: int | None) -> None:
@@ -26,22 +26,22 @@ class LateStop:
 
     @property
     def asked(self) -> bool:
-        """Whether the trainer would stop now by itself; to be asked at a batch's start."""
+        """Whether the trainer would stop now by itself; call it at the start of a batch."""
         trainer, epochs = self._trainer, self._trainer.fit_loop.min_epochs
         enough = trainer.global_step >= (self._least or 0) and trainer.current_epoch >= (epochs or 0)
         return trainer.should_stop and enough
 
     def begin_batch(self, steps: int, *, falling: bool) -> bool:
-        """At the start of a batch: takes a stop over that was asked for.
+        """At the start of a batch: takes over a requested stop.
 
-        While the stop is late `should_stop` is False again: with it Lightning logs at every step.
+        Until the stop takes effect `should_stop` is False again, since Lightning logs at every step while it is True.
 
         Args:
-            steps: by `trainer.global_step`, after which the run ends then.
-            falling: whether it ends soon anyway: then the stop is forgotten.
+            steps: how many more steps of `trainer.global_step` the run then makes.
+            falling: whether the run ends soon anyway; the request is then ignored.
 
         Returns:
-            Whether the stop has been taken over now.
+            Whether a stop was taken over now.
         """
         was = self.at
         self.at = self.planned(steps, falling=falling)
@@ -52,7 +52,7 @@ class LateStop:
         return was is None and self.at is not None
 
     def planned(self, steps: int, *, falling: bool) -> int | None:
-        """Where a run that was asked to stop ends, by `trainer.global_step`; None where it was not.
+        """The `trainer.global_step` at which a run that was asked to stop ends; None if it was not asked.
 
         The arguments are those of `begin_batch`.
         """
@@ -61,10 +61,10 @@ class LateStop:
         return self.at
 
     def end_batch(self) -> None:
-        """At the end of a batch: the stop comes now, if it is time."""
+        """At the end of a batch: stops the run if it is time."""
         if self.at is not None and self._trainer.global_step >= self.at:
             self._trainer.should_stop = True
 
     def release(self) -> None:
-        """Gives the trainer its own `min_steps` back."""
+        """Gives the trainer back its own `min_steps`."""
         self._loop.min_steps = self._least

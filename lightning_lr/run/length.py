@@ -1,4 +1,4 @@
-"""How many optimizer updates there are in some epochs, or in a run."""
+"""Lengths: how many updates an optimizer makes in some epochs, or in a run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, overload
 def updates_in_epochs(
     trainer: Any, epochs: float, asking: str, instead: str = "give steps= instead", first: int | None = None
 ) -> float:
-    """The updates that each optimizer makes in so many epochs from the current one on.
+    """The updates that each optimizer makes in this many epochs, counted from the current one.
 
-    Under manual optimization one update per batch and optimizer is taken for granted.
+    Manual optimization is taken to make one update per batch and optimizer.
 
     Args:
         trainer: within `fit`, its dataloaders set up.
         epochs: >= 0, may be fractional.
-        asking: the argument that wants to know, for the error.
+        asking: the argument that needs to know, for the error.
         instead: what to write instead, for the error.
-        first: the first of these epochs; None: the current one.
+        first: the first of these epochs; None for the current one.
 
     Raises:
         ValueError: when the training dataloader has no length.
@@ -39,7 +39,7 @@ def updates_in_epochs(
 
 
 def updates_in_last_epochs(trainer: Any, epochs: float, asking: str, instead: str, end: int) -> float:
-    """The updates that each optimizer makes in so many epochs before epoch `end`; see `updates_in_epochs`."""
+    """The updates that each optimizer makes in this many epochs before epoch `end`; see `updates_in_epochs`."""
     whole = math.floor(epochs)
     first = max(0, end - whole)
     before = updates_in_epochs(trainer, epochs - whole, asking, instead, first=max(0, first - 1))
@@ -51,11 +51,11 @@ def updates_in_run(trainer: Any, asking: str, instead: str = ...) -> float: ...
 @overload
 def updates_in_run(trainer: Any, asking: None) -> float | None: ...
 def updates_in_run(trainer: Any, asking: str | None, instead: str = "give steps= instead") -> float | None:
-    """The updates that each optimizer still makes in this run, by `max_steps` or `max_epochs`, whichever ends it.
+    """The updates that each optimizer still makes in this run, until `max_steps` or `max_epochs` ends it.
 
     Args:
         trainer: within `fit`, its dataloaders set up.
-        asking: the argument that wants to know, for the error; None: return None when it can't be told.
+        asking: the argument that needs to know, for the error; None to return None when that is not known.
         instead: what to write instead, for the error.
 
     Raises:
@@ -80,7 +80,7 @@ def updates_in_run(trainer: Any, asking: str | None, instead: str = "give steps=
 
 
 def updates_per_epoch(trainer: Any) -> float:
-    """The updates that each optimizer makes in the current epoch; inf when the training dataloader has no length."""
+    """The updates that each optimizer makes in the current epoch; inf if the training dataloader has no length."""
     return (
         math.ceil(trainer.num_training_batches / accumulation(trainer, trainer.current_epoch))
         if math.isfinite(trainer.num_training_batches)
@@ -89,7 +89,7 @@ def updates_per_epoch(trainer: Any) -> float:
 
 
 def accumulation(trainer: Any, epoch: int) -> int:
-    """The batches of an update in an epoch."""
+    """The batches of one update in an epoch."""
     if not trainer.lightning_module.automatic_optimization:
         return 1
     schedule = _schedule(trainer)
@@ -97,5 +97,5 @@ def accumulation(trainer: Any, epoch: int) -> int:
 
 
 def _schedule(trainer: Any) -> Any:
-    """The callback that has accumulation change by epoch, or None."""
+    """The callback that changes accumulation by epoch, or None."""
     return next((c for c in trainer.callbacks if hasattr(c, "get_accumulate_grad_batches")), None)

@@ -1,4 +1,4 @@
-"""What a run asks of each of the callbacks that share it, and what it tells them."""
+"""A peer: one of the callbacks that share a run."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from typing import Any
 
 
 class Peer:
-    """One of the callbacks of a run, as the others see it: they ask here, and never for a class by its name.
+    """A callback as the run and its other callbacks see it. They ask these questions, and never for a class by name.
 
     Attributes:
-        name: under which its factor is kept and shown.
-        option: its argument of `autopilot`, where that made it; else None.
+        name: the name under which its factor is kept and shown.
+        option: its argument of `autopilot` if `autopilot` made it; else None.
     """
 
     has_factor = True
-    """Whether the ledger holds a factor of its name."""
+    """Whether the ledger holds a factor under its name."""
     monitors = False
     """Whether it shows the rates."""
     copies = False
-    """Whether it copies weights, and needs all of them from the start."""
+    """Whether it copies weights, and needs all of them to be there from the start."""
     sweeps = False
-    """Whether it exchanges the run's weights for those of a sweep."""
+    """Whether it swaps the run's weights for those of a sweep."""
     temporary = False
-    """Whether its factor only leads up to the planned rate, or away from it at the end."""
+    """Whether its factor only leads up to the planned rate, or down from it at the end."""
 
     name: str
     option: str | None
 
     @property
     def falls(self) -> bool:
-        """Whether it lowers the rate at the run's end, whatever happens."""
+        """Whether it always lowers the rate at the end of the run."""
         return False
 
     @property
@@ -39,7 +39,7 @@ class Peer:
 
     @property
     def found_nothing(self) -> bool:
-        """Whether it has looked for a rate, and there is none but the user's own."""
+        """Whether it has looked for a rate and found none, so that the user's own stays."""
         return False
 
     @property
@@ -49,12 +49,12 @@ class Peer:
 
     @property
     def trying(self) -> bool:
-        """Whether it runs batches at other weights than the run's own now."""
+        """Whether it is running batches at other weights than the run's own."""
         return False
 
     @property
     def counts(self) -> dict[str, int]:
-        """What it has counted in the run, for the record of its end."""
+        """What it has counted in the run, for the record of the run's end."""
         return {}
 
     @property
@@ -63,7 +63,7 @@ class Peer:
         return f"leave {type(self).__name__} out" if self.option is None else f"write autopilot({self.option}=None)"
 
     def written(self, **arguments: Any) -> str:
-        """How the user writes this callback with other arguments: in `autopilot`'s words where that made it.
+        """How the user writes this callback with other arguments, as an argument of `autopilot` if that made it.
 
         Example:
             >>> from lightning_lr import LRFinder, autopilot
@@ -86,8 +86,8 @@ class Peer:
         """Called within the optimizer's step after a real update; see `Listener.after_update`."""
 
     def rewound(self, rewinds: int) -> None:
-        """The run's weights have come back from a copy, once more.
+        """Called when the run's weights have come back from a copy.
 
         Args:
-            rewinds: how often without lasting progress.
+            rewinds: how many times in a row, without lasting progress between them.
         """

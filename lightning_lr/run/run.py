@@ -1,4 +1,4 @@
-"""One run: the ledger and the journal that all callbacks of a trainer share for the length of one `fit`."""
+"""A run: the ledger and the journal that all callbacks of a trainer share for the length of one `fit`."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from lightning_lr.saved import fields
 REFUSED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy", "XLAFSDPStrategy")
 
 INTERRUPTS = ("KeyboardInterrupt", "SIGTERMException", "_TunerExitException")
-"""Exceptions, by name, with which somebody ends a run in which nothing is wrong."""
+"""Exceptions, by name, with which somebody ends a run although nothing is wrong with it."""
 
 VERBS = {"finished": "finished", "stopped": "was stopped", "interrupted": "was interrupted", "failed": "failed"}
 
 
 class Run(Listener):
-    """Made by the first of the callbacks at `setup`, found by the others, dropped at the end.
+    """One `fit`. The first of the callbacks makes it at `setup`, the others find it, and the end drops it.
 
     Args:
         trainer: the trainer that runs.
-        peers: all callbacks of this package in `trainer.callbacks`, in their order; the first leads.
+        peers: all callbacks of this package in `trainer.callbacks`, in their order; the first is the leader.
 
     Raises:
-        RuntimeError: when what is installed lacks a private name that is needed.
-        ValueError: when two of them have one name, or the strategy is one that owns the optimizer's step.
+        RuntimeError: when the installed packages lack a private name that is needed.
+        ValueError: when two peers have the same name, when both `LRMonitor` and `LearningRateMonitor` are there, and
+            for a strategy that owns the optimizer's step.
     """
 
     def __init__(self, trainer: Any, peers: Sequence[Peer]) -> None:
@@ -86,13 +87,11 @@ class Run(Listener):
         self._batches = 0
         self._seen: set[int] = set()
 
-    # the leader's hooks ----------------------------------------------------------------------------------------
-
     def attach(self) -> None:
-        """Puts the ledger on the trainer's optimizers, or on the new ones when they were replaced."""
+        """Attaches a ledger to the trainer's optimizers, and a new one when the optimizers were replaced."""
         optimizers = _real(self.trainer.strategy.optimizers)
         known = self.ledger.optimizers
-        # a step that raised within a training step whose author went on
+        # after a step that raised, in a training step whose author caught the exception
         self.ledger.take_back()
         if self._attached and same(known, optimizers):
             return
@@ -114,7 +113,7 @@ class Run(Listener):
         )
         if self._saved is not None:
             if resumed and self._saved["optimizers"]:  # there are none before training, when a tuner saves
-                self._tell_differences(self._saved["optimizers"])
+                self._warn_of_differences(self._saved["optimizers"])
             self.ledger.load_state_dict(self._saved, [peer.name for peer in self.peers])
             self._saved = None
         self.names = group_names(optimizers, self.trainer.lr_scheduler_configs)
@@ -123,7 +122,7 @@ class Run(Listener):
             self._describe(resumed=False)
 
     def begin(self) -> None:
-        """Once all callbacks have started: the record of the run."""
+        """Writes the record of the run, once all callbacks have started."""
         self._began = True
         self._describe(resumed=self.journal.step > 0)
 
@@ -151,16 +150,16 @@ class Run(Listener):
         return max((self.ledger.updates(index) for index in range(len(self.ledger.optimizers))), default=0)
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Keeps a saved ledger until `attach`; every peer has saved the same one, so that any of them can go.
+        """Keeps a saved ledger until `attach`. Every peer saves the same one, so that any of them can be removed.
 
         Raises:
-            SavedStateError: for a version that this release doesn't know.
+            SavedStateError: for a version that this release can't read.
         """
         fields(saved, 1, "the ledger of rates")
         self._saved = saved
 
-    def _tell_differences(self, saved: list[dict[str, Any]]) -> None:
-        """Says it when optimizers or param groups are not as many as those whose rates were saved."""
+    def _warn_of_differences(self, saved: list[dict[str, Any]]) -> None:
+        """Warns when the numbers of optimizers or param groups differ from the saved ones."""
         now = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
         before = [len(optimizer["groups"]) for optimizer in saved]
         if now != before:
@@ -170,18 +169,18 @@ class Run(Listener):
             )
 
     def save(self) -> dict[str, Any]:
-        """The ledger's state, plain."""
+        """The ledger's state, as plain values."""
         return self._saved if not self._attached and self._saved is not None else self.ledger.state_dict()
 
     def flush(self) -> None:
-        """At the end of every batch: writes what its updates had to say."""
+        """At the end of every batch: writes what its updates have to say."""
         self._batches += 1
         if self._updated:
             self._updated = False
             self.journal.flush(self.ledger)
 
     def look_for_updates(self) -> None:
-        """At the end of an epoch: says it when an optimizer's steps can't be seen."""
+        """At the end of an epoch: warns when an optimizer's steps can't be seen."""
         idle = [type(o).__name__ for i, o in enumerate(self.ledger.optimizers) if i not in self._seen]
         if idle and self._batches and not self._warned:
             self._warned = True
@@ -191,10 +190,10 @@ class Run(Listener):
             )
 
     def close(self, error: BaseException | None = None) -> None:
-        """At the end of training: the last words.
+        """At the end of training: writes the last words.
 
         Args:
-            error: what ended it, if anything did.
+            error: the exception that ended the run, if one did.
         """
         status = "stopped" if self.trainer.should_stop else "finished"
         if error is not None:
@@ -206,7 +205,7 @@ class Run(Listener):
         self.journal.close(self.ledger, self.rates(), facts)
 
     def last_line(self) -> None:
-        """Says where all this can be seen, if anything of it was written."""
+        """Says where to look at it all, if anything was written."""
         if self._batches and (where := address(self.trainer.loggers if self.trainer.is_global_zero else ())):
             console(f"what the learning rates did, and why: {where}")
 
@@ -219,8 +218,6 @@ class Run(Listener):
                 if used is not None:
                     rates[name.tag] = used
         return rates
-
-    # the ledger's calls ----------------------------------------------------------------------------------------
 
     def before_update(self, optimizer: int) -> None:
         self._seen.add(optimizer)
@@ -238,10 +235,10 @@ class Run(Listener):
     def rate_used(self, optimizer: int, group: int, old: float | None, new: float, parts: list[Part]) -> None:
         update = self.ledger.updates(optimizer)
         if old is not None and not self._compiles and any(part.source != SCHEDULER for part in parts):
-            self._say_that_it_compiles(optimizer, group)
+            self._warn_of_compiling(optimizer, group)
         self.journal.rate(update, self.names[optimizer][group], (optimizer, group), old, new, parts)
 
-    def _say_that_it_compiles(self, optimizer: int, group: int) -> None:
+    def _warn_of_compiling(self, optimizer: int, group: int) -> None:
         stepper = self.ledger.optimizers[optimizer]
         if compiled(stepper) and not isinstance(stepper.param_groups[group]["lr"], Tensor):
             self._compiles = True
@@ -263,7 +260,7 @@ class Run(Listener):
 
 
 def same(these: Sequence[Any], those: Sequence[Any]) -> bool:
-    """Whether they are the very same things, one by one."""
+    """Whether both hold the very same objects, in the same order."""
     return len(these) == len(those) and all(map(operator.is_, these, those))
 
 

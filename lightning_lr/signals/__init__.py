@@ -1,4 +1,4 @@
-"""Signals: numbers about an optimizer step, made equal on all ranks.
+"""Signals: numbers about an optimizer step, equal on all ranks.
 
 The loss, the gradient norm, a monitored metric, the size of the weights. It changes no gradient, no weight and no
 rate, and decides nothing.

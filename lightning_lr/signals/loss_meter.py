@@ -1,4 +1,4 @@
-"""The loss of an update, from those of its micro-batches."""
+"""A loss meter: the loss of an update, from the losses of its micro-batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_lr.signals.norms import moved, widest_float
 
 
 class LossMeter:
-    """Gathers the loss of an update's micro-batches, as it comes to Lightning's `on_before_backward`."""
+    """Gathers the losses of an update's micro-batches, as Lightning's `on_before_backward` sees them."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -22,7 +22,7 @@ class LossMeter:
         """Takes one micro-batch's loss.
 
         Args:
-            loss: Tensor, shape () or of one element: divided by `parts`, and multiplied by the scaler's scale.
+            loss: Tensor, shape () or of one element; divided by `parts` and multiplied by the scaler's scale.
             parts: `trainer.accumulate_grad_batches`.
             scaler: the gradient scaler in use, or None.
         """
@@ -32,7 +32,7 @@ class LossMeter:
         self._parts = parts
 
     def take(self) -> Tensor | None:
-        """The mean of the losses since the last `take`; Tensor, shape (), on their device; None for none."""
+        """The mean of the losses since the last `take`; Tensor, shape (), on their device; None without any."""
         losses, self.losses = self.losses, []
         if not losses:
             return None

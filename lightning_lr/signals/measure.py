@@ -16,12 +16,12 @@ CPU = torch.device("cpu")
 
 
 class Measured(NamedTuple):
-    """What was measured before an update; every rank has the same, except for `own_loss` and `norms`.
+    """What was measured before an update; all but `own_loss` is equal on all ranks.
 
     Args:
         loss: the mean over micro-batches and the ranks that saw one, unscaled; None when none did.
         grad_norm: the 2-norm of the whole gradient before clipping; inf or NaN when any part of it is not finite.
-        more: the sums over all ranks of the further numbers that were given.
+        more: the further numbers that were given, each summed over all ranks.
         own_loss: this rank's own loss; None when it saw none.
     """
 
@@ -36,11 +36,11 @@ class Pending:
 
     Args:
         values: each a Tensor, shape (); or one Tensor, shape (n,), on the device.
-        finish: what becomes of them on the host.
-        device: where they are brought together.
-        healthy: gives the gradient's norm, and whether that and the loss are finite, on the device.
-        again: measures the gradient's norm once more, where it may have overflowed while each of its numbers is finite;
-            None where there is nothing more to see. Every rank asks for it, or none.
+        finish: makes the measurement out of the numbers, on the host.
+        device: where the numbers are brought together.
+        healthy: returns the gradient norm, and whether it and the loss are finite, on the device.
+        again: measures the gradient norm once more, where it may have overflowed although every element is finite; None
+            where there is nothing more to see. Either all ranks call it or none.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Pending:
         self._sent: Any = None
 
     def send(self) -> Pending:
-        """Starts the copy to pinned host memory and does not wait for it; on the CPU there is nothing to copy.
+        """Starts the copy to pinned host memory without waiting for it; on the CPU there is nothing to copy.
 
-        When the numbers are read, the gradients are those of another update: there is no second look at them.
+        By the time the numbers are read, the gradients are those of a later update and can't be measured again.
         """
         self._again = None
         if len(self._values) and self._device.type == "cuda":
@@ -74,7 +74,7 @@ class Pending:
         return self._values if isinstance(self._values, Tensor) else torch.stack(together(self._values, self._device))
 
     def coefficient(self, limit: float) -> tuple[Tensor, Tensor]:
-        """What the gradient is multiplied by so that its norm is `limit` at most, and whether all is finite.
+        """What to multiply the gradient by so that its norm is at most `limit`, and whether all is finite.
 
         Nobody waits for them: Tensors, shape (), on the device.
         """
@@ -83,7 +83,7 @@ class Pending:
         return (limit / norm).clamp(max=1.0), finite
 
     def read(self) -> Measured:
-        """The numbers: one host sync, or none that waits when they were sent an update ago."""
+        """The numbers: one host sync; it doesn't wait for numbers that were sent an update ago."""
         if self._sent is not None:
             self._sent.synchronize()
         measured = self._finish(self.packed().tolist() if len(self._values) else [])
@@ -114,18 +114,18 @@ def start(
     device: torch.device,
     sharded: bool = False,
 ) -> Pending:
-    """Starts to measure an update; one small collective where there is more than one process.
+    """Starts to measure an update, with one small collective where there is more than one process.
 
     Args:
         loss: this rank's loss; Tensor, shape (); None when it saw none.
-        parameters: whose gradients make up the update; one without a gradient is left out.
-        scale: what the gradients are still multiplied by; Tensor, shape (1,) or (); None for nothing.
-        more: further numbers, to be summed over the ranks; each a Tensor, shape ().
+        parameters: their gradients make up the update; those without a gradient are left out.
+        scale: the factor that the gradients still hold; Tensor, shape (1,) or (); None for 1.
+        more: further numbers to sum over the ranks; each a Tensor, shape ().
         device: the strategy's root device, on which every rank's backend can reduce.
         sharded: whether any of the parameters is a DTensor.
 
     Returns:
-        The numbers, in float64 once they are read.
+        The numbers, as float64 when they are read.
     """
     grads = [grad for p in parameters if (grad := p.grad) is not None]
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -188,7 +188,7 @@ def _start_together(
 
     square = squares(lambda shards: torch.stack(together(norms_of(shards), device)).to(wide))
     own, heard = (zero, zero) if loss is None else (moved(loss, device).to(wide), zero + 1.0)
-    # the first stays this rank's own
+    # the first is this rank's own and is not reduced
     packed = torch.stack([own, own, heard, square, *(moved(number, device).to(wide) for number in more)])
     shared = packed.narrow(0, 1, len(packed) - 1)
     if ranks > 1:
@@ -204,7 +204,7 @@ def _start_together(
         return shared[2].sqrt(), shared[0].isfinite() & shared[2].isfinite()
 
     def again() -> float:
-        # the sum over the ranks is inf on each of them, so that all come here
+        # the sum over the ranks is inf on every rank, so every rank gets here
         found = squares(lambda shards: torch.tensor(unbounded_norms(shards, device), dtype=wide, device=device))
         if ranks > 1:
             torch.distributed.all_reduce(found)

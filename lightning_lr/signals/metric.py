@@ -1,4 +1,4 @@
-"""A monitored metric: read at the moment it is produced, and made equal on all ranks."""
+"""A monitored metric: read when it is produced, and made equal on all ranks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Metric:
     """One metric by the name under which it was logged.
 
     Args:
-        name: as given to `self.log`. A metric that is logged both on step and on epoch is taken on epoch; its
-            `..._step` name takes every step.
+        name: as given to `self.log`. A metric logged both on step and on epoch is taken on epoch; its `..._step` name
+            is taken on every step.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,14 +27,15 @@ class Metric:
         self._last: Any = None
 
     def produced(self, trainer: Any, *, on_step: bool) -> torch.Tensor | None:
-        """The value that the running loop has just produced; None when it did not log this metric now.
+        """The value that the running loop has just produced; None if it has not logged this metric now.
 
         Args:
-            trainer: within `on_train_batch_end` (`on_step=True`), or `on_validation_end`, `on_train_epoch_end` (False).
-            on_step: whether a value for one batch is asked for, or one for an epoch.
+            trainer: within `on_train_batch_end` (`on_step=True`), or within `on_validation_end` or
+                `on_train_epoch_end` (False).
+            on_step: whether to take the value of a batch, or of an epoch.
 
         Returns:
-            Tensor, shape (), on the metric's own device: reading it is left to the caller.
+            Tensor, shape (), on the metric's own device; the caller reads it.
         """
         gathered = results(trainer)
         if gathered is None:
@@ -43,7 +44,7 @@ class Metric:
             if result.has_reset or self.name not in _names(result.meta, on_step):
                 continue
             value = logged_value(gathered, result, on_step=on_step)
-            # a value of an earlier batch stays in the cache: it counts once
+            # a value of an earlier batch stays in the cache, and counts once
             if value is None or (on_step and value is self._last):
                 continue
             self._last = value
@@ -51,7 +52,7 @@ class Metric:
         return None
 
     def kept(self, trainer: Any) -> torch.Tensor | None:
-        """The value that the trainer keeps of an epoch that is over; None when it was given out before."""
+        """The value that the trainer keeps of the last epoch; None if it was returned before."""
         value = trainer.callback_metrics.get(self.name)
         if value is None or value is self._last:
             return None
@@ -59,10 +60,10 @@ class Metric:
         return value.detach()
 
     def agree(self, trainer: Any, values: list[torch.Tensor | None]) -> list[float | None]:
-        """The values as plain numbers, each the mean over the ranks, equal on all of them.
+        """The values as plain numbers, each the mean over the ranks and equal on all of them.
 
-        One host sync, and with several processes one small collective, for all values together. Every rank must call,
-        with as many values.
+        One host sync, and with several processes one small collective, for all values together. Every rank must call it
+        with equally many values.
 
         Args:
             trainer: the trainer that runs.
@@ -94,10 +95,10 @@ class Metric:
 
 
 def logged_names(gathered: dict[str, Any] | None) -> list[str]:
-    """Every name by which a metric of a loop can be monitored, sorted.
+    """Every name under which a metric of a loop can be monitored, sorted.
 
     Args:
-        gathered: what the loop's `self.log` has gathered; None: of no loop.
+        gathered: what the loop's `self.log` has gathered; None where no loop runs.
     """
     found: set[str] = set()
     for result in () if gathered is None else gathered.values():

@@ -1,4 +1,4 @@
-"""What a metric's name says: is it validation's, may more of it be better, and which other name was meant?"""
+"""A metric's name: does validation log it, may a higher value be better, and which name was meant instead?"""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ acc accuracy auc auroc auprc f1 fbeta precision recall sensitivity specificity i
 sacrebleu chrf rouge meteor cider r2 psnr ssim snr sdr ndcg mrr hit hits score scores bertscore reward rewards return
 returns kappa mcc corrcoef pearson spearman correlation similarity likelihood elbo match success top topk
 """
-"""Words of metrics of which more is better, as a rule."""
+"""Words in names of metrics for which higher is better, as a rule."""
 
 LESS = """
 loss losses error errors err perplexity ppl nll negative neg mae mse rmse mape fid kid wer cer ter brier ece entropy
 divergence distance cost regret
 """
-"""Words that say that less is better, whatever else the name says."""
+"""Words which say that lower is better, whatever else the name says."""
 
 SCORES, COSTS = frozenset(MORE.split()), frozenset(LESS.split())
 VALIDATION = frozenset({"val", "valid", "validation"})
@@ -25,7 +25,7 @@ TRAINING = frozenset({"train", "training"})
 
 
 def words(name: str) -> set[str]:
-    """The words of a name, in small letters, each with its digits and without.
+    """The words of a name in lower case, each with and without its digits.
 
     Example:
         >>> sorted(words("val/top5-MulticlassAUROC"))
@@ -37,7 +37,7 @@ def words(name: str) -> set[str]:
 
 
 def looks_like_a_score(name: str) -> bool:
-    """Whether more of it may be better: a question for the user, and no answer.
+    """Whether a higher value may be better: a reason to ask the user, never to decide.
 
     Example:
         >>> [looks_like_a_score(name) for name in ("val_acc", "val_loss", "val_dice_loss", "map50", "recap")]
@@ -58,12 +58,12 @@ def of_training(name: str) -> bool:
 
 
 def closest(name: str, names: Iterable[str], alike: float = 0.6) -> str | None:
-    """The name that was meant, or None.
+    """The name that was probably meant, or None.
 
     Args:
-        name: what was given.
-        names: what there is.
-        alike: how much of both has to be the same, a share in [0, 1].
+        name: the name that was given.
+        names: the names that exist.
+        alike: the least similarity of the two, a share in [0, 1].
 
     Example:
         >>> closest("val_los", ["train_loss", "val_loss"]), closest("Val/Loss", ["val_loss"])

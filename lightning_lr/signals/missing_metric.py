@@ -1,4 +1,4 @@
-"""Missing: what `PlateauDecay` says where its metric, or the mode of it, isn't there."""
+"""A missing metric: what `PlateauDecay` says when its metric is not logged, or has no mode."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Protocol
 
 from lightning_lr.signals.metric_name import closest, looks_like_a_score, of_training, of_validation
 
-ALIKE, SAME_BUT_FOR_A_SLIP = 0.6, 0.8
-"""How much two names have in common, as a share of both, that are worth a question, and that are hardly two names."""
+ALIKE, SAME_BUT_FOR_A_TYPO = 0.6, 0.8
+"""How similar two names are, as a share in [0, 1]: worth a question, and the same but for a typo."""
 
 
 class Watcher(Protocol):
-    """A callback that lowers the rate by a metric: how it is called, and how the user writes it."""
+    """A callback that lowers the rate by a metric: its name, and how the user writes it."""
 
     name: str
     monitor: str
@@ -24,7 +24,7 @@ class Watcher(Protocol):
 
 
 def without_mode(watcher: Watcher) -> str:
-    """For a metric that is called like a score: nobody said whether more of it is better."""
+    """For a metric named like a score: nobody said whether higher is better."""
     return (
         f"{watcher.name} monitors {watcher.monitor!r}, of which more may be better, and has no mode: it makes no check "
         f"and changes no rate. Write {_call(watcher, watcher.monitor, 'max')}, or mode='min' if less is better"
@@ -32,7 +32,7 @@ def without_mode(watcher: Watcher) -> str:
 
 
 def without_validation(watcher: Watcher) -> str:
-    """For a metric of validation, in a run that has none."""
+    """For a metric of validation, in a run without validation."""
     return (
         f"{watcher.name} monitors {watcher.monitor!r}, but this run has no validation: no rate is changed unless "
         f"training logs that name. Name what training logs, as in {_call(watcher, 'train_loss')}, or {watcher.left_out}"
@@ -40,17 +40,17 @@ def without_validation(watcher: Watcher) -> str:
 
 
 def after_validation(watcher: Watcher, validation: Sequence[str], training: Sequence[str]) -> str | None:
-    """After the first validation, be it the sanity check; None where the metric may well come from training.
+    """After the first validation, sanity check included; None where the metric may still come from training.
 
     Args:
-        watcher: that has not met its metric yet.
+        watcher: the callback, which has not met its metric yet.
         validation: the names that validation has logged.
-        training: those that training has logged so far.
+        training: the names that training has logged so far.
     """
     certain = of_validation(watcher.monitor)
     if watcher.monitor in (*validation, *training) or (not certain and of_training(watcher.monitor)):
         return None
-    close = closest(watcher.monitor, validation, ALIKE if certain else SAME_BUT_FOR_A_SLIP)
+    close = closest(watcher.monitor, validation, ALIKE if certain else SAME_BUT_FOR_A_TYPO)
     if not certain and close is None:
         return None
     return (
@@ -60,7 +60,7 @@ def after_validation(watcher: Watcher, validation: Sequence[str], training: Sequ
 
 
 def after_an_epoch(watcher: Watcher, logged: Sequence[str]) -> str:
-    """For a metric that a whole epoch and its validation have not logged."""
+    """For a metric that neither a whole epoch nor its validation has logged."""
     return (
         f"{watcher.name} monitors {watcher.monitor!r}, which nobody has logged; logged were: {_listed(logged)}. "
         f"{_remedy(watcher, closest(watcher.monitor, logged, ALIKE))}"
@@ -78,7 +78,7 @@ def _remedy(watcher: Watcher, close: str | None) -> str:
 
 
 def _call(watcher: Watcher, monitor: str, mode: str | None = None) -> str:
-    """How the user writes it with another metric: `autopilot` takes metric and mode itself."""
+    """How the user writes the callback with another metric; `autopilot` takes metric and mode itself."""
     if mode is None and looks_like_a_score(monitor):
         mode = "max"
     return f"{_kind(watcher)}({monitor!r}{'' if mode is None else f', mode={mode!r}'})"

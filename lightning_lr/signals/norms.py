@@ -19,14 +19,14 @@ def widest_float(device: torch.device) -> torch.dtype:
     if device.type in ("cpu", "cuda", "meta"):
         return torch.float64
     try:
-        # MPS has none, and of XPUs some have
+        # MPS has no float64, and only some XPUs have it
         return torch.zeros((), dtype=torch.float64, device=device).dtype
     except (RuntimeError, TypeError):
         return torch.float32
 
 
 def moved(value: Tensor, device: torch.device) -> Tensor:
-    """The value on the device, no wider than that can hold."""
+    """The value on the device, in a precision that the device has."""
     if value.device.type == device.type and device.index in (None, value.device.index):
         return value
     if value.dtype == torch.float64:
@@ -35,14 +35,14 @@ def moved(value: Tensor, device: torch.device) -> Tensor:
 
 
 def together(values: list[Tensor], device: torch.device) -> list[Tensor]:
-    """The values on the device."""
+    """All values on the device."""
     if {value.device for value in values} == {device}:
         return values
     return [moved(value, device) for value in values]
 
 
 def unbounded_norms(tensors: list[Tensor], device: torch.device) -> list[float]:
-    """The 2-norms of tensors, of which the sum of the squares may be no number of their precision; inf for none."""
+    """The 2-norms of tensors whose sum of squares may overflow; `[inf]` where an element is infinite."""
     dense = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
     dense = [t for t in dense if t.numel()]
     peaks = torch.stack(together(list(foreach_norm(dense, math.inf)), device)).tolist() if dense else []
@@ -56,7 +56,7 @@ def unbounded_norms(tensors: list[Tensor], device: torch.device) -> list[float]:
 
 
 def norms_of(grads: list[Tensor]) -> list[Tensor]:
-    """The 2-norms of tensors, of those in half precision in float32."""
+    """The 2-norms of tensors; those of half precision are computed in float32."""
     if not grads:
         return []
     kinds = {(grad.dtype, grad.layout) for grad in grads}
@@ -65,7 +65,7 @@ def norms_of(grads: list[Tensor]) -> list[Tensor]:
     if not any(dtype in HALVES for dtype, _ in kinds):
         return list(foreach_norm(grads))
     half = [grad for grad in grads if grad.dtype in HALVES]
-    # the norm of numbers that are all finite in float16 may be none
+    # in float16 the norm may overflow although every element is finite
     norms = list(foreach_norm(half, 2, dtype=torch.float32))
     rest = [grad for grad in grads if grad.dtype not in HALVES]
     return [*norms, *foreach_norm(rest)] if rest else norms

@@ -1,4 +1,4 @@
-"""Pulse: a fixed sample of weights, which says at little cost how large they are and how far an update moved them."""
+"""Pulse: a fixed sample of the weights, a cheap estimate of their size and of how far an update moves them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lightning_lr.shards import local, pieces
 from lightning_lr.signals.norms import moved, widest_float
 
 MOST = 256
-"""Elements of one tensor. Where one large tensor rules, n of them know its norm to 1 / sqrt(2 n), or 5%, and what SGD
-does to a few of its rows to some 20%; 64 half as well. What takes time is the number of tensors: 64 save a fifth."""
+"""Sampled elements of one tensor. Where one large tensor dominates, n of them give its norm to 1 / sqrt(2 n), or 5%,
+and the effect of SGD on a few of its rows to about 20%; 64 are half as exact. The number of tensors takes the time: 64
+elements save only a fifth of it."""
 
 TRIED, LOOKED_AHEAD = 64, 64
-"""So many steps are compared for a shape, by so many of the places that each comes to."""
+"""How many strides are compared for a shape, and by how many of the places that each of them visits."""
 
 Sample = tuple[Tensor, ...]
 """The sampled elements: for each device and dtype a Tensor, shape (n,), float32 or wider."""
 
 
 class Batch(NamedTuple):
-    """The views that one `torch.cat` gathers: all of one device and dtype.
+    """The views that one `torch.cat` gathers: those of one device and dtype.
 
     Args:
-        places: of their tensors, by part and then by place.
-        lengths: of what belongs to each of the parts in turn.
-        parts: their indices.
-        scale: what each element is multiplied by, so that the sum of squares is that of whole tensors; Tensor, shape
-            (n,).
+        places: the indices of their tensors, part by part.
+        lengths: the number of elements of each part.
+        parts: the indices of the parts.
+        scale: the weight of each element, which makes the sum of squares that of the whole tensors; Tensor, shape (n,).
         half: whether the elements are narrower than float32.
     """
 
@@ -48,14 +48,14 @@ class Batch(NamedTuple):
 class Pulse:
     """Samples the same elements of the same tensors each time, spread over rows and columns.
 
-    Of a tensor that is cut over the ranks each samples its own shard, and what they know adds up over the ranks. What
-    has no elements here, no floats, or no storage of its own (empty, integer, meta, sparse, not initialized, wrapped by
-    a subclass) is left out. A tensor whose storage has been replaced is followed to the new one. Nothing waits for an
-    accelerator.
+    Of a sharded tensor each rank samples its own shard, and the sums of squares add up over the ranks. Tensors without
+    elements here, without floats, or without storage of their own (empty, integer, meta, sparse, not initialized,
+    wrapped by a subclass) are left out. A tensor whose storage was replaced is followed to the new one. Nothing waits
+    for an accelerator.
 
     Args:
-        parts: tensors by part (a module, say); no tensor twice.
-        most: elements of one tensor at most, >= 1.
+        parts: tensors by part (a module, say); no tensor may appear twice.
+        most: the most elements to sample of one tensor, >= 1.
 
     Example:
         >>> w = torch.nn.Parameter(torch.full((1000, 30), 2.0))
@@ -88,7 +88,7 @@ class Pulse:
                 self._batches.append(self._batch(places, [held[place][0] for place in places], shares))
 
     def take(self) -> Sample:
-        """The elements as they are now: one kernel for each device and dtype, or a few for many tensors."""
+        """The elements as they are now: one kernel for each device and dtype, a few more for very many tensors."""
         if self.sharded:
             with torch.no_grad():
                 storages = self._storages()
@@ -137,8 +137,8 @@ class Shift(NamedTuple):
     """How weights moved between two samples of one pulse.
 
     Args:
-        pulse: whose.
-        before, after: the samples.
+        pulse: the pulse that took both samples.
+        before, after: the two samples.
     """
 
     pulse: Pulse
@@ -146,13 +146,14 @@ class Shift(NamedTuple):
     after: Sample
 
     def ratios(self, device: torch.device, *, together: bool = False) -> dict[str, float]:
-        """The 2-norm of the change by that of the weights before, for each part and for `all`.
+        """The 2-norm of the change divided by that of the weights before, for each part and for `all`.
 
-        Waits for the accelerator; where weights are sharded, every rank has to ask. A part that was all zeros has none.
+        Waits for the accelerator. Where weights are sharded, every rank must call it. A part that was all zeros has no
+        ratio.
 
         Args:
-            device: on which the numbers of several devices, and of the ranks, are brought together.
-            together: whether the ranks' numbers are added up even where each of them has all weights.
+            device: where the numbers of several devices and ranks are brought together.
+            together: whether to sum over the ranks even where every rank has all weights.
         """
         moves = tuple(after - before for before, after in zip(self.before, self.after, strict=True))
         squares = torch.stack([self.pulse.squares(moves, device), self.pulse.squares(self.before, device)])
@@ -173,7 +174,7 @@ def _sampled(tensor: Tensor) -> bool:
 
 
 def _view(tensor: Tensor, most: int) -> Tensor:
-    """A part of the tensor as a view of its storage; Tensor, shape (n,), n <= most."""
+    """A sample of the tensor as a view of its storage; Tensor, shape (n,), n <= most."""
     layout = sorted(
         ((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1), reverse=True
     )
@@ -182,7 +183,7 @@ def _view(tensor: Tensor, most: int) -> Tensor:
         step = spread(sizes, most)
         count, stride = -(-tensor.numel() // step), step
     else:
-        # with gaps in its storage, or several elements in one place: along a diagonal
+        # storage with gaps, or with several elements in one place, is sampled along a diagonal
         count = min(most, *sizes)
         stride = sum(size // count * stride for stride, size in layout)
     return tensor.as_strided((count,), (stride,), tensor.storage_offset())
@@ -190,19 +191,19 @@ def _view(tensor: Tensor, most: int) -> Tensor:
 
 @functools.cache
 def spread(sizes: tuple[int, ...], most: int) -> int:
-    """The step at which a dense tensor is sampled, so that the sample is spread over its columns as well as its rows.
+    """The stride at which a dense tensor is sampled, so that the sample spreads over its columns as well as its rows.
 
-    A step that divides the length of a row would come to a few columns again and again. So it has no factor in common
-    with it, and of those near the least one that is possible it is the one whose places keep furthest apart, modulo the
-    length of a row, and of a plane, and so on.
+    A stride that divides the length of a row would visit the same few columns again and again. So the stride has no
+    factor in common with that length. Of the strides near the smallest possible one it is the one whose places lie
+    furthest apart, modulo the length of a row, of a plane, and so on.
 
     Args:
-        sizes: of the dimensions, the outermost in memory first.
-        most: elements of the sample at most.
+        sizes: the sizes of the dimensions, the outermost in memory first.
+        most: the most elements of the sample.
 
     Example:
-        >>> step = spread((1024, 512), 256)
-        >>> columns = {place % 512 for place in range(0, 1024 * 512, step)}
+        >>> stride = spread((1024, 512), 256)
+        >>> columns = {place % 512 for place in range(0, 1024 * 512, stride)}
         >>> 200 < len(columns) <= 256
         True
     """
@@ -214,19 +215,19 @@ def spread(sizes: tuple[int, ...], most: int) -> int:
     row = periods[0] if periods else 1
     best, found = -1.0, least
     for tried in range(TRIED):
-        step = least + tried * least // (4 * TRIED)
-        while math.gcd(step, row) > 1:
-            step += 1
-        apart = min((_apart(step, period) for period in periods), default=0.0)
+        stride = least + tried * least // (4 * TRIED)
+        while math.gcd(stride, row) > 1:
+            stride += 1
+        apart = min((_apart(stride, period) for period in periods), default=0.0)
         if apart > best:
-            best, found = apart, step
+            best, found = apart, stride
     return found
 
 
-def _apart(step: int, period: int) -> float:
-    """How far apart places are that are few steps from one another, modulo the period: up to 0.4 or so."""
+def _apart(stride: int, period: int) -> float:
+    """How far apart places are that are a few strides from one another, modulo the period: up to about 0.4."""
     nearest = 1.0
     for ahead in range(1, min(LOOKED_AHEAD, period)):
-        place = ahead * step % period
+        place = ahead * stride % period
         nearest = min(nearest, ahead * min(place, period - place) / period)
     return nearest

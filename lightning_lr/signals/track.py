@@ -1,4 +1,4 @@
-"""Track: what the latest update of one optimizer did to its weights."""
+"""A track: what the latest update of one optimizer did to its weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning_lr.signals.pulse import Pulse, Sample, Shift
 
 
 class Track:
-    """Samples the weights of an optimizer before each of its updates, which costs one kernel; nobody waits for it.
+    """Samples an optimizer's weights before each of its updates: one kernel, and nothing waits for it.
 
-    What the samples say is worked out only where somebody asks for it.
+    What the samples say is worked out only when it is asked for.
 
     Example:
         >>> import torch
@@ -29,20 +29,20 @@ class Track:
 
     def __init__(self) -> None:
         self.shift: Shift | None = None
-        """What the last update that was made has changed; None where that is not known."""
+        """What the last real update changed; None where that is not known."""
         self._pulse = Pulse({})
         self._sample: Sample | None = None
         self._updates = -1
 
     def see(self, tensors: Sequence[Tensor], updates: int) -> Shift | None:
-        """Samples the weights, unless no update was made since it did so last.
+        """Samples the weights, unless there was no update since the last sample.
 
         Args:
-            tensors: all that the optimizer updates.
+            tensors: all tensors that the optimizer updates.
             updates: the number of updates that it has made.
 
         Returns:
-            What the last of these has changed: None for the first, after `forget`, and where several were made unseen.
+            What the last update changed; None the first time, after `forget`, and after several unseen updates.
         """
         same = self._follows(tensors)
         if same and updates == self._updates:
@@ -54,12 +54,12 @@ class Track:
         return self.shift
 
     def forget(self) -> None:
-        """Other weights are put in place than the last update has made, or the run is over: frees their memory."""
+        """Forgets the samples and frees their memory: other weights were put in place, or the run is over."""
         self.shift, self._sample, self._updates = None, None, -1
         self._pulse = Pulse({})
 
     def _follows(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors are those of before; if not, it goes by them from now on."""
+        """Whether the tensors are the same as before; if not, these are sampled from now on."""
         known = self._pulse.tensors
         if len(known) == len(tensors) and all(map(operator.is_, known, tensors)):
             return bool(tensors)

@@ -1,4 +1,4 @@
-"""Comparison: by how much do two lists of losses differ, and is that more than chance?"""
+"""A comparison: by how much do two lists of losses differ, and is that more than chance?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ROUNDING = 1e-6
-"""What a loss's own number of digits leaves open, as a share of it: no difference is known better than this."""
+"""The rounding error of a loss, as a share of it: no difference is known better than this."""
 
 
 class Difference(NamedTuple):
@@ -23,19 +23,19 @@ class Difference(NamedTuple):
 
     @property
     def t(self) -> float:
-        """The mean in standard errors; infinite where there is no error."""
+        """The mean in standard errors; infinite where the error is 0."""
         if self.error == 0.0:
             return math.copysign(math.inf, self.mean) if self.mean else 0.0
         return self.mean / self.error
 
 
 def compare(losses: Sequence[float], others: Sequence[float], *, paired: bool) -> Difference:
-    """The first list against the second.
+    """Compares the first list with the second.
 
     Args:
         losses: finite, at least two.
-        others: finite, as many.
-        paired: whether the n-th of both are losses of the same batch.
+        others: finite, equally many.
+        paired: whether the n-th losses of both lists are of the same batch.
 
     Example:
         >>> compare([1.1, 2.1, 3.2], [1.0, 2.0, 3.0], paired=True).t > 3.0
@@ -52,6 +52,6 @@ def compare(losses: Sequence[float], others: Sequence[float], *, paired: bool) -
 
 
 def variance(values: Sequence[float]) -> float:
-    """The variance of a population of which these (at least two) are a sample."""
+    """The sample variance of at least two values."""
     mean = math.fsum(values) / len(values)
     return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)

@@ -1,4 +1,4 @@
-"""Thin: fewer points of a series that draw the same picture."""
+"""Thinning: fewer points of a series that draw the same picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PER_BIN = 5
-"""Of a bin stay the first, lowest, highest and last point, and the first that is not finite."""
+"""Points kept of each bin: the first, lowest, highest and last, and the first that is not finite."""
 
 
 def thin(
@@ -16,18 +16,18 @@ def thin(
     begin: float | None = None,
     end: float | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], bool]:
-    """Takes what can be seen of a series: no step, no spike and no gap is lost, each is off by a bin at most.
+    """Keeps what can be seen of a series: no step, spike or gap is lost, and each is off by a bin at most.
 
     Args:
         steps: int64, shape (n,), rising.
         values: shape (n,).
-        points: at most so many stay, and two more that lie beyond the range; >= 5.
-        begin: the first step of the range; None: that of the series.
-        end: the last.
+        points: the most points to keep, besides two that lie outside the range; >= 5.
+        begin: the first step of the range; None: the first of the series.
+        end: the last step of the range; None: the last of the series.
 
     Returns:
-        The steps and values that stay, in their order, among them the last one before the range and the first one
-        after it, so that a line can be drawn up to the edges; and whether any within the range was left out.
+        The kept steps and values, in their order, and whether any point within the range was left out. The last point
+        before the range and the first one after it are among them, so that a line can be drawn up to the edges.
 
     Raises:
         ValueError: for fewer points than 5.
@@ -66,7 +66,7 @@ def _seen(steps: NDArray[np.int64], values: NDArray[np.float64], bins: int) -> N
 
 
 def _first_of(which: NDArray[np.bool_], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each bin the first place that is marked, where there is one."""
+    """The first marked place of each bin that has one."""
     places = np.flatnonzero(which)
     at = np.searchsorted(places, starts)
     there = at < len(places)

@@ -1,4 +1,4 @@
-"""The trend of a noisy series: does it still fall?"""
+"""A trend: does a noisy series still fall?"""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ OUTLIER_SHARE = 0.1
 
 
 def probability_of_decrease(values: Sequence[float]) -> float:
-    """The probability that the line under a noisy series falls.
+    """The probability that the trend line of a noisy series falls.
 
-    The values are taken as `a + b * i + noise` with independent normal noise of unknown size; the least-squares slope
-    is then normal around `b`, and the answer is P(b < 0).
+    The values are modelled as `a + b * i + noise` with independent normal noise of unknown size. The least-squares
+    slope is then normal around `b`, and the result is P(b < 0).
 
     Args:
         values: finite numbers, oldest first, shape (n,).
 
     Returns:
-        A probability in [0, 1]. With fewer than three values, or a constant series, nothing is known: 0.5.
+        A probability in [0, 1]; 0.5 for fewer than three values or a constant series, where nothing is known.
 
     Source: dlib, `running_gradient::probability_gradient_less_than(0)`.
 
@@ -33,9 +33,9 @@ def probability_of_decrease(values: Sequence[float]) -> float:
 
 
 def probability_of_decrease_robust(values: Sequence[float]) -> float:
-    """As `probability_of_decrease`, with the largest tenth of the values left out, each other keeping its place.
+    """The same as `probability_of_decrease`, without the largest tenth of the values; the others keep their places.
 
-    One spike upward can hide that a series still falls (or make it look as if it fell after the spike); it can't here.
+    So a single spike can neither hide that a series still falls nor make it look as if it fell after the spike.
 
     Example:
         >>> falling = [5.0 - 0.1 * i + 0.05 * (-1) ** i for i in range(40)]

@@ -1,4 +1,4 @@
-"""Window: the middle of the values in one."""
+"""A window of values, and their middle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def centre(values: Sequence[float]) -> float:
-    """The median: half of the values may be arbitrarily wrong before it is.
+    """The median. It stays right while fewer than half of the values are wrong, however wrong they are.
 
     Args:
         values: finite numbers, at least one.

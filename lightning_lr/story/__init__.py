@@ -1,7 +1,7 @@
 """Story: what happened to the learning rates of a run, read from its event files.
 
-Without torch and without Lightning, whatever state the files are in. It shows nothing, and knows neither the tab
-nor the report.
+It needs neither torch nor Lightning, and copes with damaged files. It shows nothing, and knows neither the tab nor the
+report.
 """
 
 from lightning_lr.statistics.thin import thin

@@ -1,4 +1,4 @@
-"""Checksum: the masked CRC-32C of many byte strings of one length at once.
+"""Checksums: the masked CRC-32C of many byte strings of one length at once.
 
 A CRC is linear: each byte adds its share, which depends only on its value and on how many bytes follow it.
 Source: Castagnoli's polynomial (RFC 3720, 12.1); the mask is that of TensorFlow's `core/lib/hash/crc32c.h`.
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE = 2048
-"""So many bytes of a string are taken together."""
+"""Bytes of a string that are taken together."""
 
 FEW = 512
-"""Of more strings than this, only the columns of bytes that differ are looked at."""
+"""With more strings than this, only the columns of bytes that differ are computed."""
 
 _MASK, _ONES = np.uint32(0xA282EAD8), np.uint32(0xFFFFFFFF)
 
@@ -25,7 +25,7 @@ def checksums(rows: NDArray[np.uint8], differ: NDArray[np.int64] | None = None) 
 
     Args:
         rows: uint8, shape (n, length).
-        differ: the columns in which the rows are not all equal, where that is known.
+        differ: the columns in which the rows are not all equal, if known.
 
     Returns:
         Shape (n,).

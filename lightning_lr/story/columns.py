@@ -1,4 +1,4 @@
-"""Columns: the scalars among many frames, decoded together where their bytes are laid out alike."""
+"""Columns: the scalars among many frames, decoded together where their byte layout is the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lr.story.checksum import checksums
 from lightning_lr.story.frames import FOOT
 
 LONGEST = 2048
-"""Longer frames are no plain scalars, or of a tag so long that they are few."""
+"""Longer frames are not plain scalars, or have a very long tag, and are few."""
 
 TIME, STEP, SUMMARY, VALUE = 0x09, 0x10, 0x2A, 0x15
 """The bytes before an event's time, step and summary, and before a scalar's value.
@@ -25,8 +25,8 @@ class Column:
     """Points of one scalar.
 
     Args:
-        tag: its tag.
-        frames: the numbers of its frames, rising, int64, shape (n,).
+        tag: the scalar's tag.
+        frames: the indices of its frames, rising, int64, shape (n,).
         steps: int64, shape (n,).
         values: float32, shape (n,).
     """
@@ -40,15 +40,15 @@ class Column:
 def columns(
     data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> tuple[list[Column], NDArray[np.int64], int | None]:
-    """Decodes what is a plain scalar: an event of one value with a tag and a float, and nothing else.
+    """Decodes the plain scalars: events with one value that has a tag and a float, and nothing else.
 
     Args:
         data: the bytes.
-        starts: where each frame's data begins in them, shape (n,).
-        lengths: how long it is, without its checksum, shape (n,).
+        starts: where each frame's data begins, shape (n,).
+        lengths: the length of each frame's data, without its checksum, shape (n,).
 
     Returns:
-        The scalars; the numbers of all other frames, rising; the number of the first frame with a wrong checksum.
+        The scalars; the indices of all other frames, rising; the index of the first frame with a wrong checksum or None.
     """
     found: list[Column] = []
     others: list[NDArray[np.int64]] = []
@@ -72,7 +72,7 @@ def columns(
         others.append(frames[~plain])
         for size in np.unique(bytes_of_step[plain]).tolist():
             take = plain & (bytes_of_step == size)
-            # all rows are often of one kind, and then no copy is made
+            # often all rows are of one kind, and then no copy is needed
             whole = take.all()
             own, left = _alike(
                 rows if whole else rows[take],
@@ -88,9 +88,9 @@ def columns(
 
 
 def _bytes_of_step(rows: NDArray[np.uint8], length: int) -> NDArray[np.int64]:
-    """How many bytes the step takes: 0 where it is left out, being 0; -1 where there is no telling."""
+    """The bytes that the step takes: 0 where it is omitted because it is 0; -1 where that is unknown."""
     size = np.where(rows[:, 9] == STEP, 1, -1)
-    # a number goes on while the highest bit is set
+    # a varint continues while the highest bit is set
     goes_on = size == 1
     for column in range(10, min(19, length - 8)):
         goes_on &= rows[:, column] >= 0x80
@@ -104,7 +104,7 @@ def _bytes_of_step(rows: NDArray[np.uint8], length: int) -> NDArray[np.int64]:
 def _alike(
     rows: NDArray[np.uint8], frames: NDArray[np.int64], length: int, size: int, *, one: bool
 ) -> tuple[list[Column], NDArray[np.int64]]:
-    """Scalars whose step takes as many bytes; and the numbers of those frames that are none."""
+    """Scalars whose step takes the same number of bytes; and the indices of frames that are not scalars."""
     begin = 9 + (size and 1 + size)
     steps = np.zeros(len(rows), np.int64)
     for i in range(size):
@@ -113,7 +113,7 @@ def _alike(
     fixed = rows[:, begin : length - 4]
     kinds, which = _kinds(fixed[:1] if one else fixed)
     tags = [_tag(rows[kind, :length].tobytes(), begin) for kind in kinds.tolist()]
-    # what a hash says is looked at once more
+    # two kinds may have the same hash
     same = np.ones(len(rows), np.bool_) if one else (fixed == fixed[kinds][which]).all(axis=1)
     own = []
     for kind, tag in enumerate(tags):
@@ -126,7 +126,7 @@ def _alike(
 
 
 def _kinds(fixed: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first row of each kind of row, and which of these each row is."""
+    """The first row of each kind, and the kind of each row."""
     count, width = fixed.shape
     if (fixed == fixed[0]).all():
         return np.zeros(1, np.int64), np.zeros(count, np.int64)
@@ -141,7 +141,7 @@ def _kinds(fixed: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def _tag(raw: bytes, begin: int) -> str | None:
-    """The tag, if the event is one scalar, laid out as expected; its summary begins at `begin`."""
+    """The tag, if the event is one scalar in the expected layout; its summary begins at `begin`."""
     try:
         event = Event.FromString(raw)
     except Exception:
@@ -155,7 +155,7 @@ def _tag(raw: bytes, begin: int) -> str | None:
 
 
 def _by_tag(found: list[Column]) -> list[Column]:
-    """One column for each tag, in the order of the frames."""
+    """Joins the columns of each tag, in the order of the frames."""
     tags: dict[str, list[Column]] = {}
     for column in found:
         tags.setdefault(column.tag, []).append(column)

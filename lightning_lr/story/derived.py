@@ -1,4 +1,4 @@
-"""Derived: what can be said of a run that it doesn't say itself."""
+"""Derived facts: what a run's records and scalars say only indirectly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_lr.story.parts import Piece, series
 
 
 def groups_told(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
-    """`tag`, `optimizer` and `group` of the param groups that a run names, by tag, and whether they are `scheduled`."""
+    """`tag`, `optimizer`, `group` and, if known, `scheduled` of the param groups that a run names, by tag."""
     found = {}
     for record in records:
         for group in record.get("groups", ()) if record["kind"] == "run" else ():
@@ -23,14 +23,16 @@ def groups_told(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
 
 
 def plateaus(records: Iterable[Record]) -> list[str]:
-    """The names of the callbacks that lower a run's rate on a plateau."""
+    """The names of the callbacks that lower the rate on a plateau."""
     told = [one for record in records if record["kind"] == "run" for one in record.get("callbacks", ())]
     return list(dict.fromkeys(one["name"] for one in told if str(one["written"]).startswith("PlateauDecay(")))
 
 
 def lost_losses(parts: Sequence[Piece], tags: Iterable[str]) -> list[Record]:
-    """A note for each of these losses that is not finite at its end: where that began. Without a guard nothing else
-    tells it."""
+    """A note for each loss that is not finite at its end, at the step where that began.
+
+    Without a guard nothing else says so.
+    """
     found: list[Record] = []
     for tag in tags:
         steps, values = series(parts, tag)
@@ -44,14 +46,14 @@ def lost_losses(parts: Sequence[Piece], tags: Iterable[str]) -> list[Record]:
 
 
 def resumptions(records: Iterable[Record]) -> list[str]:
-    """A sentence for each time that a run was resumed at a step which it had passed, and how that had ended."""
+    """A sentence for each time that the run was resumed at a step that it had passed."""
     found, end, passed = [], Record(), False
     for record in records:
         if record["kind"] == "end":
             end = record
         passed |= bool(record.get("superseded"))
         if record["kind"] == "run" and record.get("resumed"):
-            # one that goes on where it had ended makes nothing anew, though the step of the end is its first
+            # a fit that continues where the last one ended replaces nothing, though it begins at the step of that end
             if passed and record.get("made", -1) != end.get("updates"):
                 found.append(
                     f"the run was resumed at step {record['step']:,}{_ended(end)}: what it has made anew replaces what "

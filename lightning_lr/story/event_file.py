@@ -1,4 +1,4 @@
-"""Events: what one event file of TensorBoard holds, exactly, and what has been added since."""
+"""An event file of TensorBoard: all that it holds, exactly, and what was added since the last look."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_lr.story.columns import columns
 from lightning_lr.story.frames import HEAD, walk
 
 BLOCK = 4 * 2**20
-"""So many bytes are read at a time, and more only for a frame that is larger."""
+"""Bytes that are read at a time; more only for a frame that is larger."""
 
 Points = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 """Steps and values, shape (n,) each, in the order in which they were written."""
@@ -30,10 +30,10 @@ class Text:
     """A summary of texts.
 
     Args:
-        tag: its tag.
-        plugin: the name of the plugin whose it is.
-        step: on the loggers' axis.
-        texts: of its tensor.
+        tag: the summary's tag.
+        plugin: the name of the plugin that it belongs to.
+        step: the step on the loggers' axis.
+        texts: the strings of its tensor.
     """
 
     tag: str
@@ -44,12 +44,12 @@ class Text:
 
 @dataclass
 class Part:
-    """What one writer wrote between two starts.
+    """What one writer wrote from one start of a run to the next.
 
     Args:
         scalars: points by tag, in the order in which they were written.
-        texts: in that order, too.
-        records: what the texts were parsed to, where they were.
+        texts: the texts, in the same order.
+        records: the records that were parsed out of the texts.
     """
 
     scalars: dict[str, list[Points]] = field(default_factory=dict)
@@ -58,11 +58,11 @@ class Part:
 
 
 class EventFile:
-    """Reads a file as far as it is written, and goes on from there the next time.
+    """Reads a file as far as it is written, and continues from there the next time.
 
     Args:
-        path: of the file: any place that TensorBoard can read.
-        keeps: whether a summary with this tag and of this plugin is kept, if it is one of texts.
+        path: the file, at any place that TensorBoard can read.
+        keeps: whether to keep a summary of texts with this tag and of this plugin.
         starts: whether a new part begins with this summary.
     """
 
@@ -70,11 +70,11 @@ class EventFile:
         self.path = path
         self.parts = [Part()]
         self.damage = ""
-        """What is broken, and where reading stopped; empty where nothing is."""
+        """What is broken, and where reading stopped; empty if nothing is."""
         self.begin: float | None = None
-        """When the first event was written, in seconds since 1970."""
+        """The time of the first event, in seconds since 1970."""
         self.time: float | None = None
-        """When the latest was."""
+        """The time of the latest event, in seconds since 1970."""
         self._keeps, self._starts = keeps, starts
         self._position = 0
         self._rest = b""
@@ -83,11 +83,11 @@ class EventFile:
 
     @property
     def half(self) -> bool:
-        """Does the file end in the middle of a record, so far?"""
+        """Whether the file ends in the middle of a frame, so far."""
         return bool(self._rest) and not self.damage
 
     def read(self) -> bool:
-        """Takes in what was added; says whether there was anything."""
+        """Reads what was added; returns whether there was anything."""
         before = self._position
         while not self.damage and (new := self._read(max(BLOCK, len(self._rest)))):
             data = self._rest + new if self._rest else new
@@ -106,14 +106,14 @@ class EventFile:
         return new
 
     def _take(self, data: bytes) -> int:
-        """Decodes the whole frames; returns where they end."""
+        """Decodes the complete frames; returns where they end."""
         starts, lengths, done, broken = walk(data)
         if not len(starts):
             self._broken(data, done, broken)
             return done
         found, others, wrong = columns(data, starts, lengths)
         if wrong is not None:
-            # what lies before it is sound
+            # the frames before it are sound
             done, broken = int(starts[wrong]) - HEAD, "a record's checksum is wrong"
             found, others, _ = columns(data, starts[:wrong], lengths[:wrong]) if wrong else ([], others[:0], None)
         cuts: list[int] = []
@@ -133,7 +133,7 @@ class EventFile:
             for i, part in enumerate(self.parts[first:]):
                 if at[i] < at[i + 1]:
                     own = slice(at[i], at[i + 1])
-                    # a copy, for a view would keep all of the block
+                    # a copy, since a view would keep the whole block in memory
                     part.scalars.setdefault(tag, []).append((steps[own].copy(), values[own].copy()))
         last = len(starts) - 1 if wrong is None else wrong - 1
         for frame in (0, last) if last >= 0 else ():
@@ -159,7 +159,7 @@ class EventFile:
         cuts: list[int],
         slow: list[tuple[int, str, int, float]],
     ) -> None:
-        # only a tag's first summary must say whose it is
+        # only a tag's first summary has to name its plugin
         plugin = value.metadata.plugin_data.plugin_name
         plugin = self._plugins.setdefault(value.tag, plugin) if plugin else self._plugins.get(value.tag, "")
         if value.HasField("simple_value"):

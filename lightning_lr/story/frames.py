@@ -17,30 +17,30 @@ from lightning_lr.story.checksum import checksums
 
 HEAD, FOOT = 12, 4
 AROUND = HEAD + FOOT
-"""The bytes of a frame beside its data."""
+"""The bytes of a frame besides its data."""
 
 SHORT = 4096
-"""Of lengths below this the checksums are kept."""
+"""The checksums of lengths below this are kept."""
 
 Spans = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Where the data of frames begin, and how long they are; shape (n,) each."""
+"""Where the data of each frame begins, and how long it is; shape (n,) each."""
 
 _length = struct.Struct("<Q").unpack_from
 
 
 def walk(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], int, str]:
-    """Finds the whole frames.
+    """Finds the complete frames.
 
     Args:
         data: begins with a frame; may end within one.
 
     Returns:
-        Where each frame's data begins, how long it is, where the last whole frame ends, and in words what is broken
-        there: empty where nothing is, and the rest is only not there yet.
+        Where each frame's data begins, how long it is, where the last complete frame ends, and what is broken there, in
+        words; empty if nothing is and the rest is just not written yet.
     """
     starts, lengths = _all_at_once(data)
     at = int(starts[-1] + lengths[-1]) + FOOT if len(starts) else 0
-    # what is no chain, or too large for it
+    # frames that are not part of the chain, or too large for it
     more, broken = [], ""
     while at + HEAD <= len(data):
         length: int = _length(data, at)[0]
@@ -67,8 +67,9 @@ def _short() -> NDArray[np.uint32]:
 def _all_at_once(data: bytes) -> Spans:
     """The frames that form a chain from the beginning on.
 
-    Instead of going from one to the next, it looks for all that can be a length with its checksum: of 8 bytes the
-    higher 5 are 0, for no frame is larger than 16 MiB. That they follow each other without a gap proves them.
+    Instead of walking from one frame to the next, it looks for everything that can be a length with its checksum: the
+    upper 5 of 8 bytes are 0, since no frame is larger than 16 MiB. Frames that follow one another without a gap are
+    real.
     """
     none = np.zeros(0, np.int64)
     if len(data) < AROUND:
@@ -84,7 +85,7 @@ def _all_at_once(data: bytes) -> Spans:
     told = heads[:, 8:].copy().view("<u4")[:, 0]
     right = _short()[np.minimum(lengths, SHORT - 1)] == told
     right &= lengths < SHORT
-    # the two places before a length look like one, too, but for the checksum, which takes long
+    # the two places before a length look like a length too; only the checksum tells, and it takes long
     near = np.concatenate([right, [False, False]])
     open_ = np.flatnonzero((lengths >= SHORT) & ~near[1:-1] & ~near[2:])
     right[open_] = checksums(heads[open_, :8]) == told[open_]

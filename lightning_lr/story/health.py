@@ -1,4 +1,4 @@
-"""Health: how a run does, in one sentence."""
+"""Health: how a run is doing, in one sentence."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from lightning_lr.story.present_rates import Rate, middle, present_rates, short
 from lightning_lr.story.story import FACTOR, Story
 
 LATELY = 200
-"""Steps: what happened longer ago is over. The journal too takes what comes later for new (`repeats.QUIET`)."""
+"""Steps after which an incident is over. The journal, too, treats a later one as new (`repeats.QUIET`)."""
 
 SHARE, SHORTEST = 0.1, 20
-"""Of a run shorter than 2,000 steps, this share is of late, and so many steps at least."""
+"""In a run shorter than 2,000 steps, this share of it is recent, and at least this many steps."""
 
 MANY = 3
-"""So many dropped updates lately are trouble, and fewer are to be watched."""
+"""This many recently dropped updates are trouble; fewer are to be watched."""
 
 MANY_LIMITED = 0.05
-"""So many of the latest updates limited are to be watched: the guard's limit is meant for the rare ones."""
+"""This share of recent updates limited is to be watched: the guard's limit is meant for rare ones."""
 
 POINTS, TENTH, FALLEN = 20, 0.1, 0.02
-"""A loss of fewer points says nothing; its first and last tenth are compared; less than this share is no fall."""
+"""The fewest points from which a loss is judged, the shares of it that are compared, and the least fall, as a share."""
 
 LOST = ("dropped", "held", "rewound", "gave up")
 GRAVE = ("gave up", "rewound", "dropped", "trial data", "held", "limited")
-"""What the guard may have done, the gravest first."""
+"""What the guard may have done, gravest first."""
 
 SAID = {
     "gave up": ("time it gave up", "times it gave up"),
@@ -42,26 +42,26 @@ SAID = {
     "held": ("update held for trials", "updates held for trials"),
     "limited": ("update limited", "updates limited"),
 }
-"""What is said after a number, one and many."""
+"""What is said after a number: for one and for many."""
 
 HELD_DOWN = 1e-3
-"""A plateau's factor below this has taken the rate away, whether or not anything got better by it."""
+"""A plateau's factor below this has taken the rate away, whether or not it helped."""
 
 STATES = ("none", "healthy", "watch", "trouble", "ended", "failed", "unfinished")
 
 
 @dataclass(frozen=True)
 class Health:
-    """How a run does.
+    """How a run is doing.
 
     Args:
         state: `none` (nothing of ours in it), `healthy`, `watch`, `trouble`, `ended` (as planned or stopped), `failed`,
             or `unfinished` (no longer written, and without an end).
-        sentence: in words.
-        since: the step since which it is so; None where that isn't known.
+        sentence: the same in words.
+        since: the step since which it has been so; None if that isn't known.
         rates: effective rates by tag, absolute.
-        factors: of the first group, by the callback's name.
-        troubles: what is wrong, in words; empty where nothing is.
+        factors: the first param group's factors, by the callback's name.
+        troubles: what is wrong, in words; empty if nothing is.
     """
 
     state: str
@@ -77,7 +77,7 @@ class Health:
 
 
 def health_of(story: Story) -> Health:
-    """How the run does at its last step."""
+    """How the run is doing at its last step."""
     rates = present_rates(story)
     by_tag = {rate.tag: rate.value for rate in rates}
     factors = {share.source: share.factor for share in rates[0].shares} if rates else {}
@@ -91,7 +91,7 @@ def health_of(story: Story) -> Health:
     words = [f"{head}: {'; '.join(troubles)}" if troubles else head]
     if rates:
         words.append(_rates(rates))
-    # of what a run died of without a guard, "no incidents" would be a strange end
+    # "no incidents" would be a strange end for a run that went wrong without a guard
     guard = _guard(incidents, last, ended=not story.writing) if incidents or not troubles else ""
     sentence = (": " if not troubles else ". ").join(part for part in words if part)
     return Health(state, f"{sentence}; {guard}." if guard else f"{sentence}.", since, by_tag, factors, tuple(troubles))
@@ -125,7 +125,7 @@ def _state(story: Story, incidents: list[Record], last: int) -> tuple[str, list[
 
 
 def _rates_lost(story: Story, last: int, lately: int) -> list[str]:
-    """Rates that are nothing any more, or next to nothing, long before the end."""
+    """Rates that are 0, or nearly 0, long before the end."""
     found = []
     begun = [_zero_since(*story.series(tag)) for tag in story.tags.rates]
     since = [step for step in begun if step is not None]
@@ -146,7 +146,7 @@ def _zero_since(steps: NDArray[np.int64], values: NDArray[np.float64]) -> int | 
 
 
 def _loss(story: Story, tag: str) -> tuple[str, bool]:
-    """What is wrong with a loss, and whether it is grave."""
+    """What is wrong with a loss, and whether that is trouble."""
     steps, values = story.series(tag)
     finite = np.isfinite(values)
     if len(values) and not finite[-1]:
@@ -211,7 +211,7 @@ def _guard(incidents: list[Record], last: int, *, ended: bool) -> str:
 
 
 def said(what: str, number: int) -> str:
-    """What is said of so many incidents of a kind, after their number.
+    """The words that follow the number of incidents of a kind.
 
     Example:
         >>> said("rewound", 2), said("trial data", 1)

@@ -1,4 +1,4 @@
-"""Old files: what the text `lr-events` says, from before there were records."""
+"""Old records: those of files without records, read from the lines of `lr-events`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _LOSS, _NORM = re.compile(rf"\bloss ({_NUMBER})"), re.compile(rf"\bgradient norm
 
 
 def is_old(text: Text) -> bool:
-    """Is it a text of ours?"""
+    """Whether it is a text of this package."""
     return text.plugin == "text" and text.tag == TAG
 
 
 def old_records(texts: Iterable[Text], tags: Iterable[str]) -> list[dict[str, Any]]:
-    """Records as far as the words give them: what has no known form is a `note`.
+    """Records as far as the lines give them; a line of no known form is a `note`.
 
     Args:
-        texts: as they were written.
-        tags: of the scalars, for the tags of the rates.
+        texts: the texts, in the order in which they were written.
+        tags: the tags of the scalars, to find the tags of the rates.
     """
     known = set(tags)
     found = []

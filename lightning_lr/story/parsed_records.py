@@ -1,6 +1,6 @@
-"""Records: what a run says of itself as data, out of the texts of its event files.
+"""Parsed records: what a run says about itself as data, out of the texts of its event files.
 
-What the kinds hold is said in `lightning_lr.record.records`, which writes them.
+`lightning_lr.record.records`, which writes them, lists the kinds and their entries.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ SCHEDULER = "scheduler"
 """The source of a change of the base rate."""
 
 FAR = 3.0
-"""Decades: what a change from or to 0 counts for."""
+"""Decades that a change from or to 0 counts for."""
 
 PASSING = 0.04
-"""Decades, a tenth of the rate: no more than this the schedule does in passing, beside a change of a callback's."""
+"""Decades (a tenth of the rate). A smaller change by the schedule, beside a callback's, is not worth a mention."""
 
 
 def is_record(text: Text) -> bool:
-    """Is it of ours?"""
+    """Whether it holds records of this package."""
     return text.plugin == PLUGIN and text.tag == TAG
 
 
 def begins_run(text: Text) -> bool:
-    """Does a run, or a part of it, begin here?"""
+    """Whether a run, or a part of one, begins here."""
     return is_record(text) and any('"run"' in one and load(one).get("kind") == "run" for one in text.texts)
 
 
 def records(texts: Iterable[Text]) -> list[Record]:
-    """All records, in their order; what is no JSON object with a kind and a step is left out."""
+    """All records, in their order; whatever is not a JSON object with a kind is left out."""
     lines = [(one, text.step) for text in texts if is_record(text) for one in text.texts]
     try:
-        # all at once: equal keys are then one string
+        # parsed all at once, equal keys share one string
         found = json.loads(f"[{','.join(line for line, _ in lines)}]")
         if len(found) != len(lines):
             raise ValueError
@@ -53,7 +53,7 @@ def records(texts: Iterable[Text]) -> list[Record]:
 
 
 def take_in(parts: Iterable[Part]) -> None:
-    """Turns a file's texts into records, and drops them: they are large. The words beside records say the same."""
+    """Parses a file's texts into records, and drops the texts: they are large, and lines beside records repeat them."""
     parts = list(parts)
     for part in parts:
         part.records += records(part.texts)
@@ -64,7 +64,7 @@ def take_in(parts: Iterable[Part]) -> None:
 
 
 def load(line: str) -> Record:
-    """One record; empty where the line holds none."""
+    """One record; empty if the line holds none."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -73,7 +73,7 @@ def load(line: str) -> Record:
 
 
 def number(value: Any) -> float:
-    """A number of a record: what is not finite is there as a string; nan where there is none.
+    """A record's number, which is a string where it is not finite; nan if there is none.
 
     Example:
         >>> number("inf"), number(0.5), number(None)
@@ -86,7 +86,7 @@ def number(value: Any) -> float:
 
 
 def decades(old: Any, new: Any) -> float:
-    """How far a rate or a factor went, in decades; what comes from or goes to 0, or is not finite, went far.
+    """How far a rate or a factor moved, in decades; from or to 0, or to a number that is not finite, counts as far.
 
     Example:
         >>> decades(0.1, 0.001), decades(0.5, 0.0), decades(1.0, 1.0)
@@ -101,7 +101,7 @@ def decades(old: Any, new: Any) -> float:
 
 
 def loudest(record: Record) -> list[Record]:
-    """The parts of a change, those that made most of it first; what the schedule did in passing is left out.
+    """The parts of a change, the largest first, without a small change by the schedule beside a callback's.
 
     Example:
         >>> parts = [{"source": "Mine", "old": 1.0, "new": 0.5}, {"source": "scheduler", "old": 1.0, "new": 0.01}]

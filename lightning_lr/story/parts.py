@@ -1,4 +1,4 @@
-"""Parts: what several writers, or one that began anew, have left in one folder, put together."""
+"""Parts: what several writers, or one writer that started anew, left in one folder, put together."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from lightning_lr.story.event_file import EventFile, Part
 
 OURS = "lr-"
-"""What the tags of our scalars begin with, but for the rates of a scheduler with a name of its own."""
+"""What the tags of our scalars begin with, except the rates of a scheduler with a name of its own."""
 
 
 @dataclass
 class Piece:
-    """A part, and from where on it is superseded.
+    """A part, and the step from which it is superseded.
 
     Args:
         part: what was written.
-        file: in which file.
-        limit: the step at which a later part began; from it on this part no longer counts. Infinite where none did.
-        later: the later parts of which that isn't known; they supersede a tag from where they have it.
+        file: the file that holds it.
+        limit: the step at which a later part began, from which this part no longer counts; infinite if none did.
+        later: later parts whose beginning isn't known; they supersede a tag from their first point of it.
     """
 
     part: Part
@@ -32,16 +32,16 @@ class Piece:
     later: tuple[Part, ...] = ()
 
     def limit_of(self, tag: str) -> float:
-        """From which step on the points of a tag don't count."""
+        """The step from which the points of a tag no longer count."""
         begins = (int(points[0].min()) for part in self.later for points in part.scalars.get(tag, ()))
         return min([self.limit, *begins])
 
 
 def pieces(files: Sequence[EventFile]) -> list[Piece]:
-    """All parts, in the order in which they began; which are superseded is worked out.
+    """All parts in the order in which they began, with what supersedes them.
 
-    A file that begins after another has ended goes on where that run was resumed, and so does a part of one file after
-    the one before it. Files that were written at the same time are two writers: none of them supersedes the other.
+    A file that begins after another one has ended continues the resumed run, and so does each later part of one file.
+    Files that were written at the same time come from two writers, and neither supersedes the other.
     """
     order = sorted(files, key=lambda file: math.inf if file.begin is None else file.begin)
     found = [Piece(part, file) for file in order for part in file.parts if part.scalars or part.texts or part.records]
@@ -58,13 +58,13 @@ def pieces(files: Sequence[EventFile]) -> list[Piece]:
 
 
 def two_writers(files: Sequence[EventFile]) -> bool:
-    """Were two of the files written at the same time, both with something of ours?"""
+    """Whether two files with data of this package were written at the same time."""
     ours = [file for file in files if any(_first(part) is not None for part in file.parts)]
     return any(_together(a, b) for i, a in enumerate(ours) for b in ours[i + 1 :])
 
 
 def series(found: Sequence[Piece], tag: str) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """The points of a tag that count, by their steps; of one step in the order in which they were written."""
+    """The points of a tag that count, by step; points of one step are in the order in which they were written."""
     steps: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     values: list[NDArray[np.floating]] = [np.zeros(0, np.float32)]
     for piece in found:
@@ -91,7 +91,7 @@ def series(found: Sequence[Piece], tag: str) -> tuple[NDArray[np.int64], NDArray
 
 
 def _first(part: Part) -> int | None:
-    """Where a part begins; None where nothing of ours says so."""
+    """The first step of a part; None if no data of this package tells it."""
     for record in part.records:
         if record["kind"] == "run":
             return record["step"]
@@ -100,7 +100,7 @@ def _first(part: Part) -> int | None:
 
 
 def _last(part: Part) -> float:
-    """The last step of ours."""
+    """The last step with data of this package."""
     ends = [int(points[-1][0].max()) for tag, points in part.scalars.items() if tag.startswith(OURS)]
     told = [*(text.step for text in part.texts), *(record["step"] for record in part.records)]
     return max([*ends, *told], default=-math.inf)

@@ -1,4 +1,4 @@
-"""Shares: what a rate is made of now: the scheduler's, times what each callback makes of it."""
+"""Present rates: what each rate is made of now, the scheduler's rate times each callback's factor."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from lightning_lr.story.parsed_records import SCHEDULER, Record, number
 from lightning_lr.story.story import FACTOR, Series, Story
 
 MOVING, AMONG = 3, 64
-"""A factor that has changed so often in the last so many steps is under way."""
+"""A factor that has changed at least this often in the last steps, this many, is still moving."""
 
 WHOLE = 3
-"""Of so many param groups the shares are worked out; of those after them only the rate."""
+"""Param groups whose shares are worked out; of further ones only the rate is."""
 
 LONGEST_NAME, LONGEST_REASON = 60, 90
-"""Characters."""
+"""The most characters of a name and of a reason."""
 
 
 Reasons = dict[tuple[str, str], list[Record]]
-"""What is known of the changes, by the rate's tag and the source."""
+"""The parts of all changes, by the rate's tag and the source."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """One callback's.
+    """One callback's share in a rate.
 
     Args:
         source: the callback's name.
-        factor: a ratio.
-        since: the step at which it took this value; None where that isn't known.
-        reason: in words; may be empty.
-        moving: whether it is on its way.
+        factor: its factor, a ratio.
+        since: the step at which the factor took this value; None if that isn't known.
+        reason: why, in words; may be empty.
+        moving: whether the factor is still changing.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Share:
 
     @property
     def words(self) -> str:
-        """Such as `0.5 (DivergenceGuard, since step 4,120: rewound after a loss that is not finite)`."""
+        """For example `0.5 (DivergenceGuard, since step 4,120: rewound after a loss that is not finite)`."""
         if self.moving:
             return f"{self.factor:.3g} ({middle(self.source)}, still changing)"
         since = "" if self.since is None or not self.reason else f", since step {self.since:,}: {short(self.reason)}"
@@ -52,10 +52,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Rate:
-    """One param group's.
+    """One param group's rate.
 
     Args:
-        tag: of its scalar.
+        tag: its scalar's tag.
         value: the effective rate, absolute.
         base: the scheduler's; None where a factor of 0 hides it.
         scheduled: whether a scheduler makes the base; where nothing says so, whether it has ever changed.
@@ -81,7 +81,7 @@ class Rate:
 
 
 def present_rates(story: Story) -> list[Rate]:
-    """The rates of all param groups, in their order."""
+    """The rates of all param groups, in order."""
     reasons: Reasons = {}
     for record in story.valid:
         for part in _parts(record):
@@ -91,7 +91,7 @@ def present_rates(story: Story) -> list[Rate]:
 
 
 def middle(text: str, longest: int = LONGEST_NAME) -> str:
-    """A name that fits: cut in its middle, for its end says as much as its beginning.
+    """Shortens a name by cutting its middle, since its end says as much as its beginning.
 
     Example:
         >>> middle("a" * 100, 11)
@@ -104,7 +104,7 @@ def middle(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 def short(words: str, longest: int = LONGEST_REASON) -> str:
-    """Words that fit: without what is in brackets where they are long, and then cut between two of them."""
+    """Shortens a reason: first by leaving out what is in brackets, then by cutting between two words."""
     if len(words) > longest:
         words = re.sub(r" \([^()]*\)", "", words)
     if len(words) <= longest:
@@ -123,7 +123,7 @@ def _rate(story: Story, tag: str, reasons: Reasons, *, whole: bool) -> Rate | No
     known = next((group.get("scheduled") for group in story.groups if group["tag"] == tag), None)
     scheduled = (tag, SCHEDULER) in reasons if known is None else bool(known)
     if whole and known is None and not scheduled and base is not None:
-        # without a monitor, the schedule's own changes are not told
+        # without a monitor there are no lines about the schedule's own changes
         begun = math.prod(float(own[0]) for source in story.factors if len(own := _factor(story, source, tag)[1]))
         scheduled = begun > 0 and not math.isclose(float(values[0]) / begun, base, rel_tol=1e-3)
     return Rate(tag, float(values[-1]), base, scheduled, told)
@@ -140,7 +140,7 @@ def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | Non
     since = int(steps[changed[-1]]) if len(changed) else int(steps[0])
     reason = ""
     for part in reasons.get((tag, source), ()):
-        # a scalar has the precision of float32
+        # event files hold scalars as float32
         if abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
             reason = str(part.get("reason") or "")
     return Share(source, last, since, reason, moving)

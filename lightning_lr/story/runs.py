@@ -9,7 +9,7 @@ from tensorboard.compat import tf
 
 
 class NothingToRead(Exception):  # noqa: N818
-    """There is no run in the folder; says why in words."""
+    """There is no run in the folder; the message says why."""
 
 
 def runs(logdir: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Story: what happened to the learning rates of one run, as its event files tell it."""
+"""A story: what happened to the learning rates of one run, according to its event files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Steps and values, shape (n,) each."""
 
 LATELY = 300.0
-"""Seconds: TensorBoard's writer empties its buffer every 120 s, so a file that rests for longer is at its end, or an
-epoch is long."""
+"""Seconds. TensorBoard's writer empties its buffer every 120 s, so a file that rests for longer is complete, or waits
+for a long epoch."""
 
 FACTOR, INCIDENT, FINDER, UPDATE = "lr-factor/", "lr-incident/", "lr-finder/", "lr-update/"
 _BESIDE = re.compile(r"-(momentum|weight_decay)$")
@@ -33,16 +33,16 @@ _LOSS = re.compile("loss", re.IGNORECASE)
 
 @dataclass
 class Tags:
-    """The tags of a run's scalars, by what they are of.
+    """The tags of a run's scalars, by what they show.
 
     Args:
         rates: effective rates.
-        factors: of the callbacks.
-        losses: what has "loss" in its name, that of the training first.
-        incidents: of the guard.
-        finder: of sweeps.
-        updates: sizes of updates by those of the weights.
-        other: all else.
+        factors: factors of the callbacks.
+        losses: scalars with "loss" in their name, the training's first.
+        incidents: incidents of the guard.
+        finder: scalars of sweeps.
+        updates: sizes of updates relative to the weights.
+        other: all others.
     """
 
     rates: list[str] = field(default_factory=list)
@@ -55,11 +55,11 @@ class Tags:
 
 
 class Story:
-    """Reads one run's folder, and reads on where it is asked again.
+    """Reads one run's folder, and continues where it left off when asked again.
 
     Args:
-        folder: with the event files; any place that TensorBoard can read.
-        name: the run's.
+        folder: the folder with the event files, at any place that TensorBoard can read.
+        name: the run's name.
 
     Example:
         >>> import tempfile
@@ -80,7 +80,7 @@ class Story:
         self._tags: Tags | None = None
 
     def refresh(self) -> bool:
-        """Reads what was added since the last time; says whether there was anything."""
+        """Reads what was added since the last time; returns whether there was anything."""
         new = False
         for path in event_files(self.folder):
             file = self._files.get(path)
@@ -93,31 +93,32 @@ class Story:
             self._forget()
         return new
 
-    # what there is ---------------------------------------------------------------------------------------------
-
     @property
     def records(self) -> list[Record]:
-        """All records, in the order in which they were written; those of a part that a resumed run has made anew have
-        `superseded: True`. Of files from before there were records: as far as their words give them."""
+        """All records, in the order in which they were written.
+
+        Records that a resumed run has replaced have `superseded: True`. For files from before there were records these
+        are as much as their lines say.
+        """
         if self._records is None:
             self._records = self._all_records()
         return self._records
 
     @property
     def valid(self) -> list[Record]:
-        """The records that are not superseded, by their steps."""
+        """The records that are not superseded, sorted by step."""
         if self._valid is None:
             self._valid = sorted((r for r in self.records if not r.get("superseded")), key=lambda r: r["step"])
         return self._valid
 
     @property
     def structured(self) -> bool:
-        """Are there records, and not words only?"""
+        """Whether there are records, and not only lines of text."""
         return any(piece.part.records for piece in self._parts)
 
     @property
     def has_data(self) -> bool:
-        """Is there anything of ours?"""
+        """Whether there is any data of this package."""
         return bool(self.records or self.tags.factors or self.tags.rates)
 
     @property
@@ -128,17 +129,17 @@ class Story:
         return self._tags
 
     def series(self, tag: str) -> Series:
-        """The points of a scalar, by their steps, without those that a resumed run has made anew.
+        """The points of a scalar, sorted by step, without those that a resumed run has replaced.
 
         Returns:
-            Steps, int64, and values, float64, shape (n,) each; empty for a tag that isn't there.
+            Steps, int64, and values, float64, shape (n,) each; empty for an unknown tag.
         """
         steps, values = series(self._parts, tag)
         return steps, values.astype(np.float64)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """`tag`, `optimizer` and `group` of every param group, and whether it is `scheduled`, where that is known."""
+        """`tag`, `optimizer`, `group` and, if known, `scheduled` of every param group."""
         found = groups_told(self.valid)
         for record in self.valid if not found else ():
             if record["kind"] in ("first", "change", "drift"):
@@ -150,64 +151,62 @@ class Story:
 
     @property
     def factors(self) -> list[str]:
-        """The names of the callbacks that have a factor, in their order."""
+        """The names of the callbacks that have a factor, in order."""
         runs = [name for record in self.valid if record["kind"] == "run" for name in record.get("factors", ())]
         return list(dict.fromkeys([*runs, *(tag.removeprefix(FACTOR).split("/")[0] for tag in self.tags.factors)]))
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """What sweeps have found, oldest first: `Finding.to_dict()`, with the callback's name and the step."""
+        """The findings of all sweeps, oldest first: `Finding.to_dict()` with the callback's name and the step."""
         return [
             {**r["finding"], "callback": r.get("callback", ""), "tag": r.get("tag", ""), "at": r["step"]}
             for r in self.valid
             if r["kind"] == "finding" and isinstance(r.get("finding"), dict)
         ]
 
-    # where it stands -------------------------------------------------------------------------------------------
-
     @property
     def first_step(self) -> int | None:
-        """The first step of ours."""
+        """The first step of the records, rates, factors and losses."""
         return self._edge(min, 0)
 
     @property
     def last_step(self) -> int | None:
-        """The last step of ours, or of a loss."""
+        """The last step of the records, rates, factors and losses."""
         return self._edge(max, -1)
 
     @property
     def begin(self) -> float | None:
-        """When the first file was begun, in seconds since 1970."""
+        """The time of the first event, in seconds since 1970."""
         return min((file.begin for file in self._files.values() if file.begin is not None), default=None)
 
     @property
     def time(self) -> float | None:
-        """When the latest event was written, in seconds since 1970."""
+        """The time of the latest event, in seconds since 1970."""
         return max((file.time for file in self._files.values() if file.time is not None), default=None)
 
     @property
     def end(self) -> Record | None:
-        """The record of the last fit's end; None where there is none, or a later fit has begun."""
+        """The record of the last fit's end; None if there is none, or if a later fit has begun."""
         last = [record for record in self.records if record["kind"] in ("run", "end")]
         return last[-1] if last and last[-1]["kind"] == "end" else None
 
     @property
     def writing(self) -> bool:
-        """Does it look as if the run goes on: no end, and an event of the last five minutes?
+        """Whether the run seems to be going on: it has no end, and an event of the last five minutes.
 
-        The files' own times say nothing: a copy of an old run has new ones.
+        The files' own times say nothing, since a copy of an old run has new ones.
         """
         return self.end is None and self.time is not None and time.time() - self.time < LATELY
 
     @property
     def damage(self) -> str:
-        """What couldn't be read, in words; empty where all could."""
+        """What couldn't be read, in words; empty if everything could."""
         broken = [(path, file.damage) for path, file in self._files.items() if file.damage]
         return "; ".join(f"{os.path.basename(path)}: {damage}" for path, damage in broken)
 
     @property
     def remarks(self) -> list[str]:
-        """What should be known about the files, in words."""
+        """What a reader should know about the files, in words."""
         found = self.broken
         if two_writers(list(self._files.values())):
             found.append("two writers wrote into this folder at the same time: their points are shown together")
@@ -215,13 +214,11 @@ class Story:
 
     @property
     def broken(self) -> list[str]:
-        """What is missing of the files, in words."""
+        """What is missing from the files, in words."""
         found = [self.damage] if self.damage else []
         if any(file.half for file in self._files.values()) and not self.writing:
             found.append("the file ends in the middle of a record: its writer was killed, or the disk is full")
         return found
-
-    # how -------------------------------------------------------------------------------------------------------
 
     @property
     def _parts(self) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""Answers: what the page asks of one run, as plain values that JSON can hold."""
+"""Answers to what the page asks about one run, as plain values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_lr.tensorboard.marks import key, marks, start
 from lightning_lr.tensorboard.parameters import NotFoundError, Parameters
 
 TAGS = 64
-"""Series in one answer."""
+"""The most series in one answer."""
 
 POINTS = 5000
-"""Points of one series in one answer: more than a screen has columns."""
+"""The most points of one series in one answer: more than a screen has columns."""
 
 
 def series(story: Any, parameters: Parameters) -> dict[str, Any]:
-    """Points of scalars by tag, thinned so that no step and no peak is lost."""
+    """Points of scalars by tag, thinned so that no jump or spike is lost."""
     tags = parameters.words("tag", TAGS)
     first, last = parameters.span()
     points = parameters.whole("points", 1000, 10, POINTS)
@@ -35,7 +35,7 @@ def series(story: Any, parameters: Parameters) -> dict[str, Any]:
 
 
 def records(story: Any, parameters: Parameters) -> dict[str, Any]:
-    """Marks of the range, and the records behind them: the latest `limit` of those asked for."""
+    """Marks of the range, and the latest `limit` of the records behind them."""
     first, last = parameters.span()
     limit = parameters.whole("limit", 100, 0, 2000)
     bins = parameters.whole("bins", 200, 10, 1000)
@@ -53,12 +53,12 @@ def records(story: Any, parameters: Parameters) -> dict[str, Any]:
 
 
 def finding(story: Any, parameters: Parameters) -> dict[str, Any]:
-    """What every sweep has found, oldest first."""
+    """The findings of all sweeps, oldest first."""
     return {"findings": story.findings}
 
 
 def heat(story: Any, parameters: Parameters) -> dict[str, Any]:
-    """The logarithm (base 10) of the update by the weights, for each module and column of steps; null: no point."""
+    """log10 of the update's size relative to the weights, for each module and column of steps; null: no point."""
     first, last = parameters.span()
     columns = parameters.whole("columns", 300, 10, 1000)
     rows, low, high = [], math.inf, -math.inf
@@ -74,10 +74,10 @@ def heat(story: Any, parameters: Parameters) -> dict[str, Any]:
     if not rows:
         return {"modules": [], "steps": [], "values": []}
     edges = np.unique(np.linspace(low, high + 1, columns + 1).astype(np.int64))
-    # where fewer were logged than there are columns, each has its own
+    # with fewer logged steps than columns, each step has a column of its own
     every = np.unique(np.concatenate([steps for _, steps, _ in rows]))
     if 2 * len(every) < len(edges) - 1:
-        # and is no wider than usual where the next one is far
+        # which is no wider than usual where the next one is far
         usual = max(1, int(np.median(np.diff(every)))) if len(every) > 1 else 1
         ends = every + usual
         far = np.append(ends[:-1] < every[1:], True)

@@ -1,4 +1,4 @@
-"""Files: the page's own, and plotly's; compressed once, and kept."""
+"""Files: the page's own and plotly's, compressed once and kept."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def static(name: str) -> File | None:
 
 @cache
 def plotly() -> File:
-    """plotly.js, as the Python package `plotly` brings it.
+    """plotly.js, as the Python package `plotly` ships it.
 
     Raises:
-        FileNotFoundError: that package has no such file.
+        FileNotFoundError: when the package has no such file.
     """
     return File(KINDS[".js"], gzip.compress(plotly_text().encode(), compresslevel=6, mtime=0))
 

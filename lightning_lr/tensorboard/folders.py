@@ -1,4 +1,4 @@
-"""Folders: where the event files of the runs with our data lie, by the names that TensorBoard gives them."""
+"""Folders: where the event files of runs with our data are, by the names that TensorBoard gives the runs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 
 HEAD = 256 * 2**10
-"""Bytes at the beginning of an event file, in which a run says that it has our data: nearly always in its first few."""
+"""Bytes at the beginning of an event file in which our data is looked for; it is nearly always in the first few."""
 
 SIGNS = (b"lightning_lr", b"lr-events")
-"""One of them is there: the plugin's name, or the text tag of runs from before there were records."""
+"""What shows our data: the plugin's name, or the text tag of runs from before there were records."""
 
 AGAIN = 5.0
-"""Seconds until it is looked again, as TensorBoard does."""
+"""Seconds until the folders are searched again, as in TensorBoard."""
 
 AT_ONCE = 0.5
-"""Seconds for which the first answer waits; a folder with very many files takes longer, and comes next time."""
+"""Seconds that the first answer waits; a folder with very many files takes longer and comes with the next answer."""
 
 
 class Roots:
     """The folders that TensorBoard was started with.
 
     Args:
-        logdir: as given to `--logdir`; None or empty: not given.
-        spec: as given to `--logdir_spec`: `name:folder` or `folder`, several with commas between.
+        logdir: the value of `--logdir`; None or empty if not given.
+        spec: the value of `--logdir_spec`: `name:folder` or `folder`, separated by commas.
 
     Example:
         >>> Roots("/logs", None).candidates("a/b")
@@ -46,7 +46,7 @@ class Roots:
             self._roots.append((name, os.path.expanduser(folder)) if named else ("", os.path.expanduser(part)))
 
     def walk(self) -> Iterator[tuple[str, str]]:
-        """Name and folder of all that has event files, on this machine's own disks."""
+        """Name and folder of everything with event files on local disks."""
         from tensorboard.backend.event_processing.io_wrapper import GetLogdirSubdirectories
 
         for name, root in self._roots:
@@ -57,7 +57,7 @@ class Roots:
                 yield (os.path.join(name, run) if name else run), folder
 
     def candidates(self, run: str) -> list[str]:
-        """The folders that may be the run's, the likeliest first."""
+        """The folders that may be the run's, most likely first."""
         found = []
         for name, root in self._roots:
             if not name or run == name or run.startswith(f"{name}/"):
@@ -66,21 +66,20 @@ class Roots:
         return found
 
     def folder(self, run: str) -> str | None:
-        """The run's folder, or None if there is none."""
+        """The run's folder, or None."""
         from tensorboard.compat import tf
 
         return next((folder for folder in self.candidates(run) if tf.io.gfile.isdir(folder)), None)
 
 
 class RunFolders:
-    """The runs with our data, looked for in the background.
+    """The folders of runs with our data, looked for in the background.
 
-    TensorBoard's own list has a run only when it has read much of it, which can take minutes. So the folders are looked
-    through as well.
+    TensorBoard lists a run only when it has read much of it, which can take minutes. So the folders are searched too.
 
     Args:
         roots: where to look.
-        listed: gives the names of those that TensorBoard knows to have our data.
+        listed: returns the names of the runs that TensorBoard knows to have our data.
     """
 
     def __init__(self, roots: Roots, listed: Callable[[], list[str]]) -> None:
@@ -93,7 +92,7 @@ class RunFolders:
         self._looked = float("-inf")
 
     def folders(self) -> dict[str, str]:
-        """The folder of each by its name, as far as they have been found."""
+        """The folder of each run by its name, as far as found."""
         with self._lock:
             if self._looking is None and time.monotonic() - self._looked >= AGAIN:
                 self._looking = threading.Thread(target=self._look, name="lightning_lr runs", daemon=True)

@@ -1,4 +1,4 @@
-"""Marks: what the timeline shows of the records; many alike are one mark with a count."""
+"""Marks: what the timeline shows of the records; many similar records are one mark with a count."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from lightning_lr.story.parsed_records import SCHEDULER, loudest
 
 SHOWN = {"change", "drift", "incident", "finding", "note", "first"}
-"""Kinds that have a mark. `run` and `end` are what the sentence on top says."""
+"""Kinds that have a mark. The sentence at the top says what `run` and `end` would."""
 
 MOST = 2000
-"""Marks in one answer: a browser still draws so many at once."""
+"""The most marks in one answer: a browser can still draw this many at once."""
 
 
 class Key(NamedTuple):
-    """What is alike: a filter shows or hides all of one kind and cause."""
+    """What makes records similar: a filter shows or hides all of one kind and cause."""
 
     kind: str
     cause: str
@@ -24,7 +24,7 @@ class Key(NamedTuple):
 
 
 def key(record: dict[str, Any]) -> Key:
-    """What a record is alike to.
+    """The key of a record.
 
     Example:
         >>> part = {"source": "Warmup", "old": 0.5, "new": 1.0}
@@ -37,7 +37,7 @@ def key(record: dict[str, Any]) -> Key:
     if kind == "change":
         return Key("change", next((part["source"] for part in loudest(record)), SCHEDULER), "", record.get("tag", ""))
     if kind == "drift":
-        # a drift is a change too, one that took its time
+        # a drift is a slow change
         return Key("change", record.get("source", ""), "", record.get("tag", ""))
     if kind == "incident":
         return Key(kind, record.get("callback", ""), record.get("what", ""), "")
@@ -47,7 +47,7 @@ def key(record: dict[str, Any]) -> Key:
 
 
 def start(record: dict[str, Any]) -> int:
-    """The step at which what it tells began.
+    """The step at which the record's subject began.
 
     Example:
         >>> start({"kind": "drift", "step": 9, "start": 4}), start({"kind": "note", "step": 9})
@@ -62,11 +62,11 @@ def start(record: dict[str, Any]) -> int:
 
 
 def marks(records: Iterable[dict[str, Any]], bins: int) -> list[dict[str, Any]]:
-    """Marks by step.
+    """Marks in the order of their steps.
 
     Args:
-        records: in the order of their steps.
-        bins: parts of the range of steps; those alike within one part are one mark.
+        records: the records, sorted by step.
+        bins: parts of the range of steps; similar records within one part make one mark.
     """
     shown = [record for record in records if record["kind"] in SHOWN and not record.get("superseded")]
     if not shown:
@@ -74,7 +74,7 @@ def marks(records: Iterable[dict[str, Any]], bins: int) -> list[dict[str, Any]]:
     low, high = shown[0]["step"], shown[-1]["step"]
     width = max(1, -(-(high - low + 1) // bins))
     while True:
-        # bins at multiples of the width, so that marks stay where they are as a run goes on
+        # bins begin at multiples of the width, so that marks stay in place while a run goes on
         found: dict[tuple[Key, int], dict[str, Any]] = {}
         for record in shown:
             alike = key(record)
@@ -109,7 +109,7 @@ def _add(found: dict[Any, dict[str, Any]], place: Any, alike: Key, record: dict[
 
 
 def _larger(one: Any, other: Any) -> Any:
-    """Of two losses, the one that should be seen: what isn't finite is a text here, and comes first."""
+    """The one of two losses that should be seen: a loss that isn't finite is a string here, and comes first."""
     for value in (one, other):
         if isinstance(value, str):
             return value

@@ -1,4 +1,4 @@
-"""Parameters of a request: read, bounded, and refused with a sentence."""
+"""Parameters of a request, with their bounds; errors are full sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class BadRequestError(ValueError):
-    """A request that can't be answered: the message has the bound, the value and the remedy."""
+    """A request that can't be answered; the message has the bound, the value and the remedy."""
 
     status = 400
 
@@ -42,7 +42,7 @@ leave it out for the whole run
         self._list = args.getlist
 
     def text(self, name: str) -> str:
-        """A text that must be there."""
+        """A text that must be given."""
         value = self._args.get(name)
         if value is None:
             raise BadRequestError(f"{name} must be given, got none: add {name}= to the address")
@@ -78,7 +78,7 @@ leave it out for the whole run
         return number
 
     def span(self) -> tuple[int | None, int | None]:
-        """The steps `from` and `to`, both included; None: open."""
+        """The steps `from` and `to`, both included; None for an open end."""
         first, last = self.step("from"), self.step("to")
         if first is not None and last is not None and first > last:
             raise BadRequestError(f"from must be at most to, got {first} and {last}: swap them")

@@ -1,4 +1,4 @@
-"""The plugin: what TensorBoard loads at its start, by the entry point in the group `tensorboard_plugins`."""
+"""The plugin: what TensorBoard loads when it starts, through the entry point group `tensorboard_plugins`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tensorboard.plugins import base_plugin
 from lightning_lr.tensorboard.folders import Roots, RunFolders
 
 NAME = "lightning_lr"
-"""Of the plugin: in its routes, and in the metadata of the summaries that the journal writes."""
+"""The plugin's name, in its routes and in the metadata of the summaries that the journal writes."""
 
 EVENTS = "lr-events/text_summary"
-"""The text tag that runs have which were written before there were records."""
+"""The text tag of runs that were written before there were records."""
 
 
 class LearningRates(base_plugin.TBLoader):
@@ -37,10 +37,10 @@ class LearningRates(base_plugin.TBLoader):
 
 
 class Tab(base_plugin.TBPlugin):
-    """The tab's backend: it reads the event files itself, exactly, and takes the runs' names from TensorBoard.
+    """The tab's backend. It reads the event files itself, exactly, and takes the names of the runs from TensorBoard.
 
-    TensorBoard's own reader keeps a sample of each tag's points, in which steps and changes get lost; and with its fast
-    data server there is no other way to all of them.
+    TensorBoard's own reader keeps only a sample of each tag's points, which loses steps and changes. With its fast data
+    server there is no other way to get all points.
     """
 
     plugin_name = NAME
@@ -49,7 +49,7 @@ class Tab(base_plugin.TBPlugin):
         flags = context.flags
         logdir, spec = context.logdir or getattr(flags, "logdir", None), getattr(flags, "logdir_spec", None)
         self._provider = context.data_provider
-        # with a spec, the context's own folder is the spec
+        # with --logdir_spec, the context's logdir is the spec
         self._runs = RunFolders(Roots(None if spec else logdir, spec), self._names)
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
@@ -59,11 +59,11 @@ class Tab(base_plugin.TBPlugin):
         return Routes(StoryCache(self._runs.folders)).apps()
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
-        # the page asks by itself while a run is being written
+        # the page polls by itself while a run is being written
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Learning rates", disable_reload=True)
 
     def is_active(self) -> bool:
-        """Whether some run has what this package wrote; it is looked up in the background."""
+        """Whether any run has data of this package; the search runs in the background."""
         return bool(self._runs.folders())
 
     def _names(self) -> list[str]:

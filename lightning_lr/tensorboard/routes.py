@@ -1,4 +1,4 @@
-"""Routes: the page's files, and what it asks of the runs, as JSON."""
+"""Routes: the page's files, and the answers about runs as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_lr.tensorboard.story_cache import StoryCache
 DAY = 86_400
 
 VERSION = 1
-"""Of the answers."""
+"""The version of the answers."""
 
 
 class Routes:
@@ -34,7 +34,7 @@ class Routes:
         self._stories = stories
 
     def apps(self) -> dict[str, Callable[..., Any]]:
-        """By route; `/static/*` is TensorBoard's way to say all that begin so."""
+        """The applications by route; `/static/*` stands for all routes that begin with `/static/`."""
         of_a_run = {"series": series, "records": records, "finding": finding, "heat": heat}
         return {
             "/index.js": _file,
@@ -68,7 +68,7 @@ def _plotly(request: wrappers.Request) -> wrappers.Response:
 
 
 def _json(answer: Callable[[Parameters], dict[str, Any]]) -> Callable[..., Any]:
-    """An application that answers with JSON, whatever happens: an error has a status and a sentence."""
+    """An application that always answers with JSON; an error has a status and a sentence."""
 
     @wrappers.Request.application
     def respond(request: wrappers.Request) -> wrappers.Response:
@@ -79,7 +79,7 @@ def _json(answer: Callable[[Parameters], dict[str, Any]]) -> Callable[..., Any]:
         except BadRequestError as error:
             return _error(request, error.status, str(error))
         except Exception as error:
-            # TensorBoard and its other tabs go on, and the page says what is wrong with this one
+            # TensorBoard and its other tabs keep running, and this tab's page says what went wrong
             tb_logging.get_logger().error("lightning_lr: %s", traceback.format_exc())
             return _error(request, 500, f"{type(error).__name__}: {error}; TensorBoard's own output has more")
         return http_util.Respond(request, json.dumps(found, allow_nan=False), "application/json")

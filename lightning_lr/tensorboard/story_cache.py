@@ -1,4 +1,4 @@
-"""StoryCache: the stories of all runs, read in the background and kept."""
+"""A story cache: the stories of all runs, read in the background and kept."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from lightning_lr.tensorboard.parameters import NotFoundError
 
 AGAIN = 1.0
-"""Seconds from the end of one round over the runs to the next."""
+"""Seconds between two rounds over the runs."""
 
 IDLE = 30.0
-"""Seconds without a request after which nothing is read any more, until the next."""
+"""Seconds without a request after which reading stops until the next request."""
 
 
 class Entry:
-    """One run: its story, and the summary of it that the page's first request gets."""
+    """One run: its story, and the summary that the page asks for first."""
 
     def __init__(self, name: str, folder: str) -> None:
         self.name, self.folder = name, folder
@@ -29,7 +29,7 @@ class Entry:
         self.summary: dict[str, Any] | None = None
 
     def read(self) -> None:
-        """Reads what has been written since the last time."""
+        """Reads what was added since the last time."""
         from lightning_lr.story.story import Story
         from lightning_lr.tensorboard.summary import summary
 
@@ -40,15 +40,15 @@ class Entry:
                 if self.story.refresh() or self.summary is None or self.summary.get("writing"):
                     self.summary = summary(self.name, self.story)
             except OSError as error:
-                # a folder that is gone, or may not be read: said in its line, and tried again
+                # the folder is gone, or may not be read: its line says so, and the next round tries again
                 self.summary = {"name": self.name, "has_data": False, "error": f"can't be read: {error}"}
 
 
 class StoryCache:
-    """Reads in a thread of its own while somebody asks.
+    """Reads the stories in a thread of its own, as long as requests come.
 
     Args:
-        folders: gives the folder of every run with our data, by the run's name.
+        folders: returns the folder of every run with our data, by the run's name.
     """
 
     def __init__(self, folders: Callable[[], dict[str, str]]) -> None:
@@ -59,17 +59,17 @@ class StoryCache:
         self._asked = float("-inf")
 
     def runs(self) -> list[dict[str, Any]]:
-        """The summary of each run, by name; of one that hasn't been read yet only that it is being read."""
+        """The summary of each run, sorted by name; a run that hasn't been read yet only says that it is being read."""
         self._list()
         self._awake()
         return [entry.summary or {"name": name, "reading": True} for name, entry in sorted(self._entries.items())]
 
     @contextmanager
     def story(self, name: str) -> Iterator[Any]:
-        """The story of a run, which nobody else reads or changes meanwhile.
+        """The story of a run, which no other thread reads or changes meanwhile.
 
         Raises:
-            NotFoundError: there is no run of that name with our data.
+            NotFoundError: when no run with our data has that name.
         """
         self._list()
         self._awake()
@@ -102,7 +102,7 @@ class StoryCache:
 
     def _read(self) -> None:
         while True:
-            # those that nobody has seen yet come first, and of these the latest: it is what the page opens with
+            # runs without a summary come first, and of these the latest, with which the page opens
             for entry in sorted(self._entries.values(), key=lambda entry: (entry.summary is not None, -entry.begun)):
                 entry.read()
             time.sleep(AGAIN)

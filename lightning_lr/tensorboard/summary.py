@@ -1,4 +1,4 @@
-"""Summary: what the page's first request gets of each run."""
+"""The summary of a run, for the page's first request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning_lr.story.health import health_of
 
 
 def summary(name: str, story: Any) -> dict[str, Any]:
-    """A run in short: the sentence, the tags to ask for, and the steps that it spans."""
+    """A run in short: its sentence, the tags to ask for, and the steps that it spans."""
     tags = story.tags
     told = health_of(story)
     return {
