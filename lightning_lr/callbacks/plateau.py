@@ -127,8 +127,8 @@ class PlateauDecay(LRCallback):
         count = len(self.ledger.optimizers)
         if self.optimizer is not None and self.optimizer >= count:
             raise ValueError(
-                f"{self.name}(optimizer={self.optimizer}) names no optimizer of this run, which has {count}: they count from "
-                f"0, so write {self.written(optimizer=0)}"
+                f"{self.name}(optimizer={self.optimizer}) names no optimizer of this run, which has {count}: "
+                f"they count from 0, so write {self.written(optimizer=0)}"
             )
         if self._mode_unknown:
             rank_zero_warn(missing_metric.without_mode(self))

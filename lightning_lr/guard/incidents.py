@@ -187,7 +187,7 @@ class Incidents:
             rank_zero_info(line)
 
     def _trials(self) -> str:
-        words = {"passed": "passed", "data": "blamed the data", "weights": "the weights"}
+        words = {"passed": "passed", "data": "blamed the data", "weights": "blamed the weights"}
         return ", ".join(f"{n} {w}" for kind, w in words.items() if (n := self.counts[f"trials_{kind}"]))
 
     def _write(

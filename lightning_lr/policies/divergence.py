@@ -173,7 +173,8 @@ class DivergencePolicy:
             fit = seen.high == 0 and (state.rate.since >= PROOF or state.rate.rewinds == 0)
             return self._rewind(state, signals, "newest" if fit else "best", "the weights are not finite")
         if seen.nonfinite > NOTHING_FINITE:
-            cause = f"{seen.nonfinite} updates in a row were not finite while the weights were: the data or the model is at fault"
+            blame = "the data or the model is at fault"
+            cause = f"{seen.nonfinite} updates in a row were not finite while the weights were: {blame}"
             # nothing speaks against the weights of late
             to = "newest" if seen.high == 0 else "best"
             return self._answer(state.back(to), signals, "give_up", cause, to=to)

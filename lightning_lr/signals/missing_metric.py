@@ -26,8 +26,9 @@ class Watcher(Protocol):
 def without_mode(watcher: Watcher) -> str:
     """For a metric named like a score: nobody said whether higher is better."""
     return (
-        f"{watcher.name} monitors {watcher.monitor!r}, which may be a score (higher is better), but has no mode: it makes no check "
-        f"and changes no rate. Write {_call(watcher, watcher.monitor, 'max')}, or mode='min' if less is better"
+        f"{watcher.name} monitors {watcher.monitor!r}, which may be a score (higher is better), but has no mode: it "
+        f"makes no check and changes no rate. Write {_call(watcher, watcher.monitor, 'max')}, "
+        f"or mode='min' if less is better"
     )
 
 

@@ -308,7 +308,5 @@ def test_of_two_optimizers_the_named_one_falls_and_goes_on_so_after_a_resume(
 def test_an_optimizer_that_the_run_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="optimizer must be a whole number >= 0, got -1: it is an index, or None for"):
         llr.PlateauDecay(optimizer=-1)
-    with pytest.raises(
-        ValueError, match=r"names no optimizer of this run, which has 2.* write PlateauDecay\(optimizer=0\)"
-    ):
+    with pytest.raises(ValueError, match=r"no optimizer of this run, which has 2.* write PlateauDecay\(optimizer=0\)"):
         trainer(tmp_path, callbacks=[llr.PlateauDecay(optimizer=2)]).fit(Two([1.0] * 2), Loader(1), held_out())

@@ -390,7 +390,7 @@ def test_a_trial_of_an_optimizer_that_makes_no_more_updates_is_broken_off_in_wor
     model, watching = Phases(), guard(8)
     fit(model, tmp_path, watching, batches=32, max_epochs=3)
     assert [mark for mark in watching.states[0].marks if "broken" in mark] == ["broken off 8"]
-    assert sum("trial broken off" in line for line in watching.journal.story) == 1
+    assert sum("broken off: it makes no more updates" in line for line in watching.journal.story) == 1
     # the other's updates count from then on: its own eighth begins a trial that ends
     assert watching.summary()["trials_passed"] == 1
     assert watching.states[1].update == 3 * 32 - 8 - 33

@@ -206,7 +206,7 @@ def test_a_metric_that_validation_lacks_is_told_when_it_has_first_run(
         warnings.showwarning = lambda message, *_: told_at.append(fit.global_step)  # type: ignore[assignment]
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message=".*monitors")
-        with pytest.raises(llr.MetricError, match=f"'{monitor}', which nobody has logged.*train_loss, val_loss"):
+        with pytest.raises(llr.MetricError, match=f"'{monitor}', which was never logged.*train_loss, val_loss"):
             fit.fit(model, Loader(2), held_out())
     assert told_at == ([0] if checks else [2])
 
