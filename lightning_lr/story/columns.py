@@ -48,7 +48,7 @@ def columns(
         lengths: the length of each frame's data, without its checksum, shape (n,).
 
     Returns:
-        The scalars; the indices of all other frames, rising; the index of the first frame with a wrong checksum or None.
+        The scalars; the indices of all other frames, rising; the index of the first frame whose checksum is wrong.
     """
     found: list[Column] = []
     others: list[NDArray[np.int64]] = []
