@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_lr.callbacks.divergence import DivergenceError, DivergenceGuard
-from lightning_lr.policies.divergence_state import Verdict
+from lightning_lr.policies.verdict import Verdict
 
 UPDATES, FAULT_AT, BATCH = 600, 200, 32
 FAULTS = [

@@ -27,9 +27,9 @@ from printed import head, row
 from torch import nn
 
 from lightning_lr import SweepPolicy
-from lightning_lr.policies.suggestion import RULES
+from lightning_lr.policies.curve_rules import RULES
+from lightning_lr.policies.horizon import POWERS, Horizon
 from lightning_lr.policies.sweep import BRACKET
-from lightning_lr.policies.tried_rates import HORIZON, Horizon
 
 SWEEP = 60
 ARMS = ("bracket", *RULES, "lightning", "prodigy", "schedulefree", "fixed 1e-3")
@@ -65,7 +65,7 @@ def swept(rule: str, task: str, optimizer: str, seed: int) -> tuple[float | None
         run.batch()
         made = 1
     kind = "sgd" if optimizer == "sgd" else "adaptive"
-    state, now = policy.start(horizon=Horizon(UPDATES, HORIZON["stays"][kind]))
+    state, now = policy.start(horizon=Horizon(UPDATES, POWERS["stays"][kind]))
     while now.rate is not None:
         if now.restore:
             run.restore(healthy)

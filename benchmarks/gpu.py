@@ -150,8 +150,8 @@ class Meter(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.updates += batch_idx >= WARM
-        if self.guard is not None and self.guard.generations is not None:
-            self.copies = max(self.copies, self.guard.generations.bytes)
+        if self.guard is not None and self.guard.copy_pair is not None:
+            self.copies = max(self.copies, self.guard.copy_pair.bytes)
         if self.digests and self.guard.rewinds > self.seen[-1][0]:
             self.matches.append(digest(trainer, module) in {before for _, before in self.seen[:-1]})
 
@@ -345,7 +345,7 @@ def memory(bench: Bench, size: Size, updates: int) -> None:
             figure, passed = f"{more / weight:+.3f} W ({more / MB:.0f} MB)", more <= 0.02 * weight + 8 * MB
             bench.say(f"{case}: device memory over bare", figure, "<= 0.02 W + 8 MB", passed)
             pinned(bench, case, run.copies)
-        held = 0 if guard.generations is None else guard.generations.bytes
+        held = 0 if guard.copy_pair is None else guard.copy_pair.bytes
         bench.say(f"{case}: copies held after fit", f"{held / weight:.2f} W", "0", held == 0)
         if not bench.cpu:
             left = run.rested - bare.rested

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from lightning_lr.callbacks.plateau import PlateauDecay
     from lightning_lr.callbacks.warmup import Warmup
     from lightning_lr.policies.cooldown import CooldownPolicy
-    from lightning_lr.policies.divergence import DivergencePolicy, DivergenceState
-    from lightning_lr.policies.divergence_state import Signals, Verdict
+    from lightning_lr.policies.divergence import DivergencePolicy
+    from lightning_lr.policies.divergence_state import DivergenceState
     from lightning_lr.policies.plateau import PlateauPolicy, PlateauState
     from lightning_lr.policies.suggestion import Suggestion
-    from lightning_lr.policies.sweep import SweepPolicy, SweepState
+    from lightning_lr.policies.sweep import SweepPolicy
+    from lightning_lr.policies.sweep_state import SweepState
+    from lightning_lr.policies.verdict import Signals, Verdict
     from lightning_lr.policies.warmup import WarmupPolicy
     from lightning_lr.rates.change import RateChange
     from lightning_lr.signals.metric import MetricError
@@ -63,11 +65,13 @@ _HOMES = {
     "sweeps.finding": ["Finding"],
     "signals.metric": ["MetricError"],
     "policies.cooldown": ["CooldownPolicy"],
-    "policies.divergence": ["DivergencePolicy", "DivergenceState"],
-    "policies.divergence_state": ["Signals", "Verdict"],
+    "policies.divergence": ["DivergencePolicy"],
+    "policies.divergence_state": ["DivergenceState"],
     "policies.plateau": ["PlateauPolicy", "PlateauState"],
     "policies.suggestion": ["Suggestion"],
-    "policies.sweep": ["SweepPolicy", "SweepState"],
+    "policies.sweep": ["SweepPolicy"],
+    "policies.sweep_state": ["SweepState"],
+    "policies.verdict": ["Signals", "Verdict"],
     "policies.warmup": ["WarmupPolicy"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning_lr as llr
-from lightning_lr.policies.divergence_state import Kind, Outcome, Side, Signals, Verdict
+from lightning_lr.policies.verdict import Kind, Outcome, Side, Signals, Verdict
 
 
 class Played(NamedTuple):

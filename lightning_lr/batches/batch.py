@@ -16,16 +16,16 @@ from torch import Tensor
 HOST = torch.device("cpu")
 
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
-"""What a deep copy shares: it is the same wherever it is named."""
+"""What a deep copy shares with the original: types and functions."""
 
 SPENT = (Iterator, io.IOBase)
-"""What is another thing after it was read."""
+"""What can be read only once."""
 
 ROWS, COLUMNS = (torch.sparse_csr, torch.sparse_bsr), (torch.sparse_csc, torch.sparse_bsc)
 
 
 class UnkeepableError(Exception):
-    """A batch of which there is no copy."""
+    """A batch that can't be copied."""
 
 
 class Contents(NamedTuple):
@@ -87,7 +87,7 @@ class KeptBatch:
         self.batch = copy.deepcopy(batch, memo)
 
     def fresh(self) -> Any:
-        """One more copy: who gets it may write to it."""
+        """One more copy, which may be written to."""
         return KeptBatch(self.batch, self.tensors).batch
 
 
@@ -141,7 +141,7 @@ class _Counter:
 
 
 class _Scale(pickle.Pickler):
-    """Pickling goes where a deep copy goes; what it writes is only counted."""
+    """Weighs a batch: pickling visits what a deep copy visits, and what it writes is only counted."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -168,6 +168,6 @@ class _Scale(pickle.Pickler):
         if tensor.grad_fn is not None:
             raise UnkeepableError("a tensor in it has a graph behind it")
         add(self.bytes, tensor.device, size(tensor))
-        # a subclass, or a tensor that somebody has hung something on, knows best how it is copied
+        # a subclass, or a tensor with attributes of its own, knows best how it is copied
         if tensor.is_nested or (type(tensor) is Tensor and not vars(tensor)):
             self.tensors.append(tensor)

@@ -16,11 +16,11 @@ LAYOUTS = (torch.strided, torch.sparse_coo)
 
 
 class NotPlainError(Exception):
-    """Something that only its own class can build."""
+    """A value that only its own class can build."""
 
 
 def to_plain(value: Any) -> list[Any]:
-    """Says a value in lists, tensors on the host and numbers; tensors are not copied where they are there already.
+    """Turns a value into lists, host tensors and numbers; tensors that are on the host already are not copied.
 
     Raises:
         NotPlainError: when it has other things in it than dicts, lists, tuples, tensors, arrays, packed sequences,
@@ -36,10 +36,10 @@ def to_plain(value: Any) -> list[Any]:
 
 
 def from_plain(said: list[Any], device: torch.device) -> Any:
-    """What `to_plain` said, in memory of its own.
+    """The value that `to_plain` was given, in memory of its own.
 
     Args:
-        said: as a checkpoint gave it.
+        said: what `to_plain` returned, as a checkpoint holds it.
         device: where tensors go that were not on the host.
     """
     return _built(said, device, {})

@@ -31,10 +31,10 @@ class RandomState:
 
 
 def draws(device: torch.device, state: Tensor | None = None) -> Tensor | None:
-    """Gives the state of a device's generator, or sets it; None of a device that has none."""
+    """Returns the state of a device's generator, or sets it; None for a device without one."""
     kind: Any = torch.get_device_module(device)
     if not hasattr(kind, "get_rng_state"):
         return None
-    # MPS has one device, and takes no other word for it
+    # MPS has one device, and its functions take no argument
     place = () if device.type == "mps" else (device,)
     return kind.get_rng_state(*place) if state is None else kind.set_rng_state(state, *place)

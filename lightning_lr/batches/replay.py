@@ -1,4 +1,4 @@
-"""Replay: batches of the run that its loop gets again, in place of its own."""
+"""Replay: the training loop gets batches again that were kept, in place of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARE = 8
 """Nor do they take more than this part (one eighth) of what is free there; ranks of one host share it."""
 
 PATCHED = "convert_input"
-"""The method of the precision plugin that Lightning's loops give every batch to, first of all."""
+"""The method of the precision plugin to which Lightning's loops give every batch, before anything else."""
 
 
 class Replay:
@@ -32,7 +32,7 @@ class Replay:
     kept one takes its place, as the loader gave it. All that follows is done to it as to any other batch: precision,
     hooks, augmentation, the way to the device, the training step.
 
-    What was asked for goes for one batch; ask at the end of a batch, or before the first one. A batch of None, which
+    A request holds for one batch; make it at the end of a batch, or before the first one. A batch of None, which
     Lightning skips, is not kept, and the next one is. Batches of validation are left alone.
 
     All ranks keep batches or none does: one small collective for each batch that is to be kept, none for one that is
@@ -82,7 +82,7 @@ class Replay:
         return sum(self._taken.values())
 
     def begin(self) -> None:
-        """Borrows the place where batches are exchanged."""
+        """Patches the method through which batches are exchanged."""
         if self._give_back is not None:
             return
         plugin = self._trainer.precision_plugin
@@ -103,7 +103,7 @@ class Replay:
         self._see_fetcher()
 
     def close(self) -> None:
-        """Gives the place back, and lets go of all batches; safe to call twice, and wherever something raised."""
+        """Takes the patch back, and lets go of all batches; safe to call twice, and wherever something raised."""
         self.pass_next()
         self._kept, self._taken, self._largest = [], {}, {}
         if self._give_back is not None:
@@ -132,7 +132,7 @@ class Replay:
         self._keeping, self._playing, self.placed = False, None, None
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The kept batches in host memory, without what was asked for the next one; no copy of those there already.
+        """The kept batches in host memory, without the request for the next one; those on the host are not copied.
 
         None where a checkpoint can't have them: of several ranks it holds what rank zero says, and only plain ones
         (dicts, lists and tuples of tensors, arrays, strings and numbers) are read with `weights_only=True`.
@@ -212,7 +212,7 @@ class Replay:
             self._largest[device] = max(self._largest.get(device, 0), more)
 
     def _fits(self, size: dict[torch.device, int], *others: dict[torch.device, int]) -> bool:
-        """Whether a batch fits beside the kept ones; of the others the larger one is to fit beside it, too."""
+        """Whether a batch fits beside the kept ones, and the largest of `others` beside both."""
         for device in {*size, *(device for other in others for device in other)}:
             more = size.get(device, 0) + max((other.get(device, 0) for other in others), default=0)
             if self._taken.get(device, 0) + more > self._limit(device):
@@ -220,10 +220,10 @@ class Replay:
         return True
 
     def _limit(self, device: torch.device) -> float:
-        """The bytes that kept batches may take on a device, as it was when the first one was seen there."""
+        """The bytes that kept batches may take on a device, set by what is free when the first one is seen there."""
         if device not in self._limits:
             on_host = device == HOST
-            free = host.free_memory() / self._trainer.num_devices if on_host else footprint.free_memory(device)
+            free = host.free_memory() / self._trainer.num_devices if on_host else footprint.free_on_device(device)
             self._limits[device] = min(self._room, max(free, 0.0) / SHARE)
         return self._limits[device]
 

@@ -16,13 +16,13 @@ from lightning_lr.callbacks.plateau import PlateauDecay
 from lightning_lr.callbacks.warmup import Warmup
 
 WARMUP_FRACTION = 0.05
-"""Of the run, after the sweep, where a warm-up is asked for."""
+"""The share of the run, after the sweep, over which a warm-up that is asked for rises."""
 
 COOLDOWN_FRACTION = 0.3
-"""Of the run, at its end."""
+"""The share of the run, at its end, over which the rate falls."""
 
 PATIENCE, FACTOR = 3, 0.3
-"""Of the plateau decay, which with them is done before the cooldown begins."""
+"""Those of `PlateauDecay`: with them it has done its work before the cooldown begins."""
 
 KINDS: dict[str, Callable[..., LRCallback]] = {
     "finder": LRFinder,
@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[..., LRCallback]] = {
 
 
 class Callbacks(list[LRCallback]):
-    """A list that says what it is when it's taken for a callback, as in `Trainer(callbacks=[autopilot()])`."""
+    """A list that explains itself when it is mistaken for a callback, as in `Trainer(callbacks=[autopilot()])`."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -47,25 +47,26 @@ class Callbacks(list[LRCallback]):
 def autopilot(
     monitor: str = "val_loss", *, mode: Literal["min", "max"] | None = None, **overrides: Any
 ) -> list[LRCallback]:
-    """All callbacks together: find the rate, decay on a plateau, fall at the end, survive divergence, and show it all.
+    """All callbacks together: find the rate, decay on a plateau, cool down at the end, survive divergence, show it all.
 
-    `Cooldown` falls linearly over the last 0.3 of the run. Where the run's length isn't known, or the optimizer has a
-    scheduler of yours, it does without and says so; one that you ask for (`cooldown={...}`) is refused there in words.
-    `PlateauDecay` has patience 3 and factor 0.3. There is no `Warmup` unless you ask for one: at a rate that was found
-    it cost more than it brought (see docs/defaults.md); `warmup={}` warms up over 0.05 of the run.
+    `Cooldown` falls linearly over the last 0.3 of the run. If the length of the run isn't known, or the optimizer has a
+    scheduler of yours, it is left out and one line says so; a cooldown that you ask for (`cooldown={...}`) is made, or
+    an error says why it can't be. `PlateauDecay` has patience 3 and factor 0.3. There is no `Warmup` unless you ask for
+    one: with a rate that was found, it cost more than it brought (see docs/defaults.md). `warmup={}` warms up over 0.05
+    of the run.
 
     Args:
         monitor: the metric that `PlateauDecay` watches.
-        mode: its mode: `min` when less of the metric is better, `max` when more is; see `PlateauDecay`.
-        overrides: for `finder`, `warmup`, `cooldown`, `plateau`, `guard` and `lr_monitor`: a dict of keyword arguments,
-            a callback to take instead, or None (or False) to leave it out.
+        mode: `min` if lower is better, `max` if higher is; None: see `PlateauDecay`.
+        overrides: for each of `finder`, `warmup`, `cooldown`, `plateau`, `guard` and `lr_monitor`: a dict of keyword
+            arguments, a callback to use instead, or None (or False) to leave it out.
 
     Returns:
         The callbacks, for `Trainer(callbacks=...)`; with others: `callbacks=[*autopilot(...), other]`.
 
     Raises:
-        ValueError: for an unknown name, for what is none of the three, and for a value outside its bounds.
-        TypeError: for a value of a wrong type.
+        ValueError: for an unknown name, an override that is none of the three, or a value outside its bounds.
+        TypeError: for a value of the wrong type.
 
     Example:
         >>> from lightning_lr import autopilot
@@ -105,7 +106,7 @@ def autopilot(
 
 
 def _example(kind: Callable[..., LRCallback], given: Any) -> str:
-    """The dict that may have been meant by a value of its own."""
+    """The dict that was probably meant, where a plain value was given."""
     first = next(iter(inspect.signature(kind).parameters.values()))
     if given is True:
         return "{}"
@@ -116,7 +117,7 @@ def _example(kind: Callable[..., LRCallback], given: Any) -> str:
 
 
 def _made(key: str, defaults: dict[str, Any], given: dict[str, Any]) -> LRCallback:
-    """The callback of an option; what its constructor refuses is told in the words of `autopilot`."""
+    """The callback of an option; errors of its constructor are raised in the words of `autopilot`."""
     kind = KINDS[key]
     call = [f"{key}={given!r}"] if given else []
     if key == "plateau":

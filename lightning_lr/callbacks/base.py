@@ -1,4 +1,4 @@
-"""What all callbacks have in common: a name, a share in one run, and state that can be saved."""
+"""What all callbacks have in common: a name, a part in one run, and state that can be saved."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def _callback_bases() -> tuple[type, ...]:
 class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
     """A callback that shares one ledger and one journal with the others of its trainer.
 
-    A subclass sets factors under its own `name`, and overrides what it needs of `started`, `before_update`,
-    `after_update`, `settling`, `own_state` and `load_own_state`. A subclass that overrides one of the Lightning hooks
-    that this class has calls `super()`.
+    A subclass sets factors under its own `name`, and overrides those of `started`, `before_update`, `after_update`,
+    `settling`, `own_state` and `load_own_state` that it needs. If it overrides a Lightning hook that this class has, it
+    calls `super()`.
 
     Args:
-        name: under which its factor is kept and shown; by default the class's own. Two callbacks of one kind need
-            different names.
+        name: the name under which its factor is kept and shown; by default the class's own. Two callbacks of one kind
+            need different names.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -64,20 +64,20 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
             raise ValueError(f"name must be a word without '/', got {name!r}: it becomes the tag lr-factor/<name>")
         self.name = name or type(self).__name__
         self.option: str | None = None
-        """Its argument of `autopilot`, where that made it."""
+        """The argument of `autopilot` that it was made by; None if it was made by itself."""
         self.arguments: dict[str, Any] = {}
-        """What it was made with, by name."""
+        """The arguments that it was made with, by name."""
         # Lightning asks for it at every hook of every batch
         self._state_key = f"{type(self).__name__}[{self.name}]"
         self.changed: dict[str, tuple[Any, Any]] = {}
-        """Arguments that differ from those that a resumed checkpoint was saved with: (saved, present) by name."""
+        """The arguments that differ from those in the checkpoint of a resumed run: (saved, present) by name."""
         self._run: Run | None = None
         self._loaded = self._fitting = False
         self._passing: dict[str, Any] = {}
 
     @property
     def state_key(self) -> str:
-        """Under which a checkpoint keeps the state: class and name, so that two of one kind coexist."""
+        """The key of its state in a checkpoint: class and name, so that two of one kind can coexist."""
         return self._state_key
 
     @property
@@ -85,7 +85,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
         """The run that this callback takes part in.
 
         Raises:
-            RuntimeError: outside of `trainer.fit`.
+            RuntimeError: before the first `trainer.fit`.
         """
         if self._run is None:
             raise RuntimeError(f"{self.name} takes part in no run: it has a ledger only within trainer.fit")
@@ -111,12 +111,12 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
     # for subclasses --------------------------------------------------------------------------------------------
 
     def keep_arguments(self, scope: dict[str, Any]) -> None:
-        """Remembers what the callback was made with: its `__init__` calls `keep_arguments(locals())` first."""
+        """Remembers the arguments; a subclass's `__init__` calls `keep_arguments(locals())` right after `super()`'s."""
         self.arguments = {k: v for k, v in scope.items() if k not in ("self", "__class__", "scope")}
 
     def go_first(self, trainer: Any) -> None:
-        """Moves it to the front of the trainer's callbacks: no other one sees a trial's weights at a batch's end or at
-        an exception."""
+        """Moves it to the front of the trainer's callbacks, so that no other one sees weights that are only tried out,
+        be it at the end of a batch or after an exception."""
         trainer.callbacks.remove(self)
         trainer.callbacks.insert(0, self)
 
@@ -131,7 +131,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Takes up what `own_state` gave."""
+        """Takes up what `own_state` returned."""
 
     # Lightning's hooks -----------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
             self.run.last_line()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        # later callbacks may still save a checkpoint: the run stays, with the rates as the scheduler left them
+        # later callbacks may still save a checkpoint: the run stays, with the rates that the scheduler gave
         if self._run is None or not self._leads:
             return
         self.run.failed = True
@@ -205,7 +205,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
 
     def state_dict(self) -> dict[str, Any]:
         if self._run is None:
-            # saved by a trainer that only evaluates: what the checkpoint that it evaluates has
+            # a trainer that only evaluates saves what the checkpoint that it evaluates has
             return self._passing
         from lightning_lr import __version__
 
@@ -246,7 +246,7 @@ class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBase
         )
 
     def _tell_changes(self) -> None:
-        """One line for all arguments that are not those that the checkpoint was saved with."""
+        """One line for all arguments that differ from those in the checkpoint."""
         if self.changed:
             words = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in self.changed.items())
             line = f"{self.name} resumes with other arguments than it was saved with, and the new ones hold: {words}"

@@ -1,4 +1,4 @@
-"""`DivergenceGuard`: limits the odd update, drops the bad one, tries out what is in doubt, rewinds what is broken."""
+"""`DivergenceGuard`: limits unusual updates, drops bad ones, tries out what is in doubt, and rewinds what is broken."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_lr.callbacks.base import LRCallback
 from lightning_lr.console import count
 from lightning_lr.copies.copy_pair import CopyPair
 from lightning_lr.guard.checks import check
-from lightning_lr.guard.guarded import readable
-from lightning_lr.guard.guarding import DivergenceError, Guarding
+from lightning_lr.guard.guarded_run import GuardedRun, readable
 from lightning_lr.guard.incidents import Incidents
+from lightning_lr.guard.update_guard import DivergenceError
 from lightning_lr.policies.divergence import DivergencePolicy
 from lightning_lr.run.run import same
 
@@ -29,43 +29,43 @@ SETTLING = 24
 class DivergenceGuard(LRCallback):
     """Judges every update before it is applied, and keeps a run alive that would have died.
 
-    An update whose gradient is far larger than any of late is limited. One that is not finite is dropped (its gradients
-    become None, so no optimizer moves). Where the numbers leave open whether the weights, the data or the rate is to
-    blame, the run tries it out: a few updates' batches run at the present weights and at those of a copy in host
-    memory; nothing is updated, logged or counted meanwhile. Only where the weights are to blame, or not finite, they
-    come back from the copy, with buffers, optimizer state, gradient scaler, torchmetrics states and averaged weights.
-    Time is not rewound: `global_step`, the data loader and the schedulers go on. How it judges:
-    `lightning_lr.DivergencePolicy`.
+    An update whose gradient is far larger than any recent one is limited. One that is not finite is dropped (its
+    gradients become None, so no optimizer moves). Where the numbers leave open whether the weights, the data or the
+    learning rate is to blame, the run tries it out: the batches of a few updates run at the present weights and at
+    those of a copy in host memory; meanwhile nothing is updated, logged or counted. Only if the weights are to blame,
+    or are not finite, are they restored from the copy, with buffers, optimizer state, gradient scaler, torchmetrics
+    states and averaged weights. Time is not rewound: `global_step`, the data loader and the schedulers go on. How it
+    judges: `lightning_lr.DivergencePolicy`.
 
     Without an incident the run is bit-identical to the one without the guard.
 
     Args:
-        limit: the largest gradient norm, in multiples of the largest of the last updates, > 1; None: no limit.
-        trials: whether anything is tried out; without, only what is not finite is acted on, besides the limit.
+        limit: the largest gradient norm, in multiples of the largest of the last 128 updates, > 1; None: no limit.
+        trials: whether anything is tried out; without trials, the guard limits, and acts only on what is not finite.
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
         snapshot_every: the most updates between copies, >= 1; or `"auto"`: between 10 and 500, the more the larger a
             copy is (at most 16 MiB of it for each update) and the longer nothing has happened. A copy stays for at
-            least 8 updates, in which it shows whether it is healthy.
-        memory_limit: the most host memory for the two copies of this rank together, in bytes; `"auto"`: half of what is
+            least 8 updates, which show whether it is healthy.
+        memory_limit: the most host memory for both copies of this rank together, in bytes; `"auto"`: half of what is
             free at the start, divided among the processes of the node; None: no limit. Copies grow with the optimizer's
-            state: Adam's are three times the weights. What all ranks hold alike is kept once over the ranks, each a
+            state: Adam's are three times the weights. What all ranks hold alike is kept once: each rank keeps a
             part. A trial takes one more copy of weights and buffers for as long as it lasts.
         save_snapshots: whether checkpoints hold the copies, which a resumed run needs in order to rewind, and to go on
             with a trial, as the uninterrupted one. Rank zero, which saves them, then keeps all of them, beyond the end
-            of `fit` too. Without (and always where each rank has a part of the weights or of the optimizer's state),
-            checkpoints are no larger than without the guard, and the resumed weights are the first copy.
+            of `fit` too. Without it (and always where each rank has a part of the weights or of the optimizer's
+            state), checkpoints are no larger than without the guard, and the resumed weights are the first copy.
         loss_falls: whether the loss of a healthy run falls; None: yes with one optimizer, no with several, whose losses
             may be set against each other (a GAN). Without it, no level of the loss is suspicious.
         lag: 0 judges an update before it is applied. 1 judges it one update later, by numbers that were copied to the
-            host meanwhile: an accelerator waits for none. Limits are then applied on the device, and of an update that
-            is not finite all gradients are set to zero: the weights stay as they are but for what momentum, weight
-            decay and the like still do. A trial's batches are judged at once. A checkpoint at a batch's end may hold
-            one update that is not judged yet.
+            host meanwhile, so that an accelerator never waits. Limits are then applied on the device, and all
+            gradients of an update that is not finite are set to zero: the weights stay as they are, except for what
+            momentum, weight decay and the like still do. A trial's batches are judged at once. A checkpoint at the end
+            of a batch may hold one update that is not judged yet.
         incidents_dir: a folder for the batch, the signals and the parameters of every incident, of which each rank
             keeps the first 10 and the latest 90; None: none is written.
         on_give_up: `raise` a `DivergenceError` on every rank, or `stop` the fit cleanly.
-        name: under which its factor is kept and shown; by default the class's own.
+        name: the name under which its factor is kept and shown; by default that of the class.
 
     Raises:
         ValueError: at construction for a value outside its bounds; at the start of `fit` for a `memory_limit` in bytes
@@ -103,7 +103,7 @@ class DivergenceGuard(LRCallback):
         self.loss_falls, self.snapshot_every, self.memory_limit = loss_falls, snapshot_every, memory_limit
         self.save_snapshots, self.lag, self.on_give_up = save_snapshots, lag, on_give_up
         self.incidents_dir = None if incidents_dir is None else Path(incidents_dir)
-        self._guarded: Guarding | None = None
+        self._guarded: GuardedRun | None = None
         self.reset()
 
     # what users ask --------------------------------------------------------------------------------------------
@@ -139,14 +139,14 @@ class DivergenceGuard(LRCallback):
         return [] if self._guarded is None else [judge.state for judge in self._guarded.judges]
 
     @property
-    def generations(self) -> CopyPair | None:
+    def copy_pair(self) -> CopyPair | None:
         """The copies; None outside of a run."""
-        return None if self._guarded is None else self._guarded.keeper.generations
+        return None if self._guarded is None else self._guarded.keeper.copies
 
     @property
     def trying(self) -> bool:
         """Whether a trial is under way."""
-        return self._guarded is not None and self._guarded.tryout is not None
+        return self._guarded is not None and self._guarded.trial is not None
 
     @property
     def given_up(self) -> bool:
@@ -177,7 +177,7 @@ class DivergenceGuard(LRCallback):
         self.record = Incidents(self.name, self.incidents_dir)
         if self._guarded is not None:
             # before it is seen how much memory is free
-            self._guarded.keeper.generations.clear()
+            self._guarded.keeper.copies.clear()
         self._guarded = None
         self._saved: dict[str, Any] | None = None
 
@@ -200,8 +200,8 @@ class DivergenceGuard(LRCallback):
         known = [] if self._guarded is None else self._guarded.judges
         if self._guarded is not None:
             self._guarded.close()
-            self._guarded.keeper.generations.clear()
-        self._guarded = Guarding(self, self.run, pl_module, known, saved)
+            self._guarded.keeper.copies.clear()
+        self._guarded = GuardedRun(self, self.run, pl_module, known, saved)
         keeper = self._guarded.keeper
         if keeper.possible:
             rank_zero_info(
@@ -213,22 +213,22 @@ class DivergenceGuard(LRCallback):
         self.run.attach()
         known = [] if self._guarded is None else self._guarded.optimizers
         if not same(known, self.ledger.optimizers):
-            # somebody gave the trainer other optimizers: what was kept of the old ones is of no use
+            # the trainer was given other optimizers: what was kept of the old ones is of no use
             self.started(trainer, pl_module)
         if self._guarded is not None:
             self._guarded.begin_batch(batch, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         if self._guarded is not None:
-            self._guarded.meter.add(loss, trainer.accumulate_grad_batches, self._guarded.ground.scaler)
+            self._guarded.meter.add(loss, trainer.accumulate_grad_batches, self._guarded.gauge.scaler)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         if self._guarded is not None:
-            self._guarded.gradients_of(optimizer)
+            self._guarded.updates.gradients_of(optimizer)
 
     def gradients_ready(self, optimizer: int) -> None:
         if self._guarded is not None:
-            self._guarded.step_begins(optimizer)
+            self._guarded.updates.step_begins(optimizer)
 
     def after_update(self, optimizer: int) -> None:
         if self._guarded is not None:
@@ -246,12 +246,12 @@ class DivergenceGuard(LRCallback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if self._guarded is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._guarded.judge_late()
+            self._guarded.updates.judge_late()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self._guarded is not None:
-            self._guarded.judge_late()
-            copies = self._guarded.keeper.generations.kept
+            self._guarded.updates.judge_late()
+            copies = self._guarded.keeper.copies.kept
             self.record.last_words(self.run, sum(copy.size for copy in copies))
         super().on_train_end(trainer, pl_module)
 
@@ -271,10 +271,10 @@ class DivergenceGuard(LRCallback):
     def _let_go(self) -> None:
         """The run is over: gives its memory back."""
         assert self._guarded is not None
-        self._guarded.ground.forget()
+        self._guarded.gauge.forget()
         if not self.save_snapshots:
             # else a checkpoint that is saved after `fit` is to hold them
-            self._guarded.keeper.generations.free()
+            self._guarded.keeper.copies.free()
 
     # state -----------------------------------------------------------------------------------------------------
 

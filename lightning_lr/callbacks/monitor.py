@@ -1,4 +1,4 @@
-"""`LRMonitor`: every effective rate in every logger."""
+"""`LRMonitor`: every effective learning rate in every logger."""
 
 from __future__ import annotations
 
@@ -19,40 +19,43 @@ if TYPE_CHECKING:
     from lightning_lr.monitoring.remembered_story import RememberedStory
 
 LINES = 8
-"""The latest of the story, in a notebook."""
+"""How many of the latest lines of the story a notebook shows."""
 
 
 class LRMonitor(LRCallback):
-    """Shows every effective rate and every change of it, with its cause, in all of the trainer's loggers.
+    """Shows every effective learning rate, and every change of it with its cause, in all of the trainer's loggers.
 
-    A drop-in for `LearningRateMonitor`, with the same arguments and the same tags: `lr-AdamW`, `lr-AdamW/pg1`, a
-    scheduler's or a param group's own `name`. Rates are written when they change, at the very update, and not at every
-    `log_every_n_steps`; the first and the last rate always are. Beside them `lr-factor/<callback>`, one curve for each
-    callback, and the text `lr-events`: step, optimizer and group, old rate -> new rate, cause. Without a logger the
-    same record is in `rates`, `changes` and `story`, and `plot()` draws it.
+    It is a drop-in replacement for `LearningRateMonitor`, with the same arguments and the same tags: `lr-AdamW`,
+    `lr-AdamW/pg1`, or the `name` of a scheduler or param group. A rate is written when it changes, at that very update,
+    not every `log_every_n_steps`; the first and the last rate are always written.
+
+    It also writes `lr-factor/<callback>`, one curve for each callback, and the text `lr-events`: step, optimizer and
+    group, old rate -> new rate, cause. Without a logger the same record is in `rates`, `changes` and `story`, and
+    `plot()` draws it.
 
     Args:
-        logging_interval: Lightning's argument, `step`, `epoch` or None: without effect, since rates are written when
-            they change.
+        logging_interval: Lightning's argument, `step`, `epoch` or None. It has no effect, because rates are written
+            when they change.
         log_momentum: Lightning's name for `momentum`.
         log_weight_decay: Lightning's name for `weight_decay`.
         momentum: also write `<tag>-momentum` (`momentum`, or the first of `betas`).
         weight_decay: also write `<tag>-weight_decay`.
-        update_ratio: also write `lr-update/<module>` every `log_every_n_steps`: the 2-norm of what the update has added
-            to the weights of a module by that of the weights, for each module that holds trained parameters itself (by
-            layer where they are more than 100), and `lr-update/all`; several optimizers have one `lr-update/all/<tag>`
-            each. It is what an adaptive method's rate comes to. About 1e-3 is usual, by a rough rule (Source: CS231n's
-            notes, Neural Networks Part 3): a tenth of it is a rate that is low, ten times as much one that is high.
-            Measured on up to 4,096 elements of each tensor, spread over it; so of large ones it is an estimate.
+        update_ratio: also write `lr-update/<module>` every `log_every_n_steps`: the 2-norm of what an update has added
+            to the weights of a module, divided by the 2-norm of these weights. There is one curve for each module that
+            holds trained parameters itself (by layer if there are more than 100), and `lr-update/all`; with several
+            optimizers, one `lr-update/all/<tag>` each. This ratio is what the rate of an adaptive method amounts to. As
+            a rough rule about 1e-3 is usual (Source: CS231n's notes, Neural Networks Part 3): a tenth of that suggests
+            a low rate, ten times that a high one. It is measured on up to 4,096 elements of each tensor, spread over
+            it, so for large tensors it is an estimate.
         prog_bar: also show the rates in the progress bar.
         layout: write a layout for TensorBoard's custom scalars page: rates, factors and losses together. It replaces
-            one that you wrote yourself.
-        name: under which its state is kept; by default the class's own. A second one beside this one, or a
-            checkpoint, needs another: `LRMonitor(name="Other")`.
+            a layout that you wrote yourself.
+        name: the name under which its state is kept; by default the class's own. A second `LRMonitor` in the same
+            trainer needs another: `LRMonitor(name="Other")`.
 
     Raises:
-        ValueError: at construction for another `logging_interval` or `update_ratio`; at the start of `fit` when the
-            trainer has a `LearningRateMonitor` too.
+        ValueError: at construction, for a `logging_interval` or `update_ratio` that is none of the values above; at the
+            start of `fit`, if the trainer has a `LearningRateMonitor` too.
 
     Example:
         >>> from lightning_lr import LRMonitor
@@ -111,11 +114,12 @@ class LRMonitor(LRCallback):
         return [] if self._run is None else list(self._run.journal.story)
 
     def plot(self) -> Any:
-        """The last `fit` as a picture, from memory: with or without a logger, while it runs, and after it failed.
+        """The last `fit` as a picture, from memory: with or without a logger, during the run, and after it failed.
 
-        Effective rates by param group (a logarithmic axis; what changes in steps is drawn in steps), the factors of the
-        callbacks, and the losses that were logged, or else what `training_step` returned, at the trainer's logging
-        steps. Changes, incidents and sweeps are marked. Spikes of a loss don't flatten it: they are marked at the edge.
+        It shows the effective rates by param group (on a logarithmic axis; rates that change in steps are drawn in
+        steps), the factors of the callbacks, and the losses that were logged, or else what `training_step` returned,
+        at the trainer's logging steps. Changes, incidents and sweeps are marked. Spikes of a loss don't flatten the
+        curve: they are marked at the edge.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -131,7 +135,7 @@ class LRMonitor(LRCallback):
         return draw(story, story.sentence)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: how the run does, the rates, and what happened last."""
+        """What a notebook shows: how the run is doing, the rates, and what happened last."""
         story = self._remembered()
         if story is None or not story.has_data:
             return sentence_and_table(f"{self!r}: no update was made yet.", {}, ())

@@ -1,11 +1,10 @@
-"""`PlateauDecay`: the rate falls when a metric stops to improve."""
+"""`PlateauDecay`: the learning rate falls when a metric has stopped improving."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Literal
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.arguments import real_number, whole_number
@@ -14,44 +13,53 @@ from lightning_lr.console import count
 from lightning_lr.internals import restarted_before_validation, restarted_in_validation, results, training_results
 from lightning_lr.policies.plateau import CHECKS_PER_WINDOW, PlateauPolicy, PlateauState
 from lightning_lr.signals import missing_metric
-from lightning_lr.signals.metric import Metric, MetricError, logged_names
+from lightning_lr.signals.metric import MetricError, logged_names
 from lightning_lr.signals.metric_name import looks_like_a_score, of_validation
+from lightning_lr.signals.metric_source import MetricSource
 
 
 class PlateauDecay(LRCallback):
-    """Multiplies every rate by `factor` each time that a metric has stopped to improve.
+    """Multiplies every learning rate by `factor` each time a metric has stopped improving.
 
-    It works on top of any scheduler, of `Warmup` and of `Cooldown`; while the rate warms up or cools down, no check
-    counts against it. Nor does one after a sweep of `LRFinder` that found nothing: a rate that nobody found may be too
-    low already.
-    The metric may come from validation, from a training epoch or from every training step; it is checked when it is
-    produced (sanity checking excepted), before checkpoints are saved, and as the mean over the ranks. A value that is
-    not finite never counts as a bad check.
+    It works on top of any scheduler, of `Warmup` and of `Cooldown`. While the rate warms up or cools down, no check
+    counts against it; nor does any after sweeps of `LRFinder` that found no rate, because the present rate may then be
+    too low already.
+
+    The metric may be logged in validation, at the end of a training epoch, or at every training step. It is checked
+    when it is produced (except during the sanity check), before checkpoints are saved, as the mean over all ranks. A
+    value that is not finite never counts as a bad check.
 
     Args:
-        monitor: the metric's name as logged. Of one logged with `on_step=True, on_epoch=True` the epoch's value is
-            taken; `<name>_step` takes every step. Of a name logged in training and in validation it is the training's.
-        mode: `min` when less is better, `max` when more is. None: `min`; but of a metric that is called like a score
-            (accuracy, F1, AUROC, reward, ...) it has to be said: without, there are no checks, and a warning.
-        factor: the ratio of the new rate to the old, in (0, 1).
-        patience: bad checks that are still borne; with `test="trend"` the length of the window in values, >= 3.
-        threshold: the least improvement that counts, >= 0.
-        threshold_mode: `rel` (a ratio of the best) or `abs`.
-        cooldown: checks passed over after each decay, >= 0.
-        min_lr: the decays go no lower than this rate (absolute, >= 0); a scheduler may.
-        max_decays: after so many decays the next plateau asks the trainer to stop; None: never.
-        test: `patience`: the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend`: has a noisy series
-            ceased to fall, as dlib asks it; for the training loss of every step, with a patience of hundreds.
-        optimizer: the index of the one optimizer whose rates fall; None: those of all. Of a GAN one metric says nothing
-            about one of the two, so give each a `PlateauDecay` of its own, or leave it out.
-        name: under which its factor is kept and shown; by default the class's own. A second `PlateauDecay` in the same
-            trainer needs another: `PlateauDecay("train_loss", name="Other")`.
+        monitor: the name of the metric, as logged. If it is logged with `on_step=True, on_epoch=True`, the epoch's
+            value is taken; `<name>_step` takes the value of every step. If a name is logged in training and in
+            validation, the training value is taken.
+        mode: `min` if lower is better, `max` if higher is. None: `min`, except for a metric whose name is that of a
+            score (accuracy, F1, AUROC, reward, ...): then nothing is checked until you give the mode, and a warning
+            says so.
+        factor: the ratio of the new rate to the old one, in (0, 1).
+        patience: how many bad checks in a row are tolerated, >= 0; with `test="trend"` the length of the window in
+            values, >= 3.
+        threshold: the least improvement that counts, >= 0: a ratio below 1 (`rel`) or absolute (`abs`); `trend` does
+            not use it.
+        threshold_mode: `rel` (relative to the best value) or `abs`.
+        cooldown: how many checks are passed over after each decay, >= 0.
+        min_lr: no decay goes below this rate (absolute, >= 0); a scheduler may.
+        max_decays: after this many decays, >= 0, the next plateau asks the trainer to stop; None: never.
+        test: `patience` gives the verdicts of `torch.optim.lr_scheduler.ReduceLROnPlateau`. `trend` asks whether a
+            noisy series has stopped falling, as dlib does; it is meant for the training loss of every step, with a
+            patience of hundreds.
+        optimizer: the index of the only optimizer whose rates decay; None: those of all optimizers. In a GAN one metric
+            says nothing about one of the two: give each optimizer its own `PlateauDecay`, or leave it out.
+        name: the name under which the factor is kept and shown; by default the class's own. A second `PlateauDecay` in
+            the same trainer needs another: `PlateauDecay("train_loss", name="Other")`.
 
     Raises:
-        ValueError: at construction for a value outside its bounds; at the start of `fit` for an optimizer that the run
-            doesn't have.
-        MetricError: at the start of an epoch when one has ended, validation has run (if there is one), and no metric of
-            that name was logged; on every rank when some ranks logged it and others did not.
+        ValueError: at construction, for a value outside its bounds; at the start of `fit`, for an optimizer that the
+            run doesn't have.
+        MetricError: at the start of an epoch, if one has ended, validation has run (where there is any), and no metric
+            of that name was logged; on every rank, if some ranks logged it and others did not.
+
+    Source: torch's `ReduceLROnPlateau`; dlib's `dnn_trainer` for `trend`.
 
     Example:
         >>> from lightning_lr import PlateauDecay
@@ -96,13 +104,9 @@ class PlateauDecay(LRCallback):
 
     def reset(self) -> None:
         self.state = PlateauState()
-        self._metric = Metric(self.monitor)
-        # "step", "epoch", "late" (logged after the callbacks' turn at the end of the epoch) or "validation"
-        self._produced: str | None = None
-        self._micro_batches: list[torch.Tensor] = []
-        self._updates: list[torch.Tensor | None] = []
+        self._source = MetricSource(self.monitor, self._values_per_check)
         self._idle = False
-        self._stepped = self._asked = self._validated = self._late = self._epoch_over = False
+        self._validated = self._epoch_over = False
         self._groups: list[int] = []
         self._not_finite = 0
         self._told = self._without_validation = False
@@ -111,9 +115,9 @@ class PlateauDecay(LRCallback):
         self.forget()
 
     def forget(self) -> None:
-        """Drops the checks that speak against the rate: they were made before a rewind, say."""
+        """Drops the checks that count against the rate, for example because they were made before a rewind."""
         self.state = self.policy.forget(self.state)
-        self._micro_batches, self._updates = [], []
+        self._source.drop()
 
     def started(self, trainer: Any, pl_module: Any) -> None:
         self._without_validation = not trainer.enable_validation and of_validation(self.monitor)
@@ -131,12 +135,12 @@ class PlateauDecay(LRCallback):
         elif self._without_validation:
             rank_zero_warn(missing_metric.without_validation(self))
         self._groups = [self.ledger.groups(optimizer) for optimizer in range(len(self.ledger.optimizers))]
-        if self._produced in (None, "validation") and restarted_in_validation(trainer):
+        if self._source.may_be("validation") and restarted_in_validation(trainer):
             rank_zero_warn(
                 f"the checkpoint was saved in the middle of a validation, of which Lightning makes only the rest on "
                 f"resume, or nothing: {self.name} checks a value of that rest, or none"
             )
-        if self._produced == "validation" and restarted_before_validation(trainer):
+        if self._source.place == "validation" and restarted_before_validation(trainer):
             rank_zero_warn(
                 f"the checkpoint was saved at the end of an epoch before its validation, which Lightning passes over "
                 f"on resume: {self.name} makes no check for that epoch. One saved on validation or on the epoch's end "
@@ -150,14 +154,14 @@ class PlateauDecay(LRCallback):
             return
         groups = self.ledger.groups(optimizer)
         for group in range(self._groups[optimizer], groups) if self.min_lr > 0.0 else ():
-            # one that has come since starts with all decays so far, and has its own floor
+            # a group that was added since starts with all decays so far, and has its own floor
             factor = self._floored(optimizer, group, self.ledger.factor(self.name, optimizer, group), 1.0)
             reason = f"{self.state.decays} decays so far, down to min_lr at most"
             self.ledger.set_factor(self.name, factor, reason, optimizer=optimizer, group=group)
         self._groups[optimizer] = groups
 
     def after_update(self, optimizer: int) -> None:
-        self._stepped = True
+        self._source.after_update()
 
     def _means(self, optimizer: int) -> bool:
         return self.optimizer in (None, optimizer)
@@ -165,13 +169,13 @@ class PlateauDecay(LRCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         self._check_late()
-        self._asked = False
+        self._source.begin_epoch()
         if self._misses_metric and self._epoch_over and (self._validated or not trainer.enable_validation):
             raise MetricError(missing_metric.after_an_epoch(self, sorted(trainer.callback_metrics)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._awaits("step"):
-            self._take_step(trainer)
+        if not self._mode_unknown:
+            self._check(trainer, self._source.after_batch(trainer))
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -179,8 +183,8 @@ class PlateauDecay(LRCallback):
             return
         if not trainer.sanity_checking:
             self._validated = True
-            if self._awaits("validation"):
-                self._take_one(trainer, self._metric.produced(trainer, on_step=False), "validation")
+            if not self._mode_unknown:
+                self._check(trainer, self._source.after_validation(trainer))
         if self._misses_metric and not self._told:
             training = logged_names(training_results(trainer))
             words = missing_metric.after_validation(self, logged_names(results(trainer)), training)
@@ -190,11 +194,8 @@ class PlateauDecay(LRCallback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self._awaits("epoch"):
-            self._take_one(trainer, self._metric.produced(trainer, on_step=False), "epoch")
-        if self._awaits() and self._metric.agree(trainer, [self._metric.produced(trainer, on_step=True)]) != [None]:
-            self._produced = "step"
-        self._late = self._awaits("late")
+        if not self._mode_unknown:
+            self._check(trainer, self._source.after_epoch(trainer))
         self._epoch_over = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -203,64 +204,23 @@ class PlateauDecay(LRCallback):
             rank_zero_warn(f"{self.name} monitors {self.monitor!r}, which was never logged: it changed no rate")
         super().on_train_end(trainer, pl_module)
 
-    def _awaits(self, source: str | None = None) -> bool:
-        """Whether the metric may come from there: none has come yet, or all have come from there."""
-        return not self._mode_unknown and self._produced in (None, source)
-
     @property
     def _misses_metric(self) -> bool:
-        """Whether none has come yet, of which nothing has been said at the start."""
-        return self._awaits() and self._produced is None and not self._without_validation and not self._idle
-
-    def _take_step(self, trainer: Any) -> None:
-        value = self._metric.produced(trainer, on_step=True)
-        if self._produced is None:
-            # of several ranks all are asked, once an epoch: one that lacks the metric must not leave the others waiting
-            if self._asked and trainer.world_size > 1:
-                return
-            self._asked = True
-            if self._metric.agree(trainer, [value]) == [None]:
-                return
-            self._produced = "step"
-        if value is not None:
-            self._micro_batches.append(value)
-        if not self._stepped:
-            return
-        self._stepped = False
-        batches, self._micro_batches = self._micro_batches, []
-        self._updates.append(
-            torch.stack([b.to(batches[-1].device) for b in batches]).mean()
-            if len(batches) > 1
-            else (batches or [None])[0]
-        )
-        if len(self._updates) >= self._values_per_check:
-            updates, self._updates = self._updates, []
-            for number in self._metric.agree(trainer, updates):
-                if number is not None:
-                    self._check(trainer, number)
-
-    def _take_one(self, trainer: Any, value: torch.Tensor | None, source: str) -> bool:
-        (number,) = self._metric.agree(trainer, [value])
-        if number is None:
-            return False
-        self._produced = source
-        self._check(trainer, number)
-        return True
+        """Whether no value has come yet, and nothing was said about that at the start."""
+        silent = self._mode_unknown or self._without_validation or self._idle
+        return self._source.place is None and not silent
 
     def _check_late(self) -> None:
-        """For a metric that the module logs in its own `on_train_epoch_end`, which comes after the callbacks'."""
-        if not self._late:
-            return
-        self._late = False
         trainer = self.run.trainer
-        value = self._metric.produced(trainer, on_step=False)
-        if value is None:
-            value = self._metric.kept(trainer)
-        self._take_one(trainer, value, "late")
+        self._check(trainer, self._source.late(trainer))
 
     # what it means ---------------------------------------------------------------------------------------------
 
-    def _check(self, trainer: Any, value: float) -> None:
+    def _check(self, trainer: Any, values: list[float]) -> None:
+        for value in values:
+            self._check_one(trainer, value)
+
+    def _check_one(self, trainer: Any, value: float) -> None:
         if not math.isfinite(value):
             self._not_finite += 1
             if self._not_finite == 1:
@@ -306,34 +266,19 @@ class PlateauDecay(LRCallback):
     # state -----------------------------------------------------------------------------------------------------
 
     def own_state(self) -> dict[str, Any]:
-        """The policy's state, and values that wait for the next check."""
-        if self.run.failed:
-            # the other ranks may not be here: the values of this one
-            waiting = [None if value is None else float(value) for value in self._updates]
-        else:
+        """The policy's state, and the values that wait for the next check."""
+        if not self.run.failed:
             self._check_late()
-            waiting = self._metric.agree(self.run.trainer, self._updates) if self._updates else []
-        micro_batches = [float(value) for value in self._micro_batches]
-        return {
-            "policy": self.state.to_dict(),
-            "produced": self._produced,
-            "waiting": waiting,
-            "micro_batches": micro_batches,
-            "stepped": self._stepped,
-            "asked": self._asked,
-        }
+        source = self._source.state_dict(None if self.run.failed else self.run.trainer)
+        return {"policy": self.state.to_dict(), **source}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self.state = PlateauState.from_dict(state["policy"])
-        self._produced, self._stepped, self._asked = state["produced"], state["stepped"], state["asked"]
-        self._updates = [
-            None if number is None else torch.tensor(number, dtype=torch.float64) for number in state["waiting"]
-        ]
-        self._micro_batches = [torch.tensor(number) for number in state["micro_batches"]]
+        self._source.load_state_dict(state)
         # None and "min" are one mode
         other_mode = "max" in self.changed.get("mode", ())
         other_window = self.policy.test == "trend" and "patience" in self.changed
         if other_mode or other_window or self.changed.keys() & {"monitor", "test", "threshold_mode"}:
-            # the values so far are no measure for the new ones; the decays were made all the same
+            # the values so far can't be compared with the new ones, but the decays were made
             self.state = PlateauState(decays=self.state.decays)
-            self._produced, self._updates, self._micro_batches = None, [], []
+            self._source.forget()

@@ -1,4 +1,4 @@
-"""`Warmup`: every param group's rate rises over its own first updates."""
+"""`Warmup`: the learning rate of every param group rises over the group's first updates."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ Shape = Literal["linear", "cosine", "exponential", "constant"]
 
 
 class Warmup(LRCallback):
-    """Multiplies each param group's rate by a factor that rises to 1 over the group's first updates.
+    """Multiplies each param group's learning rate by a factor that rises to 1 over the group's first optimizer steps.
 
-    It works under any scheduler, `ReduceLROnPlateau` included, and under none. Real optimizer updates are counted: with
-    accumulation a batch is not one, and an update that a gradient scaler skipped is none. A group that is added later
-    (unfreezing) warms up from its own first update. Exactly one of `steps`, `epochs` and `fraction` is given.
+    It works with any scheduler, `ReduceLROnPlateau` included, and without one. It counts real updates: under gradient
+    accumulation several batches are one update, and an update that a gradient scaler skipped does not count. A param
+    group that is added later (when layers are unfrozen, say) warms up from its own first update.
+
+    Give exactly one of `steps`, `epochs` and `fraction`.
 
     Args:
         steps: the length in updates, >= 1; or `"auto"`, for Adam-type optimizers: 2 / (1 - beta2) of each group.
-        epochs: the length in epochs, > 0, may be fractional.
+        epochs: the length in epochs, > 0; may be fractional.
         fraction: the length as a share of the run, in (0, 1].
-        shape: `linear`, `cosine`, `exponential` or `constant`; see `lightning_lr.policies.warmup.SHAPES`.
-        start_factor: the factor from which it rises, in [0, 1).
-        name: under which its factor is kept and shown; by default the class's own. A second `Warmup` in the same
-            trainer needs another: `Warmup(50, name="Other")`.
+        shape: `linear`, `cosine`, `exponential` (five time constants) or `constant` (`start_factor` until the last
+            update of the warm-up).
+        start_factor: the factor from which it rises, in [0, 1); above 0 with `shape="constant"`.
+        name: the name under which the factor is kept and shown; by default the class's own. A second `Warmup` in the
+            same trainer needs another: `Warmup(50, name="Other")`.
 
     Raises:
-        ValueError: at construction for a value outside its bounds; at the start of `fit` when the length can't be told
-            (a dataloader without a length, an optimizer without beta2).
+        ValueError: at construction, for a value outside its bounds; at the start of `fit`, if the length can't be
+            determined (a dataloader without a length, an optimizer without beta2).
 
     Source: Goyal et al. 2017, "Accurate, large minibatch SGD"; Ma & Yarats 2021 for `"auto"`.
 
@@ -72,12 +75,12 @@ class Warmup(LRCallback):
         return any(
             self._warming(optimizer)
             for optimizer in range(len(self._policies))
-            # one that has yet to make its first update warms nothing up (a generator that joins late, say)
+            # an optimizer that has made no update yet is not warming up (a generator that joins late, say)
             if self.ledger.updates(optimizer) > 0
         )
 
     def restart(self) -> None:
-        """Warms up again, from the next update on: after a rewind, say."""
+        """Warms up again from the next update on, for example after a rewind."""
         self._restarted = [self.ledger.updates(optimizer) for optimizer in range(len(self._policies))]
         self._done = [0] * len(self._policies)
 
@@ -92,7 +95,7 @@ class Warmup(LRCallback):
         updates = [self.ledger.updates(optimizer) for optimizer in range(len(optimizers))]
         if len(self._policies) != len(optimizers):
             self._policies = [[] for _ in optimizers]
-            # a ledger that was resumed without this callback has counted updates that were no warm-up
+            # if the resumed run was saved without this callback, its updates were no warm-up
             self._restarted = updates
             self._length = self._given_length(trainer, 0)
         elif self.changed.keys() & {"steps", "epochs", "fraction"}:
@@ -137,7 +140,7 @@ class Warmup(LRCallback):
         self._done[optimizer] = done
 
     def own_state(self) -> dict[str, Any]:
-        """The lengths, which a resumed run can't compute again when its own length has changed."""
+        """The lengths, which a resumed run of another length can't compute again."""
         return {
             "length": self._length,
             "steps": [[policy.steps for policy in policies] for policies in self._policies],
@@ -161,13 +164,18 @@ class Warmup(LRCallback):
         return min(self.ledger.age(optimizer, group), self.ledger.updates(optimizer) - self._restarted[optimizer])
 
     def _extend(self, optimizer: int) -> None:
-        """Gives every param group that has no length yet its own."""
+        """Gives every param group that has no length yet a length of its own."""
         policies, groups = self._policies[optimizer], self.ledger.optimizers[optimizer].param_groups
         for group in groups[len(policies) :]:
             policies.append(self._policy(self._length or self._auto_length(group)))
 
     def _given_length(self, trainer: Any, made: int) -> int | None:
-        """The length in updates, where so many of the run's have been made already."""
+        """The length in updates; None for `"auto"`, which each group has its own for.
+
+        Args:
+            trainer: within `fit`.
+            made: the updates that the run has made already.
+        """
         instead = f"count updates instead, as in {self.written(steps=100)}"
         if self.epochs is not None:
             length = updates_in_epochs(trainer, self.epochs, self.written(epochs=self.epochs), instead)

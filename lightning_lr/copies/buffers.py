@@ -38,7 +38,7 @@ class Buffers:
         self._sets: list[list[Tensor | None]] = []
 
     def keep(self) -> None:
-        """Copies them as they are now; of the sets kept, the oldest one's memory is used again."""
+        """Copies them as they are now; the memory of the oldest set is reused."""
         self.count += 1
         if self._held:
             self._keep()
@@ -95,7 +95,7 @@ def _beside(saved: Tensor | None, live: Tensor | None) -> Tensor | None:
 
 
 def _copied(into: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Values, written into tensors in place; where that can't be, new copies.
+    """Values written into tensors in place; new copies where that isn't possible.
 
     What can't be written in place can only be replaced: it is its own copy.
     """

@@ -35,15 +35,15 @@ class KeptCopy:
 
 
 class CopyPair:
-    """Keeps the best copy and the newest, which may be one. Memory is used again.
+    """Keeps the best copy and the newest, which may be the same one. Memory is reused.
 
     Args:
         source: what is copied.
         limit: the most host memory for both together, in bytes; None: no limit.
         shares: how ranks divide the copies; None: each keeps all.
-        largest: the largest of the numbers that the ranks give, on every rank: they must not decide by their own.
-        parted: whether their copies differ in size; else they ask one another only while there are lists, which
-            may grow unequally.
+        largest: returns, on every rank, the largest of the numbers that the ranks give it: ranks must decide alike.
+        parted: whether the ranks' copies differ in size; otherwise they compare sizes only while there are lists,
+            which may grow unequally.
 
     Example:
         >>> import torch
@@ -92,14 +92,14 @@ class CopyPair:
     @property
     def kept(self) -> list[KeptCopy]:
         """The copies, each once; the best is the first."""
-        found = [g for g in (self._best, self._newest) if g is not None]
+        found = [copy for copy in (self._best, self._newest) if copy is not None]
         return found[:1] if self._best is self._newest else found
 
     @property
     def bytes(self) -> int:
         """The host memory that all copies take by now, on this rank."""
         free = 0 if self._free is None else self._free.bytes
-        return sum(generation.snapshot.bytes for generation in self.kept) + free
+        return sum(copy.snapshot.bytes for copy in self.kept) + free
 
     def measure(self) -> int:
         """The bytes that a copy takes now (where ranks have different shares, the largest)."""
@@ -149,26 +149,26 @@ class CopyPair:
         self._free, self._newest = self._newest.snapshot, self._best
         return True
 
-    def look(self) -> None:
-        """Before each batch: looks whether torchmetrics were reset."""
+    def notice_resets(self) -> None:
+        """Before each batch: forgets what was copied of torchmetrics that have been reset since."""
         for name in self.source.resets():
-            for generation in self.kept:
-                generation.snapshot.forget_metric(name)
+            for copy in self.kept:
+                copy.snapshot.forget_metric(name)
 
     def fence(self) -> None:
-        """Before somebody writes what is copied: see `Snapshot.fence`."""
-        for generation in self.kept:
-            generation.snapshot.fence()
+        """To be called before what is copied is written: see `Snapshot.fence`."""
+        for copy in self.kept:
+            copy.snapshot.fence()
 
     def clear(self) -> None:
         """Lets go of all copies."""
-        for snapshot in [*(generation.snapshot for generation in self.kept), self._free]:
+        for snapshot in [*(copy.snapshot for copy in self.kept), self._free]:
             if snapshot is not None:
                 snapshot.free()
         self._best = self._newest = self._free = None
 
     def free(self) -> None:
-        """Gives all memory back; of the copies it is left known when they were taken."""
+        """Gives all memory back; when the copies were taken stays known."""
         best, newest = self._best, self._newest
         self.clear()
         self._best, self._newest, self.freed = best, newest, True
@@ -183,13 +183,13 @@ class CopyPair:
             size = self.measure()
             if size * len(self.kept) > self.limit:
                 return False
-            for generation in self.kept:
-                generation.size = max(generation.size, size)
+            for copy in self.kept:
+                copy.size = max(copy.size, size)
             if self._free is not None:
                 self._free.free()
                 self._free = None
-        for generation in self.kept:
-            generation.snapshot.adopt()
+        for copy in self.kept:
+            copy.snapshot.adopt()
         return True
 
     def get(self, which: str) -> KeptCopy:
@@ -209,11 +209,11 @@ class CopyPair:
 
     def state_dict(self) -> dict[str, Any]:
         """All copies, for a checkpoint."""
-        self.look()
+        self.notice_resets()
         return {
             "layout": self.source.layout(),
-            "kept": [[g.clock, g.lost, g.promoted, g.snapshot.state_dict()] for g in self.kept],
-            "steps": [g.step for g in self.kept],
+            "kept": [[copy.clock, copy.lost, copy.promoted, copy.snapshot.state_dict()] for copy in self.kept],
+            "steps": [copy.step for copy in self.kept],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:

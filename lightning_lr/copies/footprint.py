@@ -38,7 +38,7 @@ class Room(NamedTuple):
         device: the name of this rank's tightest device.
         takes: bytes of the second state.
         needs: bytes of what has to fit: gradients that aren't there yet, too.
-        free: bytes; inf where nobody can tell (the CPU).
+        free: bytes; inf where it can't be known (the CPU).
     """
 
     rank: int
@@ -53,7 +53,7 @@ class Room(NamedTuple):
         return self.needs <= self.free
 
 
-def second_state(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprint:
+def second_state_footprint(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprint:
     """What a `SecondState` takes from its first update on: weights, buffers, and the optimizers' state.
 
     State that an optimizer has yet to make is taken from that of its other parameters, or from what is known of torch's
@@ -61,7 +61,7 @@ def second_state(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprin
 
     Example:
         >>> layer = nn.Linear(3, 1)
-        >>> made = second_state(layer, [torch.optim.Adam(layer.parameters())])
+        >>> made = second_state_footprint(layer, [torch.optim.Adam(layer.parameters())])
         >>> made.bytes, made.foreseen
         ({device(type='cpu'): 48}, True)
     """
@@ -89,8 +89,8 @@ def second_state(module: nn.Module, optimizers: Sequence[Optimizer]) -> Footprin
     return Footprint(held, gradients, foreseen)
 
 
-def free_memory(device: torch.device) -> float:
-    """What a run like the one so far leaves free on a device, in bytes; inf where nobody can tell.
+def free_on_device(device: torch.device) -> float:
+    """What a run like the one so far leaves free on a device, in bytes; inf where it can't be known.
 
     What the allocator holds and doesn't use is free; what the run's own peak needed is not: the next batch needs it
     again.
@@ -102,11 +102,11 @@ def free_memory(device: torch.device) -> float:
 
 
 def room(trainer: Any, footprint: Footprint) -> Room:
-    """Where it is tightest, on whichever rank; every rank must call, and gets the same but for the device's name."""
+    """The tightest device of any rank. Every rank must call this; all get the same, except for the device's name."""
     tightest = Room(trainer.global_rank, "", 0.0, 0.0, math.inf)
     for device in footprint.bytes:
         takes = footprint.bytes[device]
-        needs, free = takes + footprint.gradients.get(device, 0), float(free_memory(device))
+        needs, free = takes + footprint.gradients.get(device, 0), float(free_on_device(device))
         if not tightest.device or needs - free > tightest.needs - tightest.free:
             tightest = Room(trainer.global_rank, str(device), takes, needs, free)
     if trainer.world_size == 1:
@@ -150,7 +150,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def _times(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
-    """The state of a parameter, in multiples of it; None where nobody knows."""
+    """The size of a parameter's state, in multiples of the parameter; None where it isn't known."""
     known = [
         sum(map(_size, _tensors(state))) / max(_size(p), 1)
         for p, state in optimizer.state.items()

@@ -16,7 +16,7 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-"""Where Linux tells what a container may take, and what it has taken; version 2 and 1."""
+"""Where Linux says how much memory a container may use, and how much it uses; cgroups version 2 and 1."""
 
 
 def free_memory() -> int:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.copies.flight import Flight
 from lightning_lr.copies.host_memory import Arena
-from lightning_lr.copies.parked import Parked, cloned, moved
-from lightning_lr.copies.shares import Kept, Shares, alike, allocated
+from lightning_lr.copies.host_transfer import HostTransfer
+from lightning_lr.copies.parked import Parked, cloned, map_tensors
+from lightning_lr.copies.shares import Share, Shares, alike, allocated
 
 
 class Nest:
@@ -18,30 +18,30 @@ class Nest:
 
     Example:
         >>> live = {"old": [torch.ones(2)], "count": 1}
-        >>> kept = Nest().keep(live, Flight())
+        >>> kept = Nest().keep(live, HostTransfer())
         >>> _ = live["old"][0].zero_()
         >>> kept["old"][0].tensor.tolist(), kept["count"]
         ([1.0, 1.0], 1)
     """
 
     def __init__(self) -> None:
-        self._plan: dict[str, Kept] = {}
+        self._plan: dict[str, Share] = {}
         self._arena: Arena | None = None
 
-    def keep(self, values: dict[str, Any], flight: Flight) -> dict[str, Any]:
-        """A deep copy in which all tensors are parked; it is whole when the flight has landed, until the next one.
+    def keep(self, values: dict[str, Any], transfer: HostTransfer) -> dict[str, Any]:
+        """A deep copy in which all tensors are parked; it is whole when the transfer has ended, until the next one.
 
         Tensors that are not plain ones (DTensors) are copied where they are.
         """
         live: dict[str, Tensor] = {}
-        moved(values, lambda held: live.setdefault(str(len(live)), held.detach()) if _plain(held) else held)
+        map_tensors(values, lambda held: live.setdefault(str(len(live)), held.detach()) if _plain(held) else held)
         plan = Shares(torch.device("cpu")).plan(live)
         if self._arena is None or not alike(plan, self._plan):
             # what can't be used again goes first
             self._plan, self._arena = {}, None
             self._plan, self._arena = allocated(plan, pinned=any(tensor.is_cuda for tensor in live.values()))
         whole: list[Any] = [self._plan[key].whole for key in live]
-        flight.copy(whole, list(live.values()), aside=False)
+        transfer.copy(whole, list(live.values()), aside=False)
         places = iter(whole)
         return cloned(values, lambda t: Parked(next(places), t.device) if _plain(t) else t.detach().clone())
 

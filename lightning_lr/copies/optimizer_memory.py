@@ -1,4 +1,4 @@
-"""Memory: what an optimizer remembers from update to update, wherever it keeps it."""
+"""Optimizer memory: what an optimizer remembers from update to update, wherever it keeps it."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def nested(optimizers: Sequence[Optimizer]) -> dict[str, Optimizer]:
 
 
 def parted(optimizers: Sequence[Optimizer], ranks: int) -> bool:
-    """Whether ranks may each remember something else; every rank says the same.
+    """Whether each rank may remember something else; every rank gets the same answer.
 
-    Of an optimizer within another nobody can tell from outside which part of the state it has.
+    Which part of the state an optimizer within another has can't be seen from outside.
     """
     return ranks > 1 and len(nested(optimizers)) > len(optimizers)
 

@@ -1,4 +1,4 @@
-"""Parked: a second state's tensors, wherever they are: moved, copied, exchanged."""
+"""Parked: tensors in host memory that know their device; values that hold tensors, mapped, copied and exchanged."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Parked(NamedTuple):
     device: torch.device
 
 
-def moved(value: Any, move: Callable[[Any], Any]) -> Any:
-    """A value with all tensors in it moved, parked ones too; all else is the same."""
+def map_tensors(value: Any, move: Callable[[Any], Any]) -> Any:
+    """A value with `move` applied to all tensors in it, parked ones too; all else stays the same."""
     if isinstance(value, (Tensor, Parked)):
         return move(value)
     if isinstance(value, dict):
-        return {key: moved(item, move) for key, item in value.items()}
+        return {key: map_tensors(item, move) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(moved(item, move) for item in value)
+        return type(value)(map_tensors(item, move) for item in value)
     return value
 
 
@@ -47,7 +47,7 @@ def on_host(value: Any) -> Any:
     return cloned(value, lambda held: (held.tensor if isinstance(held, Parked) else held.detach()).to("cpu", copy=True))
 
 
-def back(value: Any, home: torch.device | None = None) -> Any:
+def on_devices(value: Any, home: torch.device | None = None) -> Any:
     """A deep copy in which parked tensors are on the devices that they came from, and others at `home`, if any."""
     return cloned(
         value,
@@ -69,7 +69,7 @@ def placed(name: str, value: Any, parameter: Tensor, group: dict[str, Any]) -> A
         group: its param group.
     """
     counts_on_host = name == "step" and not (group.get("fused") or group.get("capturable"))
-    return value if counts_on_host else moved(value, lambda tensor: tensor.to(parameter.device))
+    return value if counts_on_host else map_tensors(value, lambda tensor: tensor.to(parameter.device))
 
 
 def beside(saved: dict[str, Any], live: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def beside(saved: dict[str, Any], live: Any) -> dict[str, Any]:
 def swap(a: Tensor, b: Tensor) -> None:
     """Exchanges the values of two tensors of one shape and type, bit for bit, without memory.
 
-    Memory that is short would leave a model of which half is another's.
+    Running out of memory halfway would leave a mixture of two models.
 
     Example:
         >>> one, other = torch.tensor([1.0, float("nan")]), torch.tensor([-2.0, 0.5])

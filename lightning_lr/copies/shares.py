@@ -1,4 +1,4 @@
-"""Shares: what all ranks hold alike is copied once, not once a rank: each keeps a part of the bytes."""
+"""Shares: what all ranks hold alike is copied once, not once per rank: each keeps a part of the bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORTH = 1024
 """Tensors of fewer elements are kept whole on each rank: bringing them together would cost more."""
 
 CHUNK = 2**20
-"""Elements that are brought together at a time: so much memory a rewind takes on the device (8 MiB of float64)."""
+"""Elements that are brought together at a time; a rewind takes memory for so many on the device (8 MiB of float64)."""
 
 ALIKE = ("parameter/", "optimizer/", "group/")
 """Keys of what strategies that replicate a model keep equal on all ranks. Buffers may be each rank's own."""
@@ -25,12 +25,12 @@ HASH = 2**20 - 3
 divides no difference that one bit makes to a sum."""
 
 BLOCKS = 16
-"""A tensor's bytes are summed in so many parts, so that what changes places is seen."""
+"""A tensor's bytes are summed in so many parts, so that values which change places are noticed."""
 
 NOTHING = torch.empty(0)
 
 
-class Kept(NamedTuple):
+class Share(NamedTuple):
     """What a rank keeps of one tensor.
 
     Args:
@@ -82,17 +82,17 @@ class Shares:
         self.rank = torch.distributed.get_rank() if there else 0
         self.divides = divides and self.ranks > 1
 
-    def plan(self, live: dict[str, Tensor], rank: int | None = None) -> dict[str, Kept]:
-        """What a rank is to keep of each tensor, this one by default; no memory is made yet."""
+    def plan(self, live: dict[str, Tensor], rank: int | None = None) -> dict[str, Share]:
+        """What a rank, by default this one, is to keep of each tensor; no memory is allocated yet."""
         totals: dict[torch.dtype, int] = {}
-        found: dict[str, Kept] = {}
+        found: dict[str, Share] = {}
         for key, tensor in live.items():
             count, start = tensor.numel(), -1
             if self.divides and key.startswith(ALIKE) and count >= WORTH:
                 start = totals.get(tensor.dtype, 0)
                 totals[tensor.dtype] = start + count
             stride = tensor.stride() if _dense(tensor) else torch.empty(tensor.shape, device="meta").stride()
-            found[key] = Kept(tuple(tensor.shape), tuple(stride), tensor.dtype, start, 0, 0, count)
+            found[key] = Share(tuple(tensor.shape), tuple(stride), tensor.dtype, start, 0, 0, count)
         for key, kept in found.items():
             if kept.start >= 0:
                 total = totals[kept.dtype]
@@ -104,7 +104,7 @@ class Shares:
         return found
 
     def fingerprint(self, live: dict[str, Tensor]) -> list[Tensor]:
-        """A number that is the same where ranks hold the same weights, every bit, and its square; nobody waits for it.
+        """A number that is equal on ranks that hold the same weights, to the bit, and its square; without a host sync.
 
         Of what optimizers remember the shapes are compared: ranks whose moments differ have different weights, too.
         """
@@ -126,8 +126,8 @@ class Shares:
         return number * number != self.ranks * square
 
     @torch.no_grad()
-    def gather(self, kept: dict[str, Kept], into: dict[str, Tensor]) -> None:
-        """Writes the divided ones, part after part, each from the rank that has it; a collective.
+    def gather(self, kept: dict[str, Share], into: dict[str, Tensor]) -> None:
+        """Writes the divided tensors, part after part, each from the rank that keeps it; a collective.
 
         Args:
             kept: the same keys on every rank.
@@ -164,9 +164,9 @@ class Shares:
         each = -(-total // self.ranks)
         return min(rank * each, total), min((rank + 1) * each, total)
 
-    def _pieces(self, kept: dict[str, Kept]) -> Iterator[tuple[int, list[tuple[str, int, int]]]]:
+    def _pieces(self, kept: dict[str, Share]) -> Iterator[tuple[int, list[tuple[str, int, int]]]]:
         """Owner and parts of tensors, of one dtype and at most `CHUNK` elements together; the same on every rank."""
-        kinds: dict[str, list[tuple[str, Kept]]] = {}
+        kinds: dict[str, list[tuple[str, Share]]] = {}
         for key, part in sorted(kept.items(), key=lambda item: item[1].start):
             kinds.setdefault(str(part.dtype), []).append((key, part))
         for _, parts in sorted(kinds.items()):
@@ -189,13 +189,13 @@ class Shares:
                     yield owner, waiting
 
 
-def alike(plan: dict[str, Kept], kept: dict[str, Kept]) -> bool:
-    """Whether the memory that is there serves a plan."""
+def alike(plan: dict[str, Share], kept: dict[str, Share]) -> bool:
+    """Whether memory that was allocated for one plan serves another."""
     return plan.keys() == kept.keys() and all(kept[key][:-1] == one[:-1] for key, one in plan.items())
 
 
-def allocated(plan: dict[str, Kept], *, pinned: bool) -> tuple[dict[str, Kept], Arena]:
-    """The plan with memory for it, and what that is a part of."""
+def allocated(plan: dict[str, Share], *, pinned: bool) -> tuple[dict[str, Share], Arena]:
+    """The plan with memory for it, and the arena that owns the memory."""
     counts: dict[torch.dtype, list[int]] = {}
     for kept in plan.values():
         counts.setdefault(kept.dtype, []).append(kept.hi - kept.lo)
@@ -236,8 +236,8 @@ def sums_of(tensor: Tensor) -> Tensor:
     return sums
 
 
-def shaped(data: Tensor, kept: Kept) -> Tensor:
-    """A tensor of such a shape over elements in the order of its memory."""
+def shaped(data: Tensor, kept: Share) -> Tensor:
+    """A tensor of the share's shape, over elements in the order in which they lie in memory."""
     return data.as_strided(kept.shape, kept.stride)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,26 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.copies.flight import Flight
+from lightning_lr.copies.homes import MEMORY, Homes
 from lightning_lr.copies.host_memory import Arena
+from lightning_lr.copies.host_transfer import HostTransfer
 from lightning_lr.copies.nest import Nest
-from lightning_lr.copies.optimizer_memory import bytes_of, nested, slots
-from lightning_lr.copies.parked import Parked, back, moved, on_host
-from lightning_lr.copies.shares import Kept, Shares, alike, allocated, flat
+from lightning_lr.copies.optimizer_memory import bytes_of
+from lightning_lr.copies.origins import Origins, Rename
+from lightning_lr.copies.parked import Parked, map_tensors, on_devices, on_host
+from lightning_lr.copies.shares import Share, Shares, alike, allocated, flat
 from lightning_lr.copies.source import Live, Source
 from lightning_lr.internals import foreach_copy, metric_updates, set_metric
 from lightning_lr.shards import local
 
-OWN, MEMORY = ("parameter/0/", "buffer/0/"), ("optimizer/", "group/")
-"""Keys of the model's own tensors, and of what optimizers remember."""
+OWN = ("parameter/0/", "buffer/0/")
+"""Keys of the model's own tensors."""
 
 
 class Snapshot:
     """One copy of a source. Its memory is made at the first `take` and used again at the next.
 
-    It copies each rank's own shard, and of what all ranks hold alike each rank's share. From CUDA it copies into pinned
-    memory on a stream of its own, and nobody waits: what is about to write the source calls `fence` first. It knows
-    tensors again whose names have changed meanwhile (pruning, parametrisations).
+    It copies each rank's own shard, and each rank's share of what all ranks hold alike. From CUDA it copies into pinned
+    memory on a stream of its own, without a host sync: whoever is about to write the source calls `fence` first.
+    Tensors whose names have changed meanwhile (pruning, parametrizations) are recognized.
 
     Args:
         source: what is copied, and given back.
@@ -48,15 +49,14 @@ class Snapshot:
 
     def __init__(self, source: Source, shares: Shares | None = None) -> None:
         self.source, self.shares = source, shares or Shares(torch.device("cpu"))
-        self._host: dict[str, Kept] = {}
+        self._host: dict[str, Share] = {}
         self._arena: Arena | None = None
         self._plain: dict[str, Any] = {}
         self._nest = Nest()
-        self._flight = Flight()
+        self._transfer = HostTransfer()
         self.fingerprint: list[Tensor] = []
         """Of the latest `take`, where ranks divide it; see `Shares.fingerprint`."""
-        self._origins: dict[str, dict[str, Any]] = {}
-        self._apart: dict[str, torch.device] = {}
+        self._origins, self._homes = Origins(), Homes()
 
     @property
     def bytes(self) -> int:
@@ -64,11 +64,11 @@ class Snapshot:
         return sum(kept.bytes for kept in self._host.values()) + bytes_of(self._plain)
 
     @torch.no_grad()
-    def take(self, told: Live | None = None) -> None:
-        """Copies the source as it is now; `told`: what the source has just told that it has."""
-        if told is None:
+    def take(self, found: Live | None = None) -> None:
+        """Copies the source as it is now; `found`: what `source.live()` has just returned, if it was called already."""
+        if found is None:
             self.source.settle()
-        tensors, plain, steady = told or self.source.live()
+        tensors, plain, steady = found or self.source.live()
         live = {key: local(tensor.detach()) for key, tensor in tensors.items()}
         self.wait()
         self._plain = {}
@@ -82,32 +82,33 @@ class Snapshot:
                 for kept, whole, tensor in chosen
                 if kept.hi > kept.lo
             ]
-            self._flight.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
-        self._plain = self._nest.keep(plain, self._flight)
-        self._remember(tensors)
+            self._transfer.copy([into for into, _ in pairs], [tensor for _, tensor in pairs], aside=late)
+        self._plain = self._nest.keep(plain, self._transfer)
+        self._origins.remember(tensors, self.source.optimizers)
+        self._homes.remember(tensors, self.source.optimizers)
         self.fingerprint = self.shares.fingerprint(live) if self.shares.divides else []
 
     def fence(self) -> None:
-        """What is written on devices from here on is written after the latest `take` has read it; nobody waits."""
-        self._flight.fence()
+        """Makes work that the devices get from here on wait until the latest `take` has read; without a host sync."""
+        self._transfer.fence()
 
     @torch.no_grad()
     def adopt(self) -> None:
-        """Takes in parameters that an optimizer has only now: frozen until here, they are as they were at `take`."""
+        """Takes in parameters that an optimizer has only now: they were frozen, so they are as they were at `take`."""
         self.wait()
         parameters = self.source.parameters()
-        self._rename("named", parameters)
+        self._take_up(self._origins.renames(parameters))
         for key, parameter in parameters.items():
             if key not in self._host:
                 value = local(parameter.detach())
                 (kept,) = Shares(self.shares.device).plan({key: value}).values()
                 self._host[key] = kept._replace(data=flat(value).to("cpu", copy=True))
-                self._origins.setdefault("named", {})[key] = parameter
+                self._origins.add(key, parameter)
 
     def lacking(self) -> list[str]:
         """The names of the trained parameters that it can't give back: none of their size was copied."""
         parameters = self.source.parameters()
-        self._rename("named", parameters)
+        self._take_up(self._origins.renames(parameters))
         return [
             key.split("/", 2)[2]
             for key, p in parameters.items()
@@ -133,7 +134,7 @@ class Snapshot:
             if metric_updates(metric) < count or not held:
                 metric.reset()
                 continue
-            set_metric(metric, count, back(held, metric.device))
+            set_metric(metric, count, on_devices(held, metric.device))
         self.source.resets()
 
     def forget_metric(self, name: str) -> None:
@@ -148,7 +149,7 @@ class Snapshot:
         """
         self._write(own=True)
 
-    def _make(self, plan: dict[str, Kept], *, pinned: bool) -> None:
+    def _make(self, plan: dict[str, Share], *, pinned: bool) -> None:
         """Makes the memory, unless what there is serves."""
         if self._arena is None or not alike(plan, self._host):
             # what can't be used again goes first: never is there more than what is held at the end
@@ -157,7 +158,7 @@ class Snapshot:
 
     def _write(self, *, own: bool) -> None:
         self.wait()
-        self._rename_all()
+        self._rename()
         if not own:
             self.source.forget([*self._host, *self._plain])
         live = {k: local(t.detach()) for k, t in {**self.source.named(), **self.source.tensors()}.items()}
@@ -175,7 +176,7 @@ class Snapshot:
         values: dict[str, Callable[[Tensor | None], Any]] = {}
         for key, value in {**whole, **self._plain}.items():
             if not own and key.startswith(MEMORY) and key not in there:
-                values[key] = partial(self._made, key, value)
+                values[key] = partial(self._homes.remade, key, value, optimizers=self.source.optimizers)
         self.source.set(values)
 
     def free(self) -> None:
@@ -185,7 +186,7 @@ class Snapshot:
 
     def wait(self) -> None:
         """Waits until the host memory holds what the last `take` copied."""
-        self._flight.wait()
+        self._transfer.wait()
 
     def state_dict(self) -> dict[str, Any]:
         """The copy, for a checkpoint, by the names of now: tensors, numbers, lists and dicts.
@@ -194,9 +195,9 @@ class Snapshot:
         a share only, those that it has whole.
         """
         self.wait()
-        self._rename_all()
+        self._rename()
         whole = {key: kept.whole for key, kept in self._host.items()}
-        plain = moved(self._plain, lambda held: held.tensor if isinstance(held, Parked) else held)
+        plain = map_tensors(self._plain, lambda held: held.tensor if isinstance(held, Parked) else held)
         return {"tensors": {k: v for k, v in whole.items() if v is not None}, "plain": plain}
 
     @torch.no_grad()
@@ -208,7 +209,10 @@ class Snapshot:
         for key, kept in self._host.items():
             kept.data.copy_(flat(state["tensors"][key])[kept.lo : kept.hi])
         self._plain = on_host(state["plain"])
-        self._remember({key: tensor for key, tensor in self.source.named().items() if key in self._host}, placed=False)
+        held = {key: tensor for key, tensor in self.source.named().items() if key in self._host}
+        self._origins.remember(held, self.source.optimizers)
+        # a checkpoint doesn't say on which devices optimizer state lived
+        self._homes = Homes()
 
     def fits(self, state: dict[str, Any]) -> bool:
         """Whether the source has all that `state_dict` gave, in the same sizes, and no trained parameter besides."""
@@ -221,87 +225,14 @@ class Snapshot:
 
     def __getstate__(self) -> dict[str, Any]:
         # references to live tensors can't be pickled: elsewhere, names have to do
-        return {**self.__dict__, "_origins": {}, "_arena": None, "_nest": Nest(), "_flight": Flight()}
+        return {**self.__dict__, "_origins": Origins(), "_arena": None, "_nest": Nest(), "_transfer": HostTransfer()}
 
-    def _remember(self, tensors: dict[str, Tensor], *, placed: bool = True) -> None:
-        """Notes which tensor each key stands for, and which optimizer state lives apart from its parameter."""
-        # a buffer is known only while somebody else has it too: modules may assign another at each step. A parameter
-        # can't be had so: torch refuses to convert (`swap_tensors`) one that is referred to weakly
-        named = {k: t for k, t in tensors.items() if k.startswith("parameter/")}
-        buffers = {k: weakref.ref(t) for k, t in tensors.items() if k.startswith("buffer/")}
-        held_by = slots(self.source.optimizers)
-        self._origins = {"named": {**named, **buffers}, **held_by}
-        homes: dict[str, torch.device] = {}
-        for held in held_by.values():
-            homes.update((key, p.device) for key, p in held.items())
-        self._apart = {
-            key: tensor.device
-            for key, tensor in tensors.items()
-            if placed
-            and key.startswith(("optimizer/", "group/"))
-            and tensor.device != homes.get(_owner(key)[0], torch.device("cpu"))
-        }
+    def _rename(self) -> None:
+        """Gives all that is kept the keys that its tensors have now."""
+        self._take_up(self._origins.renames(self.source.named()))
+        self._take_up(self._origins.slot_renames(self.source.optimizers))
 
-    def _rename_all(self) -> None:
-        self._rename("named", self.source.named())
-        for place, held in slots(self.source.optimizers).items():
-            self._rename(place, held)
-
-    def _rename(self, kind: str, live: dict[str, Tensor]) -> None:
-        """Gives what was copied from a tensor the key that this very tensor has now."""
-        origins = self._origins.get(kind, {})
-        keys = {id(tensor): key for key, tensor in live.items()}
-        moved = {}
-        for key, origin in origins.items():
-            tensor = origin() if isinstance(origin, weakref.ref) else origin
-            now = key if tensor is None else keys.get(id(tensor), key)
-            if now != key:
-                moved[key] = now
-        if not moved:
-            return
-        # what stood under such a key, and isn't known again itself, is of something that is gone
-        gone = set(moved.values()) - set(moved)
-
-        def renamed(held: dict[str, Any]) -> dict[str, Any]:
-            found = {}
-            for key, value in held.items():
-                owner, rest = (key, "") if kind == "named" else _owner(key)
-                if owner not in gone:
-                    found[moved.get(owner, owner) + rest] = value
-            return found
-
-        self._host, self._plain, self._apart = renamed(self._host), renamed(self._plain), renamed(self._apart)
-        self._origins[kind] = renamed(origins)
-
-    def _made(self, key: str, kept: Any, parameter: Tensor | None) -> Any:
-        """What an optimizer remembered, anew; a tensor on the device where it lived."""
-        if not isinstance(kept, Tensor):
-            return back(kept, None if parameter is None else local(parameter.detach()).device)
-        if key in self._apart:
-            return kept.to(self._apart[key], copy=True)
-        if parameter is None or self._counts_on_host(key, kept, parameter):
-            return kept.clone()
-        mine = local(parameter.detach())
-        if hasattr(parameter, "to_local") and kept.shape == mine.shape:
-            made = torch.zeros_like(parameter.detach(), dtype=kept.dtype)
-            local(made).copy_(kept)
-            return made
-        return kept.to(mine.device, copy=True)
-
-    def _counts_on_host(self, key: str, kept: Tensor, parameter: Tensor) -> bool:
-        """torch's own rule for `step`, which optimizers keep on the host unless they are fused or capturable."""
-        if not key.endswith("/step") or kept.device.type != "cpu":
-            return False
-        group = next(
-            group
-            for optimizer in nested(self.source.optimizers).values()
-            for group in optimizer.param_groups
-            if any(p is parameter for p in group["params"])
-        )
-        return not (group.get("fused") or group.get("capturable"))
-
-
-def _owner(key: str) -> tuple[str, str]:
-    """`optimizer/0/3`, and the rest of the key."""
-    owner = "/".join(key.split("/", 3)[:3])
-    return owner, key[len(owner) :]
+    def _take_up(self, renames: list[Rename]) -> None:
+        for rename in renames:
+            self._host, self._plain = rename(self._host), rename(self._plain)
+            self._homes.rename(rename)

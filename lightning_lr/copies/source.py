@@ -15,7 +15,7 @@ from lightning_lr.copies.shares import writable
 from lightning_lr.internals import Average, metric_states, metric_updates, scaler_tensors
 
 SAMPLE = 16
-"""Elements of a frozen parameter that are looked at: what writes one by hand writes all of it."""
+"""Elements of a frozen parameter that are compared: code that writes one by hand writes all of it."""
 
 
 class Live(NamedTuple):
@@ -24,7 +24,7 @@ class Live(NamedTuple):
     Args:
         tensors: all tensors but those within lists and dicts.
         plain: all else.
-        steady: the keys of what only an optimizer's step writes, unless somebody does so by hand.
+        steady: the keys of what only an optimizer's step writes, unless the user's code writes it by hand.
     """
 
     tensors: dict[str, Tensor]
@@ -76,7 +76,7 @@ class Source:
         }
 
     def notice(self) -> bool:
-        """Looks whether frozen parameters have been written since the start; whether any more than were known.
+        """Looks whether frozen parameters have been written since the start; True if more than were known.
 
         Sharded ones are not looked at: ranks must not differ in what they find.
         """
@@ -147,7 +147,7 @@ class Source:
         return ((name, m) for name, m in self.modules[0].named_modules() if isinstance(m, Metric))
 
     def layout(self) -> dict[str, Any]:
-        """Kinds of the optimizers, and the parameters' names by group: in a run with others, no copy fits."""
+        """Classes of the optimizers, and their params' names by group: a copy fits only a run with the same ones."""
         names = {id(p): name for name, p in self.modules[0].named_parameters()}
         return {
             place: [type(o).__name__, [[names.get(id(p), "") for p in group["params"]] for group in o.param_groups]]
@@ -155,7 +155,7 @@ class Source:
         }
 
     def set(self, values: dict[str, Callable[[Tensor | None], Any]]) -> None:
-        """Puts values where optimizers keep them; a key that has no place any more is left out.
+        """Puts values where optimizers keep them; a key that no longer has a place is left out.
 
         Args:
             values: by `optimizer/...` and `group/...` keys; called with the parameter whose state it is, or None.
@@ -177,8 +177,8 @@ class Source:
                 own[name] = value(parameter)
 
     def forget(self, known: Iterable[str]) -> None:
-        """Removes what optimizers did not remember then: state of an unknown key, and a count that an optimizer without
-        any state has begun in its groups."""
+        """Removes what optimizers did not have then: state under a key that is not known, and counts that an optimizer
+        without state has started in its param groups."""
         known, optimizers = set(known), nested(self.optimizers)
         begun = {key.split("/", 2)[1] for key in known if key.startswith("optimizer/")}
         groups = {tuple(key.split("/", 3)[1:3]) for key in known if key.startswith("group/")}
@@ -205,7 +205,7 @@ class Source:
                 del optimizer.state[p]
 
     def settle(self) -> None:
-        """After the step in which `forget` was called: removes the counts that were then no more than begun."""
+        """After the step in which `forget` was called: removes the counts that had only been set to zero."""
         begun, self._begun = self._begun, []
         if not begun:
             return

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_lr.copies.copy_pair import CopyPair
-from lightning_lr.policies.divergence_state import Side, Verdict
+from lightning_lr.policies.verdict import Side, Verdict
 from lightning_lr.rates.ledger import Ledger
 from lightning_lr.trials.aside import Aside
 from lightning_lr.trials.own_state import OwnState
@@ -16,7 +16,7 @@ IDLE = 32
 
 
 class GuardTrial:
-    """Puts the state that a verdict wants looked at in place, within each batch, until one wants none.
+    """Puts the state that a verdict asks to look at in place, within each batch, until a verdict asks for none.
 
     At `present` the batches run at the run's own weights, at `newest` and `best` at those of that copy; nothing is
     updated, so that only weights and buffers change places: the run's own wait in host memory. What a batch does to
@@ -59,18 +59,18 @@ class GuardTrial:
             self._put_off, self._idle = saved["put_off"], saved["idle"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Between two batches: all that the next one needs."""
+        """All that the next batch needs; to be asked between two batches."""
         window = {"side": self.side, "counts": self._counts, "put_off": self._put_off, "idle": self._idle}
         return {"owner": self.owner, "wanted": self._wanted, **window}
 
     def plan(self, verdict: Verdict) -> None:
-        """What the next update's batches are for; `over` if for nothing any more."""
+        """Notes where the batches of the next update are run; the trial is `over` if nowhere."""
         self.over, self._idle = verdict.look is None, 0
         if verdict.look is not None:
             self._wanted = verdict.look
 
     def remember(self) -> Callable[[], None]:
-        """Gives what takes `plan` back."""
+        """Returns a function that takes `plan` back."""
         before = self._wanted, self.over, self._idle
 
         def back() -> None:

@@ -1,4 +1,4 @@
-"""Incident: what is written down, on the rank that saw it, about an update that was not accepted."""
+"""Incident folder: the files that are written about an update that was not accepted, on the rank that saw it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def keep_few(folders: list[Path]) -> bool:
     gone = folders[FIRST_KEPT:-LATEST_KEPT]
     for folder in gone:
         folders.remove(folder)
-        # somebody may have tidied up already
+        # the user may have removed it already
         shutil.rmtree(folder, ignore_errors=True)
     return bool(gone)
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.console import count
-from lightning_lr.guard.facts import SIDES, incident
 from lightning_lr.guard.incident_folder import FIRST_KEPT, LATEST_KEPT, keep_few, nonfinite_gradients, write_incident
-from lightning_lr.guard.judge import finite
-from lightning_lr.policies.divergence_state import Signals, Verdict
+from lightning_lr.guard.incident_record import SIDES, incident_record
+from lightning_lr.guard.unjudged import finite
+from lightning_lr.policies.verdict import Signals, Verdict
 from lightning_lr.record.curves import INCIDENT
 from lightning_lr.run.run import Run
 from lightning_lr.signals.measure import Measured
@@ -36,7 +36,7 @@ COUNTS = (
 )
 
 
-class Back(NamedTuple):
+class Rewind(NamedTuple):
     """To where a rewind went.
 
     Args:
@@ -100,7 +100,7 @@ class Incidents:
         signals: Signals,
         verdict: Verdict,
         ratio: Callable[[], float | None],
-        back: Back | None = None,
+        back: Rewind | None = None,
     ) -> None:
         """Tells what became of an update that was not simply accepted.
 
@@ -114,7 +114,7 @@ class Incidents:
         """
         if verdict.kind == "accept" and verdict.scale == 1.0:
             return
-        record = incident(run, self.name, index, update, measured, signals, verdict)
+        record = incident_record(run, self.name, index, update, measured, signals, verdict)
         of = f" of {run.names_at((index, 0)).optimizer}" if len(run.ledger.optimizers) > 1 else ""
         numbers = f"loss {signals.loss:.4g}, gradient norm {signals.grad_norm:.4g}"
         scalars = {f"{INCIDENT}loss": signals.loss, f"{INCIDENT}grad_norm": signals.grad_norm}

@@ -15,29 +15,29 @@ from lightning_lr.copies.shares import Shares
 from lightning_lr.copies.source import Source
 from lightning_lr.guard.judge import Judge
 from lightning_lr.internals import is_kind
-from lightning_lr.policies.copies import CopyPolicy
+from lightning_lr.policies.copy_policy import CopyPolicy
 from lightning_lr.policies.divergence import PROOF
-from lightning_lr.policies.divergence_state import Side, Verdict
+from lightning_lr.policies.verdict import Side, Verdict
 from lightning_lr.shards import reshard
 
 
 class Keeper:
-    """Takes copies when they are due.
+    """Takes copies of the weights when they are due.
 
     Args:
-        of: the `Guarded`, whose judges let weights be copied.
+        guarded: the `GuardedRun`, whose judges let weights be copied.
         source: what is copied.
-        parted: whether ranks have each a part of the weights or of the optimizer's state.
+        parted: whether each rank has a part of the weights or of the optimizer's state.
 
     Raises:
         ValueError: for a `memory_limit` in bytes below two copies.
     """
 
-    def __init__(self, of: Any, source: Source, *, parted: bool) -> None:
-        self._of, guard, trainer = of, of.guard, of.run.trainer
+    def __init__(self, guarded: Any, source: Source, *, parted: bool) -> None:
+        self._guarded, guard, trainer = guarded, guarded.guard, guarded.run.trainer
         self._device, limit = trainer.strategy.root_device, guard.memory_limit
         shares = Shares(self._device, divides=trainer.world_size > 1 and not parted, first=guard.save_snapshots)
-        self.generations = CopyPair(source, limit, shares, self._largest, parted=parted)
+        self.copies = CopyPair(source, limit, shares, self._largest, parted=parted)
         self.policy = CopyPolicy(None if guard.snapshot_every == "auto" else guard.snapshot_every)
         self.since = self.tried = 0
         """The clock at the start or the last rewind, and at the last copy or the last one that found no room."""
@@ -46,16 +46,16 @@ class Keeper:
         self.unlike = False
         """Whether the ranks have yet to compare what they copied."""
         self._told = False
-        own, free = self.generations.measure(), free_memory() // 2 // trainer.num_devices
+        own, free = self.copies.measure(), free_memory() // 2 // trainer.num_devices
         self.one, least, least_free = self._largest_of(own, -own, -free)
         """The bytes of a copy at the start, on the rank where it is largest."""
-        self.generations.parted = parted or least != -self.one
+        self.copies.parted = parted or least != -self.one
         self.possible = True
         """Whether there is memory for copies at all."""
         if limit == "auto":
             # the other half is for the data, for checkpoints, and for what else there is
             limit = -least_free
-            self.generations.limit, self.possible = limit, 2 * self.one <= limit
+            self.copies.limit, self.possible = limit, 2 * self.one <= limit
         elif limit is not None and 2 * self.one > limit:
             raise ValueError(
                 f"memory_limit must hold two copies of {self.one} bytes each, got {limit}: "
@@ -70,36 +70,36 @@ class Keeper:
         self._take(promote=False)
 
     def copy(self) -> None:
-        """Copies the weights at hand, before a batch, if one is due and every judge lets it.
+        """Copies the weights at hand, before a batch, if a copy is due and every judge allows it.
 
         Nobody has seen a loss at these weights yet: the next verdict proves them, or drops the copy.
         """
-        policy, judges = self._of.policy, self._of.judges
+        policy, judges = self._guarded.policy, self._guarded.judges
         if not self.possible or not self._due():
             return
         # an optimizer that makes few updates, or none any more, must not keep the others from having copies
-        late = self._clock - self.generations.newest.clock >= PROOF * len(judges)
+        late = self._clock - self.copies.newest.clock >= PROOF * len(judges)
         active = [one for one in judges if not policy.rests(one.state)]
         if not active or not all(one.copy for one in (active if late else judges)):
             return
         if not late and any(policy.waits(one.state) for one in active):
             return
         promote = all(policy.settled(one.state, slow=late and len(judges) > 1) for one in active)
-        if self._of.ground.sharded:
+        if self._guarded.gauge.sharded:
             # after a validation
-            reshard(self._of.module)
-        if self.generations.source.notice() and not self.generations.adopt():
+            reshard(self._guarded.module)
+        if self.copies.source.notice() and not self.copies.adopt():
             self._tell_short()
         if not self._take(promote=promote):
             return
         # with lag updates are in these weights that are not judged yet
-        self.unproven = 1 + sum(one.job is not None for one in judges)
+        self.unproven = 1 + sum(one.unjudged is not None for one in judges)
         for one in judges:
             one.state = policy.copied(policy.promoted(one.state) if promote else one.state)
 
     def prove(self, verdict: Verdict) -> None:
-        """What a verdict says of the newest copy."""
-        if not self.unproven or self._of.tryout is not None:
+        """Takes up what a verdict says of the newest copy."""
+        if not self.unproven or self._guarded.trial is not None:
             return
         if verdict.kind == "accept" and verdict.copy:
             self.unproven -= 1
@@ -107,33 +107,33 @@ class Keeper:
             self._drop()
 
     def compare(self, numbers: dict[str, float]) -> None:
-        """Do the ranks hold the same? If not, each keeps copies of all that it has.
+        """Checks whether the ranks hold the same. If they don't, each keeps copies of all that it has.
 
         Args:
             numbers: the sums of the fingerprints over the ranks.
         """
         self.unlike = False
-        if not self.generations.shares.differ(numbers["copied"], numbers["squared"]):
+        if not self.copies.shares.differ(numbers["copied"], numbers["squared"]):
             return
-        self.generations.shares.divides, self.generations.parted = False, True
-        one, limit = self.generations.measure(), self.generations.limit
+        self.copies.shares.divides, self.copies.parted = False, True
+        one, limit = self.copies.measure(), self.copies.limit
         older = self._drop()
         self.possible = older or limit is None or one <= limit
         kept = "each keeps whole copies from here on" if self.possible else "copies would have to be whole"
         rank_zero_warn(
-            f"{self._of.name}: the ranks don't hold the same weights or the same optimizer state, so {kept}, "
+            f"{self._guarded.name}: the ranks don't hold the same weights or the same optimizer state, so {kept}, "
             f"{one / 2**20:.3g} MiB each"
         )
         if not older:
-            self.generations.clear()
+            self.copies.clear()
             if not self.possible:
                 self._tell_none(one)
-            self._of.begin_copies()
+            self._guarded.begin_copies()
 
     def adopt(self, judge: Judge) -> None:
         """Takes parameters that an optimizer has gained into the copies."""
-        now = self._of.ground.count(judge.index)
-        if now > judge.trained and not self.generations.adopt():
+        now = self._guarded.gauge.count(judge.index)
+        if now > judge.trained and not self.copies.adopt():
             self._tell_short()
         judge.trained = now
 
@@ -141,16 +141,16 @@ class Keeper:
         """Gives a copy back before the update after this clock."""
         self.since = self.tried = clock
         self.unproven, self.unlike = 0, False
-        return self.generations.restore(to, clock)
+        return self.copies.restore(to, clock)
 
     def saved(self) -> dict[str, Any] | None:
         """The copies, on the rank that has them whole, for a checkpoint: they are the copies' own, and not cloned."""
-        copies = self.generations
+        copies = self.copies
         if copies.freed or not len(copies) or (copies.shares.divides and copies.shares.rank > 0):
             return None
         held = copies.state_dict()
         # written in a thread of its own, when the next copy may have been taken
-        return cloned(held) if is_kind(self._of.run.trainer.strategy.checkpoint_io, "AsyncCheckpointIO") else held
+        return cloned(held) if is_kind(self._guarded.run.trainer.strategy.checkpoint_io, "AsyncCheckpointIO") else held
 
     def state_dict(self) -> dict[str, Any]:
         """The clocks; not the copies."""
@@ -162,42 +162,42 @@ class Keeper:
 
     @property
     def _clock(self) -> int:
-        return self._of.record.counts["judged"]
+        return self._guarded.record.counts["judged"]
 
     def _due(self) -> bool:
-        newest, clock = self.generations.newest, self._clock
+        newest, clock = self.copies.newest, self._clock
         last = max(newest.clock, self.tried)
         return self.policy.due(clock=clock, last=last, since=clock - self.since, size=newest.size)
 
     def _take(self, *, promote: bool) -> bool:
         """Takes a copy, if there is room."""
         self.tried = self._clock
-        step, lost = self._of.run.journal.step, self._of.record.counts["lost"]
-        if not self.generations.take(self._clock, step, lost, promote=promote):
+        step, lost = self._guarded.run.journal.step, self._guarded.record.counts["lost"]
+        if not self.copies.take(self._clock, step, lost, promote=promote):
             self._tell_short()
             return False
-        self.unlike = self.generations.shares.divides
+        self.unlike = self.copies.shares.divides
         return True
 
     def _drop(self) -> bool:
         """The newest copy is of no use; False where there is no other."""
         self.unproven = 0
-        if not self.generations.take_back():
+        if not self.copies.take_back():
             return False
         # another is due as soon as a verdict lets it be taken
-        self.tried = self.generations.newest.clock
-        for one in self._of.judges:
-            one.state = self._of.policy.dropped(one.state)
+        self.tried = self.copies.newest.clock
+        for one in self._guarded.judges:
+            one.state = self._guarded.policy.dropped(one.state)
         return True
 
     def _tell_none(self, one: int) -> None:
         """Two copies are more than a process may take."""
+        half = " (half of what is free)" if self._guarded.guard.memory_limit == "auto" else ""
         rank_zero_warn(
-            f"{self._of.name}: two copies take {2 * one} bytes of host memory on each rank, and a process may take "
-            f"{self.generations.limit}{' (half of what is free)' * (self._of.guard.memory_limit == 'auto')}: it makes "
-            f"none, so that it limits and drops updates, but can't try anything out, and ends the run where the "
-            f"weights are not finite. If there is more room than it seems write "
-            f"{self._of.guard.written(memory_limit=2 * one)}"
+            f"{self._guarded.name}: two copies take {2 * one} bytes of host memory on each rank, and a process may "
+            f"take {self.copies.limit}{half}: it makes none, so that it limits and drops updates, but can't try "
+            f"anything out, and ends the run where the weights are not finite. If there is more room than it seems "
+            f"write {self._guarded.guard.written(memory_limit=2 * one)}"
         )
 
     def _tell_short(self) -> None:
@@ -205,12 +205,12 @@ class Keeper:
         if self._told:
             return
         self._told = True
-        one, age = self.generations.measure(), self._clock - self.generations.newest.clock
+        one, age = self.copies.measure(), self._clock - self.copies.newest.clock
         rank_zero_warn(
-            f"{self._of.name}: a copy takes {one} bytes of host memory by now, and two of them are more than "
-            f"memory_limit={self.generations.limit}: it takes no more copies, and a rewind goes back to one that it "
+            f"{self._guarded.name}: a copy takes {one} bytes of host memory by now, and two of them are more than "
+            f"memory_limit={self.copies.limit}: it takes no more copies, and a rewind goes back to one that it "
             f"has (the newest is {count(age, 'update')} old), so that it may lose much. For two copies write "
-            f"{self._of.guard.written(memory_limit=2 * one)}"
+            f"{self._guarded.guard.written(memory_limit=2 * one)}"
         )
 
     def _largest(self, number: int) -> int:

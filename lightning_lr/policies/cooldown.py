@@ -1,4 +1,4 @@
-"""Cooldown: a factor that falls from 1 over a run's last updates."""
+"""The policy of a cooldown: a factor that falls from 1 over the last updates of a run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda x: 1.0 - math.sqrt(x),
     "cosine": lambda x: 0.5 + 0.5 * math.cos(math.pi * x),
 }
-"""Each maps progress in [0, 1] to the share of the fall that is still to come, with 1 at 0 and 0 at 1."""
+"""Each maps progress in [0, 1] to the share of the fall that is left, from 1 at 0 to 0 at 1."""
 
 
 @dataclass(frozen=True)
 class CooldownPolicy:
-    """Update k (from 0) of the fall is made with `end + (1 - end) * shape(k / steps)` of the rate.
+    """The factor of update k (from 0) of the fall is `end_factor + (1 - end_factor) * shape(k / steps)`.
 
-    So the first has the rate in full, and the last, with k = steps - 1, is one step above `end_factor`:
-    for `end_factor=0` it still moves. It is a linear warm-up of as many updates, read backward.
+    So the first update has the full rate, and the last one, k = steps - 1, is one step above `end_factor`: with
+    `end_factor=0` it still changes the weights. With `shape="linear"` it is a linear warm-up of the same length in
+    reverse.
 
     Args:
         steps: the length, in optimizer updates, >= 1.
-        shape: `linear`, `1-sqrt` (one minus the square root of progress) or `cosine` (a half wave).
+        shape: `linear`, `1-sqrt` (one minus the square root of progress) or `cosine` (half a wave).
         end_factor: the factor to which it falls, a ratio in [0, 1).
-        begun: the progress with which it begins, in [0, 1): not 0 for the rest of a fall whose end has moved, which
-            goes on from there: `shape(begun + (1 - begun) * k / steps)`.
+        begun: the progress with which it begins, in [0, 1). Above 0 it is the rest of a fall whose end has moved:
+            `shape(begun + (1 - begun) * k / steps)`.
 
     Raises:
         ValueError: for a value outside its bounds.
@@ -55,7 +56,7 @@ class CooldownPolicy:
         real_number("begun", self.begun, "[0, 1)", "it is the share of the way that lies behind")
 
     def progress(self, update: int) -> float:
-        """The share of the way that lies behind update `update` (from 0), in [begun, 1]."""
+        """The share of the fall that is over at update `update` (from 0), in [begun, 1]."""
         return self.begun + (1.0 - self.begun) * min(max(update, 0), self.steps) / self.steps
 
     def factor(self, update: int) -> float:
@@ -63,7 +64,7 @@ class CooldownPolicy:
         return self.end_factor + (1.0 - self.end_factor) * SHAPES[self.shape](self.progress(update))
 
     def rest(self, update: int, steps: int) -> CooldownPolicy:
-        """The same fall from update `update` on, where `steps` updates are left for it: its end has moved.
+        """The rest of the fall from update `update` on, spread over `steps` updates, because its end has moved.
 
         Example:
             >>> policy = CooldownPolicy(steps=4).rest(2, steps=5)

@@ -1,125 +1,50 @@
-"""Divergence: is this update healthy, and if that is in doubt, what does a trial show?"""
+"""DivergencePolicy: is this update healthy, and if that is in doubt, what does a trial show?"""
 
 from __future__ import annotations
 
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from lightning_lr.policies import backoff as rates
-from lightning_lr.policies import evidence, suspicion
-from lightning_lr.policies.backoff import Rate
-from lightning_lr.policies.divergence_state import Side, Signals, Verdict
-from lightning_lr.policies.evidence import Trying
-from lightning_lr.policies.suspicion import Seen
-from lightning_lr.saved import fields
+from lightning_lr.policies import history, suspicion
+from lightning_lr.policies.backoff import LASTING, Backoff
+from lightning_lr.policies.conclusion import concluded
+from lightning_lr.policies.divergence_state import DivergenceState, Mark
+from lightning_lr.policies.evidence import Evidence
+from lightning_lr.policies.verdict import Side, Signals, Verdict
 from lightning_lr.statistics.window import centre
 
 PROOF = 8
-"""Updates after a copy that must be as usual before it may become the best."""
+"""Usual updates that must follow a copy before it may become the best."""
 
 ODD = 8
-"""Updates before a copy of which none may have had a loss too good to be true."""
+"""Updates before a copy, none of which may have had a loss too good to be true."""
 
 BUDGET, FREE = 0.02, 64
-"""Trials that blame no weights, and holds, take at most this share of a run's updates, and so many more."""
+"""Trials that don't blame the weights, and waits, take at most this share of a run's updates, plus so many."""
 
 NOTHING_FINITE = 300
 """Updates in a row that were not finite, at whatever weights, after which nothing is left to try."""
-
-
-class Mark(NamedTuple):
-    """What was known when a copy was taken.
-
-    Args:
-        update: the number of the update before which it was taken.
-        seen: all that had been seen.
-    """
-
-    update: int
-    seen: Seen
-
-
-class DivergenceState(NamedTuple):
-    """What the guard knows of one optimizer.
-
-    Args:
-        update: updates judged so far, those not applied included.
-        seen: what has been seen of losses and gradients.
-        rate: what is known about rates.
-        newest: of the newest copy.
-        best: of the best.
-        trying: the trial under way.
-        spent: updates that trials without a rewind have taken.
-    """
-
-    update: int = 0
-    seen: Seen = Seen()
-    rate: Rate = Rate()
-    newest: Mark = Mark(0, Seen())
-    best: Mark = Mark(0, Seen())
-    trying: Trying | None = None
-    spent: int = 0
-
-    @property
-    def rewinds(self) -> int:
-        """In a row, without lasting progress."""
-        return self.rate.rewinds
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dict of numbers, lists and dicts, for a checkpoint."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, tuple) and hasattr(value, "_asdict"):
-                return {key: plain(item) for key, item in value._asdict().items()}  # pyright: ignore
-            return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-        return {"version": 2, **plain(self)}
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> DivergenceState:
-        """The state that `to_dict` gave.
-
-        Raises:
-            SavedStateError: for a version that this release doesn't know.
-        """
-        own = fields(saved, 2, cls)
-
-        def tuples(held: dict[str, Any]) -> dict[str, Any]:
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
-
-        def seen(held: dict[str, Any]) -> Seen:
-            return Seen(**tuples(held))
-
-        def mark(held: dict[str, Any]) -> Mark:
-            return Mark(held["update"], seen(held["seen"]))
-
-        trying = own["trying"]
-        if trying is not None:
-            trying = Trying(**tuples(trying))
-        return cls(
-            own["update"], seen(own["seen"]), Rate(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
-            own["spent"],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DivergencePolicy:
     """Judges each update before it is applied, and asks for a trial where numbers alone can't decide.
 
-    - *Limit, don't drop*: a gradient far above the largest of late is scaled down; only what is not finite is dropped.
+    - *Limit, don't drop*: a gradient far above the largest recent one is scaled down; only what is not finite is
+      dropped.
     - *Suspicion decides nothing*: a few losses above all of the window, a level that has lost part of the gain, updates
       in a row that are not finite, weights many times as large as at the start with nothing learned; see `suspicion`.
     - *A trial decides*: batches' losses at the present weights and at those of a copy, in turn; see `evidence`. It was
       a batch, or the data: the run goes on, and the next suspicion must last longer. It was the weights: the copy comes
-      back, and the rate is lowered if it may be to blame; see `backoff`.
-    - *Nothing is lost in small steps*: trials and holds have a budget; where ever lower rates do not help, the level is
-      accepted and the rate comes back; it gives up only when nothing is finite any more, or rewinds in a row don't help
-      against weights that are not finite, or to ones that have learned nothing.
+      back, and the learning rate is lowered if it may be to blame; see `backoff`.
+    - *Nothing is lost in small steps*: trials and waits have a budget. Where lower and lower rates don't help, the
+      level is accepted and the rate comes back. It gives up only when nothing is finite any more, or when rewinds in a
+      row don't help: weights stop being finite again, or the copy that comes back has learned nothing.
 
     Args:
-        limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: to nothing.
+        limit: a gradient's norm is limited to this multiple of the largest of the window, > 1; None: no limit.
         trials: whether trials are made; without them only what is not finite is acted on.
         backoff: the ratio of the rate after a failure to the rate before, in (0, 1).
         max_rewinds: rewinds without lasting progress before it gives up, >= 1.
@@ -154,7 +79,7 @@ class DivergencePolicy:
 
     def start(self, planned_rate: float = 0.0) -> DivergenceState:
         """The state before the first update; `planned_rate`: the highest that the user's schedule plans."""
-        return DivergenceState(rate=Rate(healthy=planned_rate))
+        return DivergenceState(rate=Backoff(healthy=planned_rate))
 
     def step(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         """Judges one update."""
@@ -165,21 +90,21 @@ class DivergencePolicy:
             return self._nonfinite(state, signals)
         before, norm = state.seen, signals.grad_norm
         if signals.size is not None:
-            before = suspicion.sized(before, signals.size)
+            before = before.sized(signals.size)
         scale, cause = 1.0, ""
-        if suspicion.exceeds(before, self.limit, norm):
-            norm = suspicion.largest_norm(before, self.limit)
+        if before.exceeds(self.limit, norm):
+            norm = before.largest_norm(self.limit)
             scale = norm / signals.grad_norm
             cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the largest of late"
-        seen = suspicion.accepted(before, signals.loss, norm)
+        seen = before.accepted(signals.loss, norm)
         if self.trials and self.loss_falls:
-            why = suspicion.reason(seen, started=state.best.seen.updates > suspicion.LOOK)
+            why = suspicion.reason(seen, started=state.best.seen.updates > history.LOOK)
             if why and state.spent <= FREE + BUDGET * state.update:
                 return self._try(state._replace(seen=before._replace(high=seen.high, up=seen.up)), why, signals)
         # without trials nothing could ever clear a level of its suspicion
         level = not self.trials or (seen.up == 0 and signals.loss <= before.usual)
         calm = not self.loss_falls or (seen.high == 0 and level)
-        rate = rates.calm(state.rate, signals.rate, self.backoff, grow=calm)
+        rate = state.rate.accepted(signals.rate, self.backoff, grow=calm)
         state = state._replace(seen=seen, rate=rate)
         return self._answer(state, signals, "accept", cause, scale=scale, copy=calm)
 
@@ -188,7 +113,7 @@ class DivergencePolicy:
         return state._replace(newest=Mark(state.update, state.seen))
 
     def dropped(self, state: DivergenceState) -> DivergenceState:
-        """The state after the newest copy was dropped, since an update at its weights was not as usual."""
+        """The state after the newest copy was dropped because an update at its weights was not usual."""
         return state._replace(newest=state.best)
 
     def rests(self, state: DivergenceState) -> bool:
@@ -196,7 +121,7 @@ class DivergencePolicy:
         return state.seen.updates == state.newest.seen.updates
 
     def waits(self, state: DivergenceState) -> bool:
-        """Has the newest copy yet to show whether it may become the best? If it were replaced now, none ever would."""
+        """Has the newest copy yet to show whether it may become the best? Replaced too early, no copy ever would."""
         since = state.seen.updates - state.newest.seen.updates
         return state.newest.update != state.best.update and 0 < since < PROOF
 
@@ -207,15 +132,15 @@ class DivergencePolicy:
 
         Args:
             state: of one optimizer.
-            slow: whether updates enough of another optimizer have shown it.
+            slow: whether enough updates of another optimizer have shown it.
         """
         seen, since = state.seen, state.seen.updates - state.newest.seen.updates
         if state.trying is not None or (since < PROOF and not slow):
             return False
         if not self.loss_falls:
             return True
-        losses = seen.losses[-min(since, suspicion.LEVEL) :]
-        plateau = suspicion.WINDOW * (1 if seen.growth <= suspicion.LARGE else 4)
+        losses = seen.losses[-min(since, history.LEVEL) :]
+        plateau = history.WINDOW * (1 if seen.growth <= suspicion.LARGE else 4)
         fit = seen.gained or seen.updates >= plateau
         return fit and seen.high == 0 and seen.odd >= since + ODD and centre(losses) <= seen.usual
 
@@ -224,9 +149,9 @@ class DivergencePolicy:
         return state._replace(best=state.newest, rate=state.rate._replace(recent=0.0))
 
     def rewound(self, state: DivergenceState, to: Side) -> DivergenceState:
-        """The state after somebody else gave a copy back."""
+        """The state after a copy was given back because of another optimizer."""
         rate = state.rate._replace(since=0, recent=0.0)
-        return _back(state._replace(rate=rate, trying=None), to)
+        return state._replace(rate=rate, trying=None).back(to)
 
     def broken_off(self, state: DivergenceState) -> DivergenceState:
         """The state after a trial that couldn't go on."""
@@ -251,7 +176,7 @@ class DivergencePolicy:
             cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
             # nothing speaks against the weights of late
             to = "newest" if seen.high == 0 else "best"
-            return self._answer(_back(state, to), signals, "give_up", cause, to=to)
+            return self._answer(state.back(to), signals, "give_up", cause, to=to)
         if self.trials and suspicion.reason(seen, started=True) == "nonfinite":
             return self._try(state, "nonfinite", signals)
         return self._answer(state, signals, "drop", f"{what} is not finite")
@@ -260,7 +185,7 @@ class DivergencePolicy:
         """Begins a trial: this update is its first, at the present weights."""
         seen = state.seen
         # neither one that came back just now and broke again, nor one of a start that may be exploding
-        early = not seen.gained and seen.updates < suspicion.WINDOW
+        early = not seen.gained and seen.updates < history.WINDOW
         newest = state.newest.update != state.best.update and why in ("high", "nonfinite")
         newest = newest and not early and not state.rewinds
         # before there is a level, and where the loss doesn't fall, any finite loss is as usual
@@ -271,71 +196,48 @@ class DivergencePolicy:
         here = () if why == "nonfinite" else (signals.loss,)
         began = seen.initial if seen.gained and seen.initial is not None else math.inf
         worse = 0.5 if seen.growth < 2.0 * suspicion.LARGE else 0.25
-        trying = Trying(why, usual, margin, seen.far, began, worse, "newest" if newest else "best", newest, here)
-        return self._look(state._replace(trying=trying), signals)
+        evidence = Evidence(why, usual, margin, seen.far, began, worse, "newest" if newest else "best", newest, here)
+        return self._look(state._replace(trying=evidence), signals)
 
     def _look(self, state: DivergenceState, signals: Signals) -> tuple[DivergenceState, Verdict]:
         assert state.trying is not None
-        side = evidence.next_side(state.trying)
-        return self._answer(state, signals, "hold", look=side, batches=state.trying.batches)
+        return self._answer(state, signals, "hold", look=state.trying.next_side, batches=state.trying.batches)
 
-    def _tried(self, state: DivergenceState, trying: Trying, signals: Signals) -> tuple[DivergenceState, Verdict]:
+    def _tried(self, state: DivergenceState, evidence: Evidence, signals: Signals) -> tuple[DivergenceState, Verdict]:
         if signals.broken:
             return self._rewind(state, signals, "best", "the weights are not finite")
         # where updates were dropped for their gradients, a finite loss says nothing
-        useless = trying.why == "nonfinite" and not math.isfinite(signals.grad_norm)
-        trying, outcome = evidence.judged(evidence.saw(trying, signals.side, math.inf if useless else signals.loss))
-        state = state._replace(trying=trying)
+        useless = evidence.why == "nonfinite" and not math.isfinite(signals.grad_norm)
+        evidence, outcome = evidence.after(signals.side, math.inf if useless else signals.loss).judged()
+        state = state._replace(trying=evidence)
         if not outcome:
             return self._look(state, signals)
-        seen, mark = state.seen, state.newest if trying.to == "newest" else state.best
-        here = centre(trying.here) if trying.here else math.inf
-        there = centre(trying.there) if trying.there else None
-        what = "loss or gradient" if here == math.inf and trying.why == "nonfinite" else "loss"
-        # not when that was: whoever reads it counts steps, and policies count updates
-        words = f"{what} {here:.3g} here" + ("" if there is None else f", {there:.3g} at the copy's weights")
-        words += (
-            f" ({len(trying.here)} and {len(trying.there)} batches)"
-            if trying.there
-            else f" ({len(trying.here)} batches)"
-        )
-        if outcome == "weights":
-            knows = mark.seen.gained or (there is not None and there < (seen.initial or 0.0) - seen.margin)
-            # it had learned, and is worse than untrained: its weights are no longer measured then
-            lost = min(trying.here, default=math.inf) >= trying.began and state.rate.rewinds < rates.HELPLESS
-            knows = knows or lost
-            large = suspicion.LARGE * (2.0 if trying.why == "level" else 1.0)
-            if not knows and here < math.inf and seen.growth <= large:
-                outcome = (
-                    "data"  # nothing was learned yet, and the weights are no larger: a loss that rises by its nature
-                )
-            elif mark.seen.gained and here < math.inf and state.rate.rewinds >= rates.HELPLESS:
-                outcome = "data"
-                words += f", and {state.rate.rewinds} rewinds have not helped"
-                state = state._replace(rate=rates.absolved(state.rate))
-        numbers: dict[str, Any] = {"outcome": outcome, "here": here, "there": there, "batches": trying.batches}
-        if outcome == "weights":
-            return self._rewind(state, signals, trying.to, f"{words}: the weights are to blame", **numbers)
-        seen = suspicion.doubted(seen, trying.why, 2 if outcome == "data" else 1)
-        if outcome == "data" and trying.why in ("high", "level") and here < math.inf:
-            seen = suspicion.new_level(seen, here)
-            state = state._replace(rate=rates.held(state.rate, signals.rate))
+        end = concluded(state, evidence, outcome)
+        if end.absolves:
+            state = state._replace(rate=state.rate.absolved())
+        if end.outcome == "weights":
+            cause = f"{end.words}: the weights are to blame"
+            return self._rewind(state, signals, evidence.to, cause, **end.numbers)
+        blames_data = end.outcome == "data"
+        seen = suspicion.doubted(state.seen, evidence.why, 2 if blames_data else 1)
+        if blames_data and evidence.why in ("high", "level") and end.here < math.inf:
+            seen = seen.at_new_level(end.here)
+            state = state._replace(rate=state.rate.held(signals.rate))
         # while nothing is finite the trial's own updates count too
-        count = seen.nonfinite + trying.batches if trying.why == "nonfinite" and outcome == "data" else 0
-        state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + trying.batches)
-        blame = "it was a batch" if outcome == "passed" else "the data is to blame"
-        return self._answer(state, signals, "hold", f"{words}: {blame}", **numbers)
+        count = seen.nonfinite + evidence.batches if evidence.why == "nonfinite" and blames_data else 0
+        state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + evidence.batches)
+        blame = "the data is to blame" if blames_data else "it was a batch"
+        return self._answer(state, signals, "hold", f"{end.words}: {blame}", **end.numbers)
 
     def _rewind(
         self, state: DivergenceState, signals: Signals, to: Side, cause: str, **numbers: Any
     ) -> tuple[DivergenceState, Verdict]:
         seen, here = state.seen, numbers.get("here")
-        back, initial = _back(state, to), seen.initial or 0.0
-        rate, blamed = rates.failed(
-            state.rate,
+        back, initial = state.back(to), seen.initial or 0.0
+        rate, blamed = state.rate.failed(
             signals.rate,
             self.backoff,
-            learned=back.seen.gained or (back.seen.updates >= rates.LASTING and back.seen.growth <= suspicion.LARGE),
+            learned=back.seen.gained or (back.seen.updates >= LASTING and back.seen.growth <= suspicion.LARGE),
             sudden=here is None,
             all_lost=here is not None and here >= initial - 0.1 * seen.gain,
             growth=max(seen.growth, suspicion.LARGE),
@@ -349,17 +251,5 @@ class DivergencePolicy:
         self, state: DivergenceState, signals: Signals, kind: Any, cause: str = "", **more: Any
     ) -> tuple[DivergenceState, Verdict]:
         seen, factor = state.seen, state.rate.factor(signals.rate)
-        limit, measure = suspicion.largest_norm(seen, self.limit), suspicion.wants_size(seen)
+        limit, measure = seen.largest_norm(self.limit), suspicion.wants_size(seen)
         return state, Verdict(kind, cause, limit=limit, factor=factor, measure=measure, **more)
-
-
-def _back(state: DivergenceState, to: Side) -> DivergenceState:
-    """A copy came back, and with it what had been seen by then; how often a suspicion was wrong is not forgotten."""
-    mark, seen = state.newest if to == "newest" else state.best, state.seen
-    then = mark.seen._replace(patience=seen.patience, size=seen.size, high=0, up=0, nonfinite=0)
-    if then.updates < suspicion.LOOK and seen.initial is not None:
-        # the start's level is known: what comes now may be an explosion again
-        then = then._replace(initial=seen.initial, updates=suspicion.LOOK, asked=suspicion.LOOK)
-    mark = Mark(mark.update, then)
-    # the newest may have something wrong that its loss doesn't show: the best stays, for the next time
-    return state._replace(seen=then, newest=mark, best=state.best if to == "newest" else mark)

@@ -1,67 +1,100 @@
-"""Divergence state: what the guard's policies take and answer; plain numbers throughout."""
+"""DivergenceState: what `DivergencePolicy` knows of one optimizer, and how a checkpoint holds it."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Side = Literal["present", "newest", "best"]
-"""At which weights an update's batches are run: the run's own, or those of one of the two copies."""
-
-Kind = Literal["accept", "drop", "hold", "rewind", "give_up"]
-Outcome = Literal["", "passed", "data", "weights"]
-
-
-class Signals(NamedTuple):
-    """What is known about one optimizer update before it is applied; equal on every rank.
-
-    Args:
-        loss: the mean loss over micro-batches and ranks, unscaled.
-        grad_norm: the 2-norm of the whole gradient before clipping, >= 0.
-        rate: the rate that the run would have without the guard (the largest of all groups), >= 0. Its unit is free, it
-            only has to stay the same through the run.
-        side: the weights that loss and gradient were computed at.
-        size: the root mean square of the run's trained weights; None where it was not measured.
-        broken: whether the run's weights themselves are not finite; asked for only where loss or gradient are not.
-    """
-
-    loss: float
-    grad_norm: float = 0.0
-    rate: float = 1.0
-    side: Side = "present"
-    broken: bool = False
-    size: float | None = None
+from lightning_lr.policies.backoff import Backoff
+from lightning_lr.policies.evidence import Evidence
+from lightning_lr.policies.history import LOOK, History
+from lightning_lr.policies.verdict import Side
+from lightning_lr.saved import fields
 
 
-class Verdict(NamedTuple):
-    """What to do with the update at hand, and where the next one's batches are run.
+class Mark(NamedTuple):
+    """What was known when a copy was taken.
 
     Args:
-        kind: `accept` (apply it, its gradient times `scale`), `drop` (it is not finite), `hold` (it is a trial's and is
-            not applied), `rewind` (it is not applied, and the copy `to` is given back), `give_up` (the same, and the
-            run ends).
-        cause: why, in words, with the evidence; empty for `accept` without a limit, and for `hold`.
-        scale: multiplies the gradient of an accepted update, in (0, 1].
-        limit: the largest gradient norm that the next update may have; inf for none.
-        factor: multiplies the rate from this update on, in (0, 1].
-        to: the copy that a rewind gives back.
-        look: where the next update's batches are run in a trial; None where no trial is under way.
-        copy: whether the weights at hand, before this update, may be copied.
-        outcome: of the trial that ends with this verdict; empty where none does.
-        here, there: the trial's median losses at the present weights and at those of the copy; None without one.
-        batches: updates that the trial has taken.
-        measure: whether the next signals should have the weights' `size`.
+        update: the number of the update before which it was taken.
+        seen: all that had been seen.
     """
 
-    kind: Kind
-    cause: str = ""
-    scale: float = 1.0
-    limit: float = float("inf")
-    factor: float = 1.0
-    to: Side = "best"
-    look: Side | None = None
-    copy: bool = False
-    outcome: Outcome = ""
-    here: float | None = None
-    there: float | None = None
-    batches: int = 0
-    measure: bool = False
+    update: int
+    seen: History
+
+
+class DivergenceState(NamedTuple):
+    """What the guard knows of one optimizer.
+
+    Args:
+        update: updates judged so far, those not applied included.
+        seen: what has been seen of losses and gradients.
+        rate: what is known about rates.
+        newest: what was known at the newest copy.
+        best: what was known at the best copy.
+        trying: what the trial under way has shown; None without one.
+        spent: updates that trials which ended without a rewind have taken.
+    """
+
+    update: int = 0
+    seen: History = History()
+    rate: Backoff = Backoff()
+    newest: Mark = Mark(0, History())
+    best: Mark = Mark(0, History())
+    trying: Evidence | None = None
+    spent: int = 0
+
+    @property
+    def rewinds(self) -> int:
+        """Rewinds in a row, without lasting progress."""
+        return self.rate.rewinds
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of numbers, lists and dicts, for a checkpoint."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, tuple) and hasattr(value, "_asdict"):
+                return {key: plain(item) for key, item in value._asdict().items()}  # pyright: ignore
+            return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+        return {"version": 2, **plain(self)}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> DivergenceState:
+        """The state that `to_dict` gave.
+
+        Raises:
+            SavedStateError: for a version that this release doesn't know.
+        """
+        own = fields(saved, 2, cls)
+
+        def tuples(held: dict[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+
+        def seen(held: dict[str, Any]) -> History:
+            return History(**tuples(held))
+
+        def mark(held: dict[str, Any]) -> Mark:
+            return Mark(held["update"], seen(held["seen"]))
+
+        trying = own["trying"]
+        if trying is not None:
+            trying = Evidence(**tuples(trying))
+        return cls(
+            own["update"], seen(own["seen"]), Backoff(**own["rate"]), mark(own["newest"]), mark(own["best"]), trying,
+            own["spent"],
+        )  # fmt: skip
+
+    def back(self, to: Side) -> DivergenceState:
+        """The state after a copy was given back, and with it what had been seen when it was taken.
+
+        How often a suspicion was wrong is not forgotten.
+        """
+        mark, seen = self.newest if to == "newest" else self.best, self.seen
+        then = mark.seen._replace(patience=seen.patience, size=seen.size, high=0, up=0, nonfinite=0)
+        if then.updates < LOOK and seen.initial is not None:
+            # the level at the start is known: what comes now may be an explosion again
+            then = then._replace(initial=seen.initial, updates=LOOK, asked=LOOK)
+        mark = Mark(mark.update, then)
+        # the newest may have something wrong that its loss doesn't show: the best stays, for the next time
+        return self._replace(seen=then, newest=mark, best=self.best if to == "newest" else mark)

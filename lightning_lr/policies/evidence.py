@@ -1,12 +1,12 @@
-"""Evidence: a trial at the present weights and at those of a copy in turn, and what it has shown."""
+"""Evidence: what a trial shows that runs at the present weights and at those of a copy in turn."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from lightning_lr.policies.divergence_state import Outcome, Side
 from lightning_lr.policies.suspicion import Reason
+from lightning_lr.policies.verdict import Outcome, Side
 from lightning_lr.statistics.window import centre
 
 MOST = 8
@@ -18,30 +18,30 @@ CLEAR = 0.8
 1947)."""
 
 HOPELESS = (0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 0.65, 0.65, 1.0)
-"""The share, by the number of updates at either weights, with which the copy is given up for no better."""
+"""By the number of updates at either weights: the share of pairs up to which a copy counts as no better."""
 
 
 HOLD = 32
 """The most updates for which bad data is waited out. Without it 9 of 15 tuning runs with 30 bad batches ended badly."""
 
 
-class Trying(NamedTuple):
-    """A trial under way.
+class Evidence(NamedTuple):
+    """What a trial under way has shown so far.
 
     Args:
-        why: it was begun.
-        usual: up to which losses are as usual.
+        why: the suspicion that began it.
+        usual: losses up to this are usual.
         margin: a difference between the two that matters.
-        far: above which a loss is beyond everything that the run has met.
+        far: losses above this are beyond everything that the run has met.
         began: the level that the run began at; inf if nothing was learned since.
-        worse: the share with which the weights of the start count as no worse.
+        worse: the share of pairs from which on the start's weights count as no worse.
         to: the copy that is looked at.
         both: whether the best copy is another one than the newest, and not looked at yet.
         here: losses at the present weights.
         there: those at the copy.
         batches: updates that it has taken.
-        held: of them, those for which bad data was waited out.
-        waiting: whether bad data is waited out, at the copy.
+        held: how many of them were spent waiting for bad data to end.
+        waiting: whether it is waiting for bad data to end, at the copy.
     """
 
     why: Reason
@@ -58,63 +58,61 @@ class Trying(NamedTuple):
     held: int = 0
     waiting: bool = False
 
+    def after(self, side: Side, loss: float) -> Evidence:
+        """The evidence after an update's batches ran at `side`; a loss that is not finite counts as infinite."""
+        loss = loss if math.isfinite(loss) else math.inf
+        now = self._replace(batches=self.batches + 1)
+        if side == "present":
+            return now._replace(here=(*now.here, loss))
+        there = (*now.there, loss)
+        if not now.waiting:
+            return now._replace(there=there)
+        now = now._replace(there=there, held=now.held + 1)
+        if max(there[-2:]) <= now.usual:
+            # the data is as usual again: what about the weights?
+            now = now._replace(waiting=False, here=(), there=there[-2:])
+        return now
 
-def saw(trying: Trying, side: Side, loss: float) -> Trying:
-    """The same after an update's batches at `side`; a loss that is not finite counts as infinite."""
-    loss = loss if math.isfinite(loss) else math.inf
-    trying = trying._replace(batches=trying.batches + 1)
-    if side == "present":
-        return trying._replace(here=(*trying.here, loss))
-    there = (*trying.there, loss)
-    if not trying.waiting:
-        return trying._replace(there=there)
-    trying = trying._replace(there=there, held=trying.held + 1)
-    if max(there[-2:]) <= trying.usual:
-        # the data is as usual again: what about the weights?
-        trying = trying._replace(waiting=False, here=(), there=there[-2:])
-    return trying
+    @property
+    def next_side(self) -> Side:
+        """Where the next update's batches are to be run: twice here, twice there, and then in turn."""
+        here, there = len(self.here), len(self.there)
+        if self.waiting:
+            return self.to
+        return "present" if here < 2 or 2 <= here <= there else self.to
 
-
-def next_side(trying: Trying) -> Side:
-    """Where the next update's batches are to be run: twice here, twice there, and then in turn."""
-    here, there = len(trying.here), len(trying.there)
-    if trying.waiting:
-        return trying.to
-    return "present" if here < 2 or 2 <= here <= there else trying.to
-
-
-def judged(trying: Trying) -> tuple[Trying, Outcome]:
-    """What the trial has shown; empty while it goes on."""
-    here, there = trying.here, trying.there
-    if trying.waiting:
-        return trying, "data" if trying.held >= HOLD else ""
-    if len(here) < 2:
-        return trying, ""
-    if trying.why != "start" and max(here) <= trying.usual:
-        return trying, "passed"
-    count = min(len(here), len(there))
-    if count < 2:
-        return trying, ""
-    if count >= MOST // 2 and trying.why != "start" and centre(here) <= trying.usual:
-        return trying, "passed"
-    middle = centre(here), centre(there)
-    better = middle[0] - middle[1] if middle[1] < math.inf else 0.0
-    share = sum(y < x for x in here for y in there) / (len(here) * len(there))
-    plain = share == 1.0 and (count >= MOST // 2 or (min(here) >= trying.began and max(there) <= trying.usual))
-    clear = count >= MOST and share >= CLEAR
-    if min(here) == math.inf > max(there) or ((plain or clear) and better >= trying.margin / 2.0):
-        if trying.both and middle[1] > trying.usual:
-            # better, and not good: the newest copy may be broken too
-            return trying._replace(to="best", both=False, here=here[-2:], there=()), ""
-        return trying, "weights"
-    start = trying.why == "start"
-    if (count < MOST and share > 0.1) if start else share > HOPELESS[min(count, MOST)]:
-        return trying, ""
-    if trying.both:
-        return trying._replace(to="best", both=False, here=here[-2:], there=()), ""
-    if start and share >= trying.worse:
-        # the weights have become many times as large, and say no more than those of the start
-        return trying, "weights"
-    if min(*here, *there) > trying.far and trying.why != "nonfinite" and not trying.held:
-        return trying._replace(waiting=True), ""
-    return trying, "data"
+    def judged(self) -> tuple[Evidence, Outcome]:
+        """What the trial has shown; empty while it goes on."""
+        here, there = self.here, self.there
+        if self.waiting:
+            return self, "data" if self.held >= HOLD else ""
+        if len(here) < 2:
+            return self, ""
+        if self.why != "start" and max(here) <= self.usual:
+            return self, "passed"
+        count = min(len(here), len(there))
+        if count < 2:
+            return self, ""
+        if count >= MOST // 2 and self.why != "start" and centre(here) <= self.usual:
+            return self, "passed"
+        middle = centre(here), centre(there)
+        better = middle[0] - middle[1] if middle[1] < math.inf else 0.0
+        share = sum(y < x for x in here for y in there) / (len(here) * len(there))
+        plain = share == 1.0 and (count >= MOST // 2 or (min(here) >= self.began and max(there) <= self.usual))
+        clear = count >= MOST and share >= CLEAR
+        if min(here) == math.inf > max(there) or ((plain or clear) and better >= self.margin / 2.0):
+            if self.both and middle[1] > self.usual:
+                # better, but not good: the newest copy may be broken too
+                return self._replace(to="best", both=False, here=here[-2:], there=()), ""
+            return self, "weights"
+        start = self.why == "start"
+        if (count < MOST and share > 0.1) if start else share > HOPELESS[min(count, MOST)]:
+            return self, ""
+        if self.both:
+            return self._replace(to="best", both=False, here=here[-2:], there=()), ""
+        if start and share >= self.worse:
+            # the weights have become many times as large, and say no more than those of the start
+            return self, "weights"
+        if min(*here, *there) > self.far and self.why != "nonfinite" and not self.held:
+            return self._replace(waiting=True), ""
+        return self, "data"

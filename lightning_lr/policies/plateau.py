@@ -1,4 +1,4 @@
-"""Plateau: has a metric stopped to improve?"""
+"""The policy of a plateau: has a metric stopped improving?"""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NO_DECREASE = 0.51
 """Below this probability a series counts as not falling, as in dlib's `count_steps_without_decrease`."""
 
 CHECKS_PER_WINDOW = 20
-"""The trend is tested this many times while a window of values goes by: a verdict comes at most 5% of one late."""
+"""The trend is tested this many times per window of values, so a verdict comes at most 5% of a window late."""
 
 
 @dataclass(frozen=True)
 class PlateauState:
-    """What the policy remembers: plain numbers.
+    """What `PlateauPolicy` remembers: plain numbers.
 
     Args:
         best: the best value so far; None before the first.
         bad_checks: values in a row that were no better than the best (`test="patience"`).
-        cooldown_left: values still to be passed over after a decay.
+        cooldown_left: values that are still passed over after a decay.
         decays: decays so far.
         window: the latest values, oldest first, at most `patience` of them (`test="trend"`).
         since_test: values since the trend was last tested (`test="trend"`).
@@ -62,20 +62,20 @@ class PlateauState:
 
 @dataclass(frozen=True)
 class PlateauPolicy:
-    """Says when a rate should decay, from one metric.
+    """Says when the learning rate should decay, from one metric.
 
-    With `test="patience"` the decays come exactly where `torch.optim.lr_scheduler.ReduceLROnPlateau` has them for the
-    same finite values. With `test="trend"` a decay comes when `patience` values have gone by without a falling trend:
-    the probability that the line under them falls, with and without their largest tenth, is below 0.51. This is for
-    noisy values at every update, needs no `threshold`, and is robust to outliers.
+    With `test="patience"` the decays come exactly where those of `torch.optim.lr_scheduler.ReduceLROnPlateau` come, for
+    the same finite values. With `test="trend"` a decay comes when `patience` values show no improving trend: the
+    probability that the line through them falls (with `mode="min"`), with and without their largest tenth, is below
+    0.51. This test is meant for noisy values at every update; it needs no `threshold` and is robust to outliers.
 
     Args:
-        mode: `min` when less is better, `max` when more is.
-        patience: the number of bad values that is still borne (`patience`), or the length of the window in values
-            (`trend`, >= 3).
-        threshold: the least improvement that counts, >= 0: a ratio below 1 (`rel`) or absolute (`abs`); `trend` has no
-            use for it.
-        threshold_mode: `rel` or `abs`.
+        mode: `min` if lower is better, `max` if higher is.
+        patience: how many bad values in a row are tolerated, >= 0 (`patience`), or the length of the window in values,
+            >= 3 (`trend`).
+        threshold: the least improvement that counts, >= 0: a ratio below 1 (`rel`) or absolute (`abs`); `trend` does
+            not use it.
+        threshold_mode: `rel` (relative to the best value) or `abs`.
         cooldown: values passed over after each decay, >= 0.
         test: `patience` or `trend`.
 
@@ -117,10 +117,10 @@ class PlateauPolicy:
         """Takes one value of the metric.
 
         Args:
-            state: what came out of the step before.
-            value: the metric. One that is not finite changes nothing: it is no bad check.
-            resting: True while the metric says nothing about the rate (during warm-up, say): it can improve the best,
-                but never counts against the rate.
+            state: the state that the step before returned.
+            value: the metric. A value that is not finite changes nothing: it is not a bad check.
+            resting: True while the metric says nothing about the rate (during warm-up, for example): the value can
+                improve the best one, but never counts against the rate.
 
         Returns:
             The new state, and whether the rate should decay now.
@@ -141,7 +141,7 @@ class PlateauPolicy:
         return replace(state, bad_checks=bad_checks, cooldown_left=cooldown_left), False
 
     def forget(self, state: PlateauState) -> PlateauState:
-        """The state without what it holds against the present rate: after a rewind, say. The best stays."""
+        """The state without what counts against the present rate, for example after a rewind. The best value stays."""
         return replace(state, bad_checks=0, window=(), since_test=0)
 
     def _compare(self, state: PlateauState, value: float) -> tuple[PlateauState, bool]:

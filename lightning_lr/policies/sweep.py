@@ -1,94 +1,65 @@
-"""Sweep: which rate to try at the next update, on which batch, and when it has seen enough."""
+"""The policy of a sweep: which rate to try at the next update, on which batch, and when it has seen enough."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, NamedTuple
 
 from lightning_lr.arguments import whole_number
-from lightning_lr.policies.suggestion import HUGE, NO_LOSS, RULES, Suggestion, level_and_noise, suggest
-from lightning_lr.policies.tried_rates import STEP, Horizon, TriedRate, TriedRates, second_opinion
-from lightning_lr.saved import fields
+from lightning_lr.policies.curve_rules import RULES, suggest
+from lightning_lr.policies.horizon import Horizon
+from lightning_lr.policies.ramp import BLOWN, BLOWN_AT_ONCE, Ramp
+from lightning_lr.policies.second_opinion import second_opinion
+from lightning_lr.policies.suggestion import NO_LOSS, Suggestion
+from lightning_lr.policies.sweep_state import NextUpdate, SweepState
+from lightning_lr.policies.tried_rates import STEP, TriedRate, TriedRates
+from lightning_lr.statistics.level import HUGE, level_and_noise
 
 BRACKET = "bracket"
 
 LEAST_STEPS = 20
-"""A sweep of fewer updates shows nothing."""
+"""A sweep of fewer updates than this shows nothing."""
 
 PROBES = 8
-"""A trial is scored by its losses on so many batches, the same for all. Four, of 60 updates, made the picks of three
-seeds lie twice as far apart; with twelve too few updates are left to train."""
+"""A trial is scored by its losses on this many batches, the same for all trials. With four of 60 updates, the picks of
+three seeds lay twice as far apart; with twelve, too few updates are left for training."""
 
 LOOK, RAMP = 2 / 15, 1 / 5
-"""The shares of the updates that look at the start's weights and that find the rate which blows up: 8 and 12 of 60."""
+"""The share of the updates for the look at the start's weights, and the share for the ramp: 8 and 12 of 60."""
 
 MOST_RAMP = 16
-"""A longer ramp finds nothing more."""
-
-LOW_POINTS, LOW_DECADES = 1 / 3, 4 / 9
-"""The ramp's first third of points crosses the lower 4/9 of the decades: there is only noise to be measured there."""
+"""The most updates of a ramp: a longer one finds nothing more."""
 
 TRIALS = 3
-"""The updates after the ramp are enough for so many trials."""
+"""The updates after the ramp are enough for this many trials."""
 
 SHORT = 14
-"""A trial of the coarse look is no longer. From so many updates and from forty the picks of the tuning half came out
-equally good, so that more rates are worth more than longer trials."""
+"""The most updates of a trial in the first, coarse search. Picks from this many updates and from forty were equally
+good on the tuning half, so more rates are worth more than longer trials."""
 
 LONGER = 2.0
-"""There is a second, longer look where its trials can be so many times as long as those of the coarse one."""
+"""There is a second, longer search if its trials can be this many times as long as those of the coarse one."""
 
 LEAST_TRIAL = 0.6
 """A last trial needs this share of the full length to be worth comparing."""
 
 SECOND = 11
-"""A trial of a second opinion is no longer."""
+"""The most updates of a trial of a second opinion."""
 
 SECOND_STEPS = PROBES + 3 * SECOND
 """The most updates of a second opinion."""
 
 BELOW_BLOW_UP = 10.0
-"""The first trial's rate is the one that blew the ramp up over this: blow-up needs a higher rate in one update than in
-fifteen."""
-
-BLOWN, BLOWN_AT_ONCE = 7.0, 25.0
-"""So many standard deviations above the start's loss on the same batch, twice in a row or at once, the ramp ends."""
-
-GAINED, TURNED = 2.0, 0.25
-"""A ramp that has gained so many standard deviations and lost half of that, with so many to spare, has turned."""
-
-QUIET = 2.0
-"""So many times what the lowest rates change comes on top: on the same batch they change nothing but by chance."""
+"""The first trial's rate is the one at which the ramp blew up, divided by this: a single update needs a higher rate to
+blow up than fifteen updates do."""
 
 LOST = 100.0
-"""So many standard deviations above the start's level, a trial has blown up."""
-
-NOISE_POINTS = 8
-"""On a plain ramp the level and its noise are those of the first points."""
-
-
-class Next(NamedTuple):
-    """What to do now.
-
-    Args:
-        rate: the rate of the next update, absolute, 0 where the start's weights are only looked at; None when the sweep
-            has ended.
-        restore: whether the healthy start must be restored before that update.
-        batch: the number of the batch for it, among the sweep's own, from 0: the same number is the same batch. None:
-            a new one that nobody wants again.
-        suggestion: at the end, what came out.
-    """
-
-    rate: float | None
-    restore: bool
-    batch: int | None = None
-    suggestion: Suggestion | None = None
+"""A trial has blown up when its loss is this many standard deviations above the start's level."""
 
 
 def on_grid(rate: float) -> float:
-    """The nearest power of `STEP`, so that sweeps whose ramps end elsewhere try the same rates.
+    """The nearest power of `STEP`, so that sweeps whose ramps end at different rates try the same ones.
 
     Example:
         >>> [round(on_grid(rate), 3) for rate in (0.03, 0.1, 0.2)]
@@ -98,85 +69,35 @@ def on_grid(rate: float) -> float:
 
 
 @dataclass(frozen=True)
-class SweepState:
-    """What the policy remembers: plain numbers.
-
-    Args:
-        rates: the rates of all updates so far and of the one that is being made, absolute.
-        losses: the losses seen, each before the update with the rate of the same index.
-        trials: the trials that are over.
-        ramp_start: the index of the ramp's first update: where the look at the start's weights is over.
-        trial_start: the index of the present trial's first update; 0 before the first.
-        trial_length: updates of the present trial; 0 before the first.
-        blown: updates in a row whose loss was too high.
-        bound: the rate that made the ramp blow up; None when none did.
-        around: the present rate, of which a second opinion is wanted; None: a sweep over all rates.
-        paired: whether a batch of the same number is the same batch.
-        horizon: how long the rate is to be good for: the run's updates, or None, and a power.
-    """
-
-    rates: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
-    trials: tuple[TriedRate, ...] = ()
-    ramp_start: int = 0
-    trial_start: int = 0
-    trial_length: int = 0
-    blown: int = 0
-    bound: float | None = None
-    around: float | None = None
-    paired: bool = True
-    horizon: Horizon = field(default_factory=Horizon)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A dict of numbers and lists, for a checkpoint."""
-        numbers = ("ramp_start", "trial_start", "trial_length", "blown", "bound", "around", "paired")
-        saved = {name: getattr(self, name) for name in numbers}
-        trials = [[t.rate, t.start, t.length, None if t.losses is None else list(t.losses)] for t in self.trials]
-        lists = {"rates": list(self.rates), "losses": list(self.losses), "horizon": list(self.horizon)}
-        return {"version": 2, **lists, "trials": trials, **saved}
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> SweepState:
-        """The state that `to_dict` gave.
-
-        Raises:
-            SavedStateError: for a version that this release doesn't know.
-        """
-        own = fields(saved, 2, cls)
-        trials = [
-            TriedRate(rate, start, length, None if losses is None else tuple(losses))
-            for rate, start, length, losses in own["trials"]
-        ]
-        lists = {"rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": tuple(trials)}
-        return cls(**{**own, **lists, "horizon": Horizon(*own["horizon"])})
-
-
-@dataclass(frozen=True)
 class SweepPolicy:
-    """Leads a sweep over rates, one loss at a time, and suggests a rate at its end.
+    """Leads a sweep over learning rates, one loss at a time, and suggests a rate at its end.
 
     With a known rule (`steepest`, `valley`, `slide`, `minimum`) the rate rises geometrically from `min_lr` to `max_lr`,
-    and the rule reads the curve.
+    and the rule reads a rate off the curve.
 
-    With `bracket` all rates are compared on the same batches. First the start's weights are looked at on the probe
-    batches. A coarse ramp finds the rate at which the loss blows up. Then come trials, each at one constant rate and
-    each from the start: all train on the same batches, and each ends on the probe batches, where the mean difference
-    to the start's losses, and to another trial's, has a standard error. Rates go by factors of three, from a tenth of
-    the one that blew up, until the best has a worse one above it, and below it one that is clearly worse: of rates
-    that can't be told apart the lowest is taken. Nothing above a rate that blew up is trusted. Where there are
-    updates for it, the best ones get a second, longer look. A share of the best rate is suggested, the lower the longer
-    the run is, since what is best over a few updates is too high for many.
+    With `bracket` all rates are compared on the same batches:
 
-    A suggestion is sure where the best trial lowered the loss by three standard errors, and the rates that can't be
-    told from it span no more than a factor of five.
+    1. *Look*: the losses of the start's weights on the probe batches.
+    2. *Ramp*: a coarse ramp finds the rate at which the loss blows up.
+    3. *Trials*, each at one constant rate and each from the start. All train on the same batches, and each ends on the
+       probe batches, where the mean difference from the losses of the start, or of another trial, has a standard error.
+       Rates go by factors of three, beginning at a tenth of the one that blew up, until the best rate has a worse one
+       above it and a clearly worse one below it. Nothing above a rate that blew up is trusted. If there are enough
+       updates, the best rates are tried again in longer trials.
 
-    With `around` it is a second opinion on a rate, a smaller sweep: see `second_opinion`.
+    Of rates that can't be told apart the lowest is taken. What is suggested is a share of the best rate: the longer the
+    run, the smaller the share, because the rate that is best over a few updates is too high for many.
+
+    A suggestion is sure if the best trial lowered the loss by three standard errors, and the rates that can't be told
+    from it span no more than a factor of five.
+
+    With `around` in `start` the sweep is a second opinion on a rate, and smaller.
 
     Args:
         min_lr: the lowest rate, absolute, > 0.
         max_lr: the highest rate, absolute, > `min_lr`.
-        steps: the most updates, >= 20.
-        suggest: `bracket` or the name of a known rule.
+        steps: the most updates of a sweep, >= 20.
+        suggest: `bracket`, or the name of a known rule.
 
     Raises:
         ValueError: for a value outside its bounds.
@@ -212,25 +133,28 @@ class SweepPolicy:
 
     def start(
         self, *, around: float | None = None, paired: bool = True, horizon: Horizon | None = None
-    ) -> tuple[SweepState, Next]:
-        """The state before the first update, and what it is.
+    ) -> tuple[SweepState, NextUpdate]:
+        """The state before the first update, and what this update is.
 
         Args:
-            around: the present rate, for a second opinion on it.
-            paired: whether the batches of a number can be had again.
-            horizon: how long the rate is to be good for.
+            around: the present rate, absolute, for a second opinion on it; None: a sweep over all rates.
+            paired: whether a batch can be used again by its number.
+            horizon: how long the rate must be good for.
+
+        Returns:
+            The state, and what to do first.
         """
         if self.suggest != BRACKET:
-            return SweepState(rates=(self.min_lr,), paired=False), Next(self.min_lr, True)
+            return SweepState(rates=(self.min_lr,), paired=False), NextUpdate(self.min_lr, True)
         state = SweepState(rates=(0.0,), around=around, paired=paired, horizon=horizon or Horizon())
-        return state, Next(0.0, True, 0)
+        return state, NextUpdate(0.0, True, 0)
 
-    def step(self, state: SweepState, loss: float) -> tuple[SweepState, Next]:
-        """Takes the loss that was seen before the update with the last rate was made.
+    def step(self, state: SweepState, loss: float) -> tuple[SweepState, NextUpdate]:
+        """Takes the loss that was seen before the update at the last rate.
 
         Args:
-            state: what came out of the step before.
-            loss: the mean over micro-batches and ranks; one that is not finite counts as a blow-up.
+            state: the state that the step before returned.
+            loss: the mean over micro-batches and ranks; a loss that is not finite counts as a blow-up.
 
         Returns:
             The new state, and what to do next.
@@ -240,7 +164,7 @@ class SweepPolicy:
         state = replace(state, losses=(*state.losses, loss))
         looking = state.ramp_start == 0 and self.suggest == BRACKET
         if not math.isfinite(loss) and (len(state.losses) == 1 or looking):
-            return state, Next(None, True, suggestion=Suggestion(None, NO_LOSS))
+            return state, NextUpdate(None, True, suggestion=Suggestion(None, NO_LOSS))
         if self.suggest != BRACKET:
             return self._plain_ramp(state)
         if looking:
@@ -248,27 +172,27 @@ class SweepPolicy:
         return self._ramp(state) if state.trial_length == 0 else self._trial(state)
 
     def unpaired(self, state: SweepState) -> SweepState:
-        """From here on batches can't be had again: what is compared then is compared as losses of any batches are."""
+        """The state from which on no batch can be used again: losses are compared as those of different batches."""
         return replace(state, paired=False)
 
     # -- the start -------------------------------------------------------------------------------------------------
 
     @property
     def probes(self) -> int:
-        """On how many batches a trial is scored."""
+        """The number of batches on which a trial is scored."""
         return max(3, min(PROBES, round(LOOK * self.steps)))
 
-    def _look(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _look(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         count = len(state.losses)
         if count < self.probes:
-            # there are optimizers that change weights at rate 0, too
-            return replace(state, rates=(*state.rates, 0.0)), Next(0.0, True, count)
+            # some optimizers change weights even at rate 0
+            return replace(state, rates=(*state.rates, 0.0)), NextUpdate(0.0, True, count)
         state = replace(state, ramp_start=count)
         if state.around is not None:
             length = min(SECOND, (self.steps - count) // 2)
             return self._begin(replace(state, trial_length=length), state.around)
         rate = self.ramp_rate(0)
-        return replace(state, rates=(*state.rates, rate)), Next(rate, True, 0)
+        return replace(state, rates=(*state.rates, rate)), NextUpdate(rate, True, 0)
 
     # -- the ramp --------------------------------------------------------------------------------------------------
 
@@ -279,81 +203,65 @@ class SweepPolicy:
 
     def ramp_rate(self, index: int) -> float:
         """The rate of the ramp's update `index` (from 0), absolute."""
-        last = self.ramp_steps - 1
-        at = index / last
-        if self.suggest == BRACKET:
-            low = max(1, round(LOW_POINTS * self.ramp_steps) - 1)
-            at = LOW_DECADES * index / low
-            if index > low:
-                at = LOW_DECADES + (1.0 - LOW_DECADES) * (index - low) / (last - low)
-        return self.min_lr * (self.max_lr / self.min_lr) ** at
+        return self._rising.rate(index)
 
-    def _ramp(self, state: SweepState) -> tuple[SweepState, Next]:
+    @property
+    def _rising(self) -> Ramp:
+        return Ramp(self.min_lr, self.max_lr, self.ramp_steps, self.suggest == BRACKET)
+
+    def _ramp(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         made = len(state.losses) - state.ramp_start
         level, noise = level_and_noise(self._base(state))
         risen = self._risen(state, made - 1, level)
         blown = state.blown + 1 if risen > BLOWN * noise else 0
         state = replace(state, blown=blown)
-        # a dead network can sit below the level it started from: a ramp that lost half of its gain has turned
         changes = [self._risen(state, index, level) for index in range(made)]
-        quiet = QUIET * max(map(abs, changes[: max(1, round(LOW_POINTS * self.ramp_steps))]))
-        turned = min(changes) < -GAINED * noise - quiet and risen > 0.5 * min(changes) + TURNED * noise + quiet
+        turned = self._rising.turned(changes, noise)
         if made > 1 and (blown >= 2 or turned or risen > BLOWN_AT_ONCE * noise):
-            # the loss shows what the update before did, and of two high ones the first was the turn; of one that only
-            # lost its gain the rate under way (with the one before, 0.098 in place of 0.068 of regret under SGD)
+            # the loss shows what the update before did, and of two high losses the first was the turn; if a ramp
+            # only lost its gain, it is the present rate (the one before gave a regret of 0.098, not 0.068, under SGD)
             turn = state.rates[max(state.ramp_start, len(state.losses) - 1 - blown)]
             state = replace(state, bound=turn)
         elif made < self.ramp_steps:
             rate = self.ramp_rate(made)
-            return replace(state, rates=(*state.rates, rate)), Next(rate, False, made % self.probes)
+            return replace(state, rates=(*state.rates, rate)), NextUpdate(rate, False, made % self.probes)
         length = min(SHORT, max(self.probes + 1, (self.steps - len(state.losses)) // TRIALS))
         first = (self.max_lr if state.bound is None else state.bound) / BELOW_BLOW_UP
         return self._begin(replace(state, trial_length=length), max(on_grid(first), self.min_lr))
 
     def _risen(self, state: SweepState, index: int, level: float) -> float:
-        """The ramp's loss at an update, above that of the start on the same batch; without replay that isn't known."""
+        """How far the ramp's loss at an update is above the start's, on the same batch if batches are paired."""
         start = self._base(state)[index % self.probes] if state.paired else level
         return state.losses[state.ramp_start + index] - start
 
-    def _plain_ramp(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _plain_ramp(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         count = len(state.losses)
-        if count < self.steps and self._calm(state):
+        if count < self.steps and self._rising.calm(state.losses):
             rate = self.ramp_rate(count)
-            return replace(state, rates=(*state.rates, rate)), Next(rate, False)
-        return state, Next(None, True, suggestion=suggest(self.suggest, state.rates[:count], state.losses))
-
-    def _calm(self, state: SweepState) -> bool:
-        """Whether a plain ramp goes on: it ends where the loss is far above its level twice in a row, or at once."""
-        losses = state.losses
-        if not all(map(math.isfinite, losses)) or len(losses) < 4:
-            return all(map(math.isfinite, losses))
-        points = min(NOISE_POINTS, self.steps // 2 + 1, len(losses) - 1)
-        level, noise = level_and_noise(losses[:points])
-        at_once = BLOWN_AT_ONCE if len(losses) > NOISE_POINTS else 4 * BLOWN_AT_ONCE
-        twice = all(loss > level + BLOWN * noise for loss in losses[-2:])
-        return not twice and losses[-1] <= level + at_once * noise
+            return replace(state, rates=(*state.rates, rate)), NextUpdate(rate, False)
+        return state, NextUpdate(None, True, suggestion=suggest(self.suggest, state.rates[:count], state.losses))
 
     # -- the trials ------------------------------------------------------------------------------------------------
 
     def _base(self, state: SweepState) -> tuple[float, ...]:
         return state.losses[: self.probes]
 
-    def _begin(self, state: SweepState, rate: float) -> tuple[SweepState, Next]:
+    def _begin(self, state: SweepState, rate: float) -> tuple[SweepState, NextUpdate]:
         state = replace(state, rates=(*state.rates, rate), trial_start=len(state.losses), blown=0)
-        return state, Next(rate, True, self._batch(state, 0))
+        return state, NextUpdate(rate, True, self._batch(state, 0))
 
     def _batch(self, state: SweepState, index: int) -> int:
-        """Which batch the present trial's update `index` is for: at its end those of the look, before them others."""
+        """The batch of the present trial's update `index`: at its end those of the look, before them others."""
         trained = state.trial_length - self.probes
         return self.probes + index if index < trained else index - trained
 
-    def _trial(self, state: SweepState) -> tuple[SweepState, Next]:
+    def _trial(self, state: SweepState) -> tuple[SweepState, NextUpdate]:
         losses, rate = state.losses[state.trial_start :], state.rates[-1]
         level, noise = level_and_noise(self._base(state))
         lost = losses[-1] > level + LOST * noise
         if not lost and len(losses) < state.trial_length:
             state = replace(state, rates=(*state.rates, rate))
-            return state, Next(rate, False, self._batch(state, len(losses)))
+            return state, NextUpdate(rate, False, self._batch(state, len(losses)))
         scored = None if lost else losses[-self.probes :]
         trial = TriedRate(rate, state.trial_start, state.trial_length, scored)
         state = replace(state, trials=(*state.trials, trial))
@@ -362,16 +270,16 @@ class SweepPolicy:
             return self._second(state, trials)
         return self._search(state, trials)
 
-    def _second(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, Next]:
+    def _second(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, NextUpdate]:
         following, said = second_opinion(trials, low=self.min_lr, high=self.max_lr)
         if following is not None and self.steps - len(state.losses) >= state.trial_length:
             return self._begin(state, following)
-        return state, Next(None, True, suggestion=said)
+        return state, NextUpdate(None, True, suggestion=said)
 
-    def _search(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, Next]:
+    def _search(self, state: SweepState, trials: TriedRates) -> tuple[SweepState, NextUpdate]:
         left = self.steps - len(state.losses)
         ceiling = self.max_lr if state.bound is None else min(self.max_lr, state.bound)
-        following = trials.following(self.min_lr, ceiling, bounded=state.bound is not None)
+        following = trials.next_rate(self.min_lr, ceiling, bounded=state.bound is not None)
         long = int(left // TRIALS)
         if state.trial_length <= SHORT and long >= LONGER * state.trial_length:
             best = trials.best
@@ -381,5 +289,5 @@ class SweepPolicy:
         if following is None or left < state.trial_length:
             bounded = state.bound is not None or any(trial.losses is None for trial in state.trials)
             said = trials.suggestion(state.horizon, self.min_lr, self.max_lr, bounded=bounded)
-            return state, Next(None, True, suggestion=said)
+            return state, NextUpdate(None, True, suggestion=said)
         return self._begin(state, following)

@@ -1,4 +1,4 @@
-"""SweepSchedule: at which updates and epochs something is due, each of them once."""
+"""The schedule of a finder: at which updates and epochs it sweeps, once at each of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from lightning_lr.saved import fields
 
 AT_START = "at the start"
-"""The words for update 0 where nobody asked for it."""
+"""The words for update 0 if nobody asked for it."""
 
 
 @dataclass(frozen=True)
 class SweepScheduleState:
-    """What has been done.
+    """Which places of a schedule are over.
 
     Args:
         done: the places that are over, in words.
-        requested: a reason why it is due at the next occasion; None: nobody asked.
+        requested: why a sweep is due at the next occasion, in words; None: nobody asked.
     """
 
     done: tuple[str, ...] = ()
@@ -42,9 +42,9 @@ class SweepScheduleState:
 
 @dataclass(frozen=True)
 class SweepSchedule:
-    """Says when something is due: at given updates, at the start of given epochs, and on request.
+    """Says when a sweep is due: before given updates, at the start of given epochs, and on request.
 
-    A place that was passed over (a resumed run, an update within a window of accumulation) is due at once; several such
+    A place that was passed over (in a resumed run, or within a window of accumulation) is due at once; several such
     places are one occasion.
 
     Args:
@@ -53,11 +53,11 @@ class SweepSchedule:
         unasked: whether nobody asked for update 0.
 
     Example:
-        >>> agenda, state = SweepSchedule((0, 500)), SweepScheduleState()
-        >>> state, why = agenda.step(state, update=0, epoch=0)
+        >>> schedule, state = SweepSchedule((0, 500)), SweepScheduleState()
+        >>> state, why = schedule.step(state, update=0, epoch=0)
         >>> why
         'asked for at=0'
-        >>> agenda.step(state, update=499, epoch=3)[1]
+        >>> schedule.step(state, update=499, epoch=3)[1]
         ''
     """
 
@@ -74,15 +74,15 @@ class SweepSchedule:
         return {**updates, **{epoch_place(at): f"epochs={at}" for at in self.epochs}}
 
     def step(self, state: SweepScheduleState, *, update: int, epoch: int) -> tuple[SweepScheduleState, str]:
-        """Asks at the begin of an update.
+        """Asks at the start of an update.
 
         Args:
-            state: what came out of the step before.
+            state: the state that the step before returned.
             update: the updates made so far.
             epoch: the present epoch.
 
         Returns:
-            The new state, and why it is due now, in words; empty when it is not.
+            The new state, and why a sweep is due now, in words; empty if none is.
         """
         reached = [update_place(at) for at in self.updates if at <= update]
         reached += [epoch_place(at) for at in self.epochs if at <= epoch]
@@ -103,7 +103,7 @@ def epoch_place(at: int) -> str:
 
 
 def listed(words: Iterable[str], preposition: str = "for") -> str:
-    """Places in words, of which nobody asked for `AT_START`.
+    """Places in words; `AT_START` is one that nobody asked for.
 
     Example:
         >>> listed(["at=0", "epochs=3"]), listed([AT_START, "epochs=3"], "asked for")
@@ -118,7 +118,7 @@ def places(name: str, given: int | Sequence[int] | None) -> tuple[int, ...]:
     """One place or several as a tuple.
 
     Raises:
-        ValueError: for none at all that is not None, and for what is no whole number >= 0.
+        ValueError: for an empty sequence, and for anything but whole numbers >= 0.
     """
     found = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
     if given is not None and not found:

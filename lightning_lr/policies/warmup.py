@@ -1,4 +1,4 @@
-"""Warm-up: a factor that rises to 1 over a group's first updates."""
+"""The policy of a warm-up: a factor that rises to 1 over a param group's first updates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lightning_lr.arguments import real_number, whole_number
 
 EXPONENT = 5.0
-"""The exponential shape's length in time constants: at a fifth of the way 63% of the rise is made."""
+"""The length of the exponential shape in time constants: after a fifth of the warm-up, 63% of the rise is over."""
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
@@ -17,16 +17,19 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "exponential": lambda x: math.expm1(-EXPONENT * x) / math.expm1(-EXPONENT),
     "constant": lambda x: float(x >= 1.0),
 }
-"""Each maps progress in [0, 1] to a share of the rise in [0, 1], with 0 at 0 and 1 at 1."""
+"""Each maps progress in [0, 1] to a share of the rise, from 0 at 0 to 1 at 1."""
 
 
 @dataclass(frozen=True)
 class WarmupPolicy:
-    """Update k (from 0) is made with `start + (1 - start) * shape((k + 1) / steps)` of the rate; 1 from `steps` on.
+    """The factor of update k (from 0) is `start_factor + (1 - start_factor) * shape((k + 1) / steps)`.
+
+    The last update of the warm-up, k = steps - 1, has the full rate, and so have all that follow.
 
     Args:
         steps: the length, in optimizer updates, >= 1.
-        shape: `linear`, `cosine`, `exponential` (five time constants) or `constant` (the start factor until the last).
+        shape: `linear`, `cosine`, `exponential` (five time constants) or `constant` (`start_factor` until the last
+            update).
         start_factor: the factor from which it rises, a ratio in [0, 1).
 
     Raises:

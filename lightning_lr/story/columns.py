@@ -48,7 +48,8 @@ def columns(
         lengths: the length of each frame's data, without its checksum, shape (n,).
 
     Returns:
-        The scalars; the indices of all other frames, rising; the index of the first frame whose checksum is wrong.
+        The scalars; the indices of all other frames, rising; the index of the first frame with a wrong checksum, or
+        None.
     """
     found: list[Column] = []
     others: list[NDArray[np.int64]] = []

@@ -1,4 +1,4 @@
-"""Is there memory on the device for a sweep?"""
+"""The device memory that a sweep takes, and whether there is enough of it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from lightning_lr.copies.footprint import Room, amount, room, second_state
+from lightning_lr.copies.footprint import Room, amount, room, second_state_footprint
 
 REMEDY = "Smaller batches, or sharded weights, leave room for it"
 
 
 class Space(NamedTuple):
-    """What can be told of a sweep's memory before it begins; every rank has the same but for a device's name.
+    """What is known of a sweep's memory before it begins: the same on every rank, but for the name of the device.
 
     Args:
         room: what it takes, and what is free.
         takes: what it takes, in words.
-        free: what is free, in words; empty where nobody can tell (the CPU).
+        free: what is free, in words; empty if that isn't known (on the CPU).
     """
 
     room: Room
@@ -27,7 +27,7 @@ class Space(NamedTuple):
 
 def space(trainer: Any, module: Any, optimizers: list[Optimizer]) -> Space:
     """Asks on every rank; one small collective where there are several."""
-    footprint = second_state(module, optimizers)
+    footprint = second_state_footprint(module, optimizers)
     found = room(trainer, footprint)
     where = found.device if trainer.world_size == 1 else f"the device of rank {found.rank}"
     more = "" if footprint.foreseen else ", and what the optimizer adds to it,"

@@ -1,4 +1,4 @@
-"""Finding: what a sweep over rates has found, as data and as a picture."""
+"""What a sweep has found, as data and as a picture."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from lightning_lr.policies.suggestion import Suggestion
-from lightning_lr.policies.sweep import SweepState
+from lightning_lr.policies.sweep_state import SweepState
 from lightning_lr.saved import fields
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out of one sweep.
+    """What a sweep of `LRFinder` has found.
 
     Args:
         rates: the rate of each of the sweep's updates, absolute, of the group with the highest reference rate.
         losses: the loss before each of these updates, the mean over micro-batches and ranks.
-        trials: (rate, mean loss at its end) of every rate that was trained from the healthy start; None: it blew up.
-            Empty for a rule on a ramp.
-        ramp: how many of the first updates, after the look, were the ramp.
+        trials: (rate, mean loss at the end) of every trial, which starts from the healthy weights; the loss is None if
+            it blew up. Empty for a rule on a plain ramp.
+        ramp: how many of the updates after the look were the ramp.
         suggestion: the suggested rate, absolute; None for a refusal.
         refusal: why there is none; empty otherwise.
         words: how it was found, or the refusal.
         rule: the rule's name.
-        update: the optimizer's count of real updates at the sweep.
-        step: the loggers' step at the sweep's end.
+        update: how many real updates the optimizer had made before the sweep.
+        step: the loggers' step at the end of the sweep.
         look: how many of the first updates only looked at the healthy weights, at rate 0.
-        sure: whether the losses left no doubt; None where a rule can't tell.
-        low: the lowest rate that could not be told from the best one; None where that isn't known.
-        high: the highest.
-        share: what share of the best rate is suggested; None where that isn't known.
-        around: the present rate, where this is a second opinion on it; else None.
-        paired: whether the ramp went over the batches of the look again and again; None where that isn't known.
+        sure: whether the losses left no doubt; None if the rule can't tell.
+        low: the lowest rate that can't be told from the best one, absolute; None if that isn't known.
+        high: the highest one, absolute; None if that isn't known.
+        share: the share of the best rate that is suggested, in (0, 1]; None if that isn't known.
+        around: the present rate, absolute, if this is a second opinion on it; else None.
+        paired: whether the ramp used the batches of the look again; None if that isn't known.
     """
 
     rates: tuple[float, ...]
@@ -57,7 +57,7 @@ class Finding:
 
     @classmethod
     def of(cls, state: SweepState, suggestion: Suggestion, rule: str, update: int, step: int) -> Finding:
-        """What a policy's last state and suggestion say."""
+        """The finding of a sweep, by the policy's last state and its suggestion."""
         count = len(state.losses)
         trained = state.trials[0].start if state.trials else count
         said = suggestion.sure, suggestion.low, suggestion.high, suggestion.share
@@ -101,10 +101,10 @@ class Finding:
         return cls(**{**own, "rates": tuple(own["rates"]), "losses": tuple(own["losses"]), "trials": trials})
 
     def plot(self) -> Any:
-        """The ramp's curve, the trials, what blew up, and the suggestion beside the rate that it is a share of.
+        """A figure of the ramp, the trials, the rates that blew up, and the suggestion beside the best rate.
 
-        A ramp over the batches of the look is drawn without what these differ by: as the look's mean, and the change on
-        the same batch.
+        If the ramp used the batches of the look, the differences between these are taken out: what is drawn is the mean
+        of the look plus the change on the same batch.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -129,11 +129,11 @@ class Finding:
             axes.axvspan(self.low, self.high, color="C0", alpha=0.12, label="can't be told from the best")
         heights = [loss for _, loss in shown[: (len(shown) + 1) // 2]] + [mean for _, mean in ended]
         if heights:
-            # the ramp's end goes through the roof, but what lies lowest is what a rule looks at
+            # the end of the ramp is far too high, and what matters is the lowest part
             low, high = min([*heights, *(loss for _, loss in shown)]), max(heights)
             room = max(high - low, 0.05 * abs(high), 1e-12)
             axes.set_ylim(low - 0.3 * room, high + room)
-        # these have no height: at the top edge, whatever the scale
+        # a blow-up has no height: it is marked at the top edge, whatever the scale
         blown = {rate for rate, mean in self.trials if mean is None} | {r for r, x in points if not math.isfinite(x)}
         if blown:
             edge = axes.get_xaxis_transform()
@@ -150,11 +150,11 @@ class Finding:
 
     @property
     def _level(self) -> float:
-        """The mean loss of the start's weights."""
+        """The mean loss of the look."""
         return math.fsum(self.losses[: self.look]) / self.look
 
     def _ramp_losses(self) -> list[float]:
-        """The ramp's losses, less what the loss of the start's weights on the same batch is above the look's mean."""
+        """The losses of the ramp, without the differences between batches if these are those of the look."""
         losses = self.losses[self.look : self.look + self.ramp]
         if not self.look or not self.paired:
             return list(losses)
@@ -165,7 +165,7 @@ class Finding:
         if self.sure is not None:
             words += ", sure" if self.sure else ", unsure"
         if self.share is not None and self.share < 1.0:
-            # without that word the line looks misplaced
+            # without the share the line looks misplaced
             best = rate / self.share
             words += f": {self.share:.2g} x {best:.3g}"
             axes.axvline(best, color="C2", linestyle=":", linewidth=1)

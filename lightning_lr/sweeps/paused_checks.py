@@ -1,4 +1,4 @@
-"""PausedChecks: for the length of a sweep nobody draws conclusions from its validations."""
+"""The checks that are paused during a sweep, so that nothing is concluded from its validations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from lightning_lr.internals import DEFERRED, SKIPS, is_kind
 
 RESTING = "not in a sweep"
-"""The `interval` of a `ReduceLROnPlateau` that rests: Lightning steps those of `step` and `epoch`."""
+"""The `interval` of a `ReduceLROnPlateau` that is paused: Lightning steps only those of `step` and `epoch`."""
 
 
 class PausedChecks:
-    """In a sweep every validation sees the same weights: a metric that stands still is no plateau, and no best model.
+    """Pauses the user's checks of validation metrics until `release`.
 
-    `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors something saves nothing, and the user's
-    `ReduceLROnPlateau` schedulers are not stepped, until `release`. Nothing of it gets into a checkpoint.
+    During a sweep every validation sees the same weights: a metric that stands still is no plateau, and no best model.
+    So `EarlyStopping` makes no check, a `ModelCheckpoint` that monitors something saves nothing, and the user's
+    `ReduceLROnPlateau` schedulers are not stepped. Nothing of this gets into a checkpoint.
 
     Args:
         trainer: whose callbacks and schedulers.
@@ -28,7 +29,7 @@ class PausedChecks:
                 if getattr(callback, "monitor", None) is not None:
                     self._lend(callback, SKIPS[kind], skip)
                     if hasattr(callback, DEFERRED):
-                        # what falls due in the sweep is not made up for at the first validation after it
+                        # a save that falls due during the sweep is not made up for at the first validation after it
                         self._lend(callback, DEFERRED, getattr(callback, DEFERRED))
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau:
@@ -50,5 +51,5 @@ class PausedChecks:
 
 
 def skip(trainer: Any) -> bool:
-    """In place of a method that says whether an occasion is to be passed over: yes."""
+    """Stands in for a method that says whether a check is skipped."""
     return True

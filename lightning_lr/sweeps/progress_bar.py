@@ -10,14 +10,14 @@ class Bar(Protocol):
     """Shows how far a sweep is."""
 
     def show(self, done: int, words: str) -> None:
-        """So many updates are done, and this is to be said."""
+        """Shows that `done` updates are done, and some words."""
 
     def close(self) -> None:
-        """Nothing of it stays on the screen."""
+        """Removes the bar from the screen."""
 
 
 def sweep_bar(trainer: Any, title: str, total: int, done: int) -> Bar | None:
-    """A bar that goes with the trainer's; None where it shows none, or one of another kind, or there is no terminal.
+    """A bar that goes with the trainer's; None if that shows none, or one of another kind, or there is no terminal.
 
     Args:
         trainer: with its progress bar.
@@ -31,7 +31,7 @@ def sweep_bar(trainer: Any, title: str, total: int, done: int) -> Bar | None:
     kinds = {kind.__name__ for kind in type(owner).__mro__}
     if "RichProgressBar" in kinds:
         return RichBar(owner, title, total)
-    # a notebook is none, but has a bar of its own
+    # a notebook is no terminal, but tqdm has a bar for it
     if "TQDMProgressBar" in kinds and (sys.stdout.isatty() or "ipykernel" in sys.modules):
         return TqdmBar(owner, title, total, done)
     return None
@@ -75,12 +75,12 @@ class RichBar:
         if progress is None:
             return
         if progress is not self._progress:
-            # it comes late, and anew with each epoch under `leave=True`
+            # the display is made late, and again in each epoch under `leave=True`
             self._progress, self._task = progress, progress.add_task(self._title, total=self._total)
         progress.update(self._task, completed=done, description=f"{self._title}: {words}")
 
     def close(self) -> None:
         if self._progress is not None:
-            # not removed: Lightning finds its own tasks by their place in the list
+            # hidden, not removed: Lightning finds its own tasks by their place in the list
             self._progress.update(self._task, visible=False)
             self._owner.refresh()

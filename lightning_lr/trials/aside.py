@@ -17,9 +17,9 @@ from lightning_lr.trials.unlogged import Unlogged
 class Aside:
     """What a sweep and a guard's trial have in common: other states in place within batches of the run.
 
-    Within a batch the state of one trial is in place. At its end, at an exception, and at the end of an epoch that was
-    cut, `rest` puts the healthy one back. The random generators go back at `close`: to where they were when this was
-    made, that is before the first such batch.
+    Within a batch one second state is in place. At the end of the batch, at an exception, and at the end of an epoch
+    that was cut short, `rest` puts the healthy state back. `close` sets the random generators back to where they were
+    when this was made, that is, before the first such batch.
 
     Args:
         trainer: whose batches.
@@ -31,28 +31,28 @@ class Aside:
         self._trainer, self._module, self._ledger = trainer, module, ledger
         self.scaler = scaler_in_use(trainer)
         self._random = RandomState(*drawing(trainer, module))
-        self._trials: list[SecondState] = []
+        self._second_states: list[SecondState] = []
         self._unlogged = Unlogged()
 
     def trial(self) -> SecondState:
         """A new state, not in place yet; `drop` lets go of it."""
         made = SecondState(self._module, self._ledger.optimizers, self.scaler)
-        self._trials.append(made)
+        self._second_states.append(made)
         return made
 
-    def drop(self, trial: SecondState) -> None:
+    def drop(self, state: SecondState) -> None:
         """Lets go of a state that is not in place."""
-        self._trials.remove(trial)
+        self._second_states.remove(state)
 
     def clear(self) -> None:
-        """Lets go of all states, wherever one of them was being made."""
+        """Lets go of all states, even while one of them is being made."""
         self.leave()
-        self._trials = []
+        self._second_states = []
 
     @property
     def resting(self) -> bool:
         """Whether the healthy state is in place."""
-        return not any(trial.inside for trial in self._trials)
+        return not any(state.inside for state in self._second_states)
 
     def window_begins(self, batch_idx: int) -> bool:
         """Whether the batch is the first of an update; under manual optimization each one is."""
@@ -70,11 +70,11 @@ class Aside:
 
     def leave(self) -> None:
         """Puts the healthy state in place; the rest of the batch still counts for nothing."""
-        for trial in self._trials:
-            trial.end_batch()
+        for state in self._second_states:
+            state.end_batch()
 
     def rest(self) -> None:
-        """Puts the healthy state in place, wherever in a batch something raised."""
+        """Puts the healthy state in place; safe wherever in a batch something raised."""
         self.leave()
         self._unlogged.end_batch(self._trainer)
 
@@ -123,7 +123,7 @@ def set_trial_rates(ledger: Ledger, index: int | None, rates: list[float]) -> No
 
 
 def in_ratio(rate: float, peaks: list[float]) -> list[float]:
-    """Rates in the ratio of the peaks, of which the highest is `rate`."""
+    """Rates in the ratio of the peaks; the highest is `rate`."""
     return [rate * peak / max(peaks) for peak in peaks]
 
 

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_lr.copies.host_memory import Arena
 from lightning_lr.copies.optimizer_memory import entries, states
 from lightning_lr.copies.parked import cloned
-from lightning_lr.copies.shares import Kept, Shares, alike, allocated, sums_of, writable
+from lightning_lr.copies.shares import Share, Shares, alike, allocated, sums_of, writable
 from lightning_lr.internals import buffers_of, foreach_copy, metric_memory, writes
 from lightning_lr.shards import local, reshard
 
@@ -25,7 +25,7 @@ class OwnState:
     """Keeps what a batch without an update may still change, and gives it back, bit for bit.
 
     Weights and buffers are kept in host memory: nothing is taken on the device but copies of torchmetrics' states.
-    Frozen weights go there once, and again only when somebody has written them. An optimizer that makes no update has
+    Frozen weights are copied there once, and again only after they were written. An optimizer that makes no update has
     only its counts to change.
 
     Args:
@@ -46,7 +46,7 @@ class OwnState:
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer], scaler: Any = None) -> None:
         self._module, self._optimizers, self._scaler = module, list(optimizers), scaler
         self._sharded = reshard(module)
-        self._plan: dict[str, Kept] = {}
+        self._plan: dict[str, Share] = {}
         self._arena: Arena | None = None
         self._tensors: dict[str, Tensor] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
@@ -87,7 +87,7 @@ class OwnState:
         if self._arena is None or not alike(plan, self._plan):
             self._marks, self._plan, self._arena = {}, {}, None
             self._plan, self._arena = allocated(plan, pinned=any(tensor.is_cuda for tensor in live.values()))
-        # weights that nobody has written since the batch before are there already. Frozen ones (a teacher) may be
+        # weights that were not written since the batch before are there already. Frozen ones (a teacher) may be
         # written through `.data`, which doesn't count: of those all bits are looked at
         self._frozen = _bits({key: live[key] for key, p in parameters.items() if not p.requires_grad})
         marks = {

@@ -1,4 +1,4 @@
-"""SecondState: the state of a model that tries something out, kept apart from the healthy one."""
+"""SecondState: another state of model and optimizers, to try something out with, kept apart from the healthy one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_lr.copies.optimizer_memory import SETTINGS, nested
-from lightning_lr.copies.parked import Parked, beside, cloned, moved, on_host, placed, swap
+from lightning_lr.copies.parked import Parked, beside, cloned, map_tensors, on_host, placed, swap
 from lightning_lr.copies.shares import writable
 from lightning_lr.internals import buffers_of, metric_memory
 from lightning_lr.shards import local, reshard
@@ -20,9 +20,9 @@ from lightning_lr.shards import local, reshard
 class SecondState:
     """A second state of model and optimizers, beside the healthy one; only one of the two is in place at a time.
 
-    The healthy tensors are never written: entering a trial puts other storage under the same parameters, leaving it
-    puts their own back, bit for bit. Of parameters whose storage others hold on to (DTensors, views of a bucket), the
-    values are exchanged instead. Both cost memory for one copy of weights, buffers and optimizer state on each rank, of
+    The healthy tensors are never written: `enter` puts other storage under the same parameters, `leave` puts their own
+    back, bit for bit. Where others hold on to the storage of parameters (DTensors, views of a bucket), values are
+    exchanged instead. Both cost memory for one copy of weights, buffers and optimizer state on each rank, of
     its own shard.
 
     Args:
@@ -34,18 +34,18 @@ class SecondState:
         >>> net = nn.Linear(1, 1)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
         >>> healthy = net.weight.item()
-        >>> trial = SecondState(net, [optimizer])
-        >>> trial.enter(fresh=True)
+        >>> second = SecondState(net, [optimizer])
+        >>> second.enter(fresh=True)
         >>> net(torch.ones(1)).backward()
         >>> optimizer.step()
         >>> tried = net.weight.item()
-        >>> trial.leave()
+        >>> second.leave()
         >>> net.weight.item() == healthy != tried, len(optimizer.state)
         (True, 0)
-        >>> trial.enter(fresh=False)
+        >>> second.enter(fresh=False)
         >>> net.weight.item() == tried
         True
-        >>> trial.leave()
+        >>> second.leave()
     """
 
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer], scaler: Any = None) -> None:
@@ -64,11 +64,11 @@ class SecondState:
         self._scaling = False
 
     def enter(self, *, fresh: bool, metrics: bool = True) -> None:
-        """Puts the trial's state in place.
+        """Puts the second state in place.
 
         Args:
-            fresh: begin from a copy of the healthy state; False: go on where the trial was left.
-            metrics: whether the trial has its own torchmetrics too; False: what it adds to them stays.
+            fresh: start from a copy of the healthy state; False: continue where the second state was left.
+            metrics: whether it has torchmetrics of its own too; False: what is added to them stays.
         """
         if self.inside:
             raise RuntimeError("the trial's state is in place already")
@@ -96,14 +96,14 @@ class SecondState:
         self.inside = False
 
     def end_batch(self) -> None:
-        """Puts everything back that is still the trial's; a scaler is updated only after the optimizer's step."""
+        """Puts everything else back: a gradient scaler is updated only after the optimizer's step."""
         self.leave()
         self._exchange_scaler(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The trial's state where the healthy one is in place, in host memory: tensors, numbers, lists and dicts.
+        """The second state while the healthy one is in place, in host memory: tensors, numbers, lists and dicts.
 
-        On the device there may be no room for one more copy. A parked trial stays parked.
+        On the device there may be no room for one more copy. A parked state stays parked.
         """
         states = [
             [on_host(states.get(p) or {}) for group in o.param_groups for p in group["params"]]
@@ -136,19 +136,19 @@ class SecondState:
         self._scaler_state = dict(state["scaler"])
 
     def park(self) -> None:
-        """Moves the trial's state to host memory while the healthy one is in place, to make room for another trial."""
+        """Moves the second state to host memory while the healthy one is in place, to make room for another."""
         self._move(lambda value: value if isinstance(value, Parked) else Parked(value.to("cpu"), value.device))
         self.parked = True
 
     def unpark(self) -> None:
-        """Takes the trial's state back to its devices."""
+        """Moves the second state back to its devices."""
         self._move(lambda value: value.tensor.to(value.device) if isinstance(value, Parked) else value)
         self.parked = False
 
     def _move(self, move: Callable[[Any], Any]) -> None:
         self._tensors = {tensor: move(held) for tensor, held in self._tensors.items()}
-        self._states = [{p: moved(state, move) for p, state in states.items()} for states in self._states]
-        self._settings = moved(self._settings, move)
+        self._states = [{p: map_tensors(state, move) for p, state in states.items()} for states in self._states]
+        self._settings = map_tensors(self._settings, move)
 
     def _copy(self) -> None:
         if self._sharded:
@@ -218,7 +218,7 @@ class SecondState:
         settings.update(held)
 
     def _memory(self, metrics: bool) -> list[dict[str, Any]]:
-        """The live states of all torchmetrics, which a trial may have copies of that nobody keeps."""
+        """The live states of all torchmetrics, if a batch gets copies of them that are thrown away."""
         return [metric_memory(metric) for metric in self._all_metrics] if metrics else []
 
     def _exchange_scaler(self, entering: bool) -> None:

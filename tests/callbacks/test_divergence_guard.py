@@ -615,7 +615,7 @@ def test_a_copy_is_proven_however_often_copies_are_taken_and_optimizers_step(
 
     class Look(pl.Callback):
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            steps.extend(copy.clock for copy in guard.generations.kept)
+            steps.extend(copy.clock for copy in guard.copy_pair.kept)
 
     steps: list[int] = []
     guard: Any = DivergenceGuard(snapshot_every=every, loss_falls=second is None)

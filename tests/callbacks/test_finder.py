@@ -658,7 +658,7 @@ def test_a_wrong_argument_is_answered_with_bound_and_value(arguments: Any, words
 
 def test_whole_numbers_and_rates_may_be_numpys() -> None:
     finder = llr.LRFinder(at=np.int64(3), steps=np.int64(30), min_lr=np.float32(1e-5), optimizer=np.int64(0))
-    assert (finder.agenda.updates, finder.policy.steps, finder.optimizer) == ((3,), 30, 0)
+    assert (finder.schedule.updates, finder.policy.steps, finder.optimizer) == ((3,), 30, 0)
     assert finder.policy.min_lr == pytest.approx(1e-5)
 
 

@@ -96,13 +96,13 @@ class Bytes(pl.Callback):
         self.began: tuple[int, int] = (0, 0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        assert self.guard.generations is not None
-        self.began = len(self.guard.generations), self.guard._guarded.keeper.policy.interval  # pyright: ignore
-        self.most = self.guard.generations.bytes
+        assert self.guard.copy_pair is not None
+        self.began = len(self.guard.copy_pair), self.guard._guarded.keeper.policy.interval  # pyright: ignore
+        self.most = self.guard.copy_pair.bytes
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        assert self.guard.generations is not None
-        self.most = max(self.most, self.guard.generations.bytes)
+        assert self.guard.copy_pair is not None
+        self.most = max(self.most, self.guard.copy_pair.bytes)
 
 
 def fit(model: Any, root: Path, *callbacks: Any, batches: int = 60, **more: Any) -> Any:
@@ -234,9 +234,9 @@ def fit_uneven(root: str, limit: int) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(Uneven(), Path(root), guard, seen, devices=2, strategy=strategy, use_distributed_sampler=False)
-    assert guard.generations is not None
+    assert guard.copy_pair is not None
     told = [str(w.message) for w in caught if "two of them are more" in str(w.message)]
-    return [(g.clock, g.step) for g in guard.generations.kept], len(told), seen.most
+    return [(g.clock, g.step) for g in guard.copy_pair.kept], len(told), seen.most
 
 
 @pytest.mark.parametrize("limit", [2600, 3800, 6000, 12000])
@@ -974,8 +974,8 @@ def test_with_too_little_free_memory_it_makes_no_copies_says_so_and_still_drops(
     guard, model = DivergenceGuard(), Net(breaks={20: "nan"})
     with pytest.warns(UserWarning, match="half of what is free.*it makes none") as caught:
         fit(model, tmp_path, guard)
-    assert guard.generations is not None
-    assert (guard.skips, len(guard.generations)) == (1, 0)
+    assert guard.copy_pair is not None
+    assert (guard.skips, len(guard.copy_pair)) == (1, 0)
     assert model.finite[-1]
     (line,) = [str(w.message) for w in caught if "it makes none" in str(w.message)]
     assert "memory_limit=" in line
@@ -1011,8 +1011,8 @@ def test_the_same_run_twice_copies_at_the_same_updates_however_slow_it_is(tmp_pa
 
         class Notes(pl.Callback):
             def on_train_batch_end(self, *_: Any) -> None:
-                assert guard.generations is not None
-                clocks.append(guard.generations.newest.clock)
+                assert guard.copy_pair is not None
+                clocks.append(guard.copy_pair.newest.clock)
 
         fit(Net(), tmp_path, Slow(seconds), guard, Notes())
         return clocks
@@ -1031,12 +1031,12 @@ def test_a_run_that_raises_gives_its_memory_back(saved: bool, tmp_path: Path) ->
     guard = DivergenceGuard(save_snapshots=saved)
     with pytest.raises(KeyError, match="the user's own"):
         fit(Net(), tmp_path, guard, Raises())
-    assert guard.generations is not None
+    assert guard.copy_pair is not None
     # a checkpoint that somebody saves after it is to hold them
-    assert (guard.generations.bytes > 0) == saved
-    before = guard.generations
+    assert (guard.copy_pair.bytes > 0) == saved
+    before = guard.copy_pair
     fit(Net(), tmp_path, guard)
-    assert guard.generations is not before
+    assert guard.copy_pair is not before
     assert before.bytes == 0
 
 
@@ -1055,10 +1055,10 @@ def test_a_checkpoint_is_no_larger_and_with_copies_nothing_is_cloned(tmp_path: P
     assert bare < saved(DivergenceGuard(), llr.LRMonitor(), llr.Warmup(10)) < 1.02 * bare
     guard = DivergenceGuard(save_snapshots=True)
     assert 2.5 * bare < saved(guard)
-    assert guard.generations is not None
+    assert guard.copy_pair is not None
     state = guard.state_dict()
     held = state["own"]["generations"]["kept"][0][-1]["tensors"]
-    mine = guard.generations.best.snapshot._host
+    mine = guard.copy_pair.best.snapshot._host
     assert all(held[key].untyped_storage().data_ptr() == mine[key].data.untyped_storage().data_ptr() for key in held)
 
 
@@ -1196,9 +1196,9 @@ def fit_uncounted(root: str, limit: int) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(Uncounted(), Path(root), guard, seen, devices=2, strategy="ddp", use_distributed_sampler=False)
-    assert guard.generations is not None
+    assert guard.copy_pair is not None
     told = [str(w.message) for w in caught if "two of them are more" in str(w.message)]
-    return [(g.clock, g.step) for g in guard.generations.kept], len(told), seen.most
+    return [(g.clock, g.step) for g in guard.copy_pair.kept], len(told), seen.most
 
 
 def test_ranks_whose_metrics_hold_unequal_lists_decide_alike_under_memory_limit(pool: Pool, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lightning_lr as llr
 from lightning_lr.batches import randomness
 from lightning_lr.copies import footprint
-from lightning_lr.copies.footprint import amount, free_memory, second_state
+from lightning_lr.copies.footprint import amount, free_on_device, second_state_footprint
 from lightning_lr.copies.optimizer_memory import bytes_of
 from lightning_lr.copies.parked import swap
 from lightning_lr.trials.second_state import SecondState
@@ -61,7 +61,7 @@ def test_what_is_foreseen_is_what_a_trial_takes_after_its_first_update(kind: str
     optimizer = KINDS[kind](net.parameters())
     for _ in range(made):
         step(net, optimizer)
-    found = second_state(net, [optimizer])
+    found = second_state_footprint(net, [optimizer])
     trial = SecondState(net, [optimizer])
     trial.enter(fresh=True)
     step(net, optimizer)
@@ -85,23 +85,23 @@ def test_of_an_unknown_optimizer_its_own_state_is_left_to_words_until_it_has_som
 
     net = nn.Linear(64, 64)
     optimizer = Own(net.parameters())
-    assert second_state(net, [optimizer]) == ({CPU: 4 * 65 * 64}, {CPU: 4 * 65 * 64}, False)
+    assert second_state_footprint(net, [optimizer]) == ({CPU: 4 * 65 * 64}, {CPU: 4 * 65 * 64}, False)
     step(net, optimizer)
-    assert second_state(net, [optimizer]).bytes == {CPU: 4 * 4 * 65 * 64}
-    assert second_state(net, [optimizer]).foreseen
+    assert second_state_footprint(net, [optimizer]).bytes == {CPU: 4 * 4 * 65 * 64}
+    assert second_state_footprint(net, [optimizer]).foreseen
 
 
 def test_frozen_weights_are_copied_and_have_no_state_and_tied_ones_count_once() -> None:
     net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     net[1].weight = net[0].weight
     net[2].weight.requires_grad_(False)
-    found = second_state(net, [torch.optim.Adam(net.parameters())])
+    found = second_state_footprint(net, [torch.optim.Adam(net.parameters())])
     assert (found.bytes, found.gradients) == ({CPU: 4 * 64 * (2 + 2)}, {CPU: 4 * 64})
 
 
 def test_each_device_is_counted_for_itself() -> None:
     net = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(8, 8, bias=False, device="meta")])
-    found = second_state(net, [torch.optim.SGD(net.parameters(), momentum=0.9)])
+    found = second_state_footprint(net, [torch.optim.SGD(net.parameters(), momentum=0.9)])
     assert found.bytes == {CPU: 4 * 16 * 2, torch.device("meta"): 4 * 64 * 2}
 
 
@@ -110,10 +110,10 @@ def test_free_is_what_the_runs_own_peak_leaves(monkeypatch: pytest.MonkeyPatch) 
         mem_get_info=lambda device: (30, 100), memory_reserved=lambda device: 60, max_memory_allocated=lambda device: 50
     )
     monkeypatch.setattr(torch, "get_device_module", lambda device: card)
-    assert free_memory(torch.device("cuda", 0)) == 40
-    assert free_memory(CPU) == float("inf")
+    assert free_on_device(torch.device("cuda", 0)) == 40
+    assert free_on_device(CPU) == float("inf")
     monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
-    assert free_memory(torch.device("cuda", 0)) == float("inf")
+    assert free_on_device(torch.device("cuda", 0)) == float("inf")
 
 
 def test_amounts_are_said_in_words() -> None:
@@ -158,7 +158,7 @@ def test_a_sweep_that_does_not_fit_is_refused_in_words_and_leaves_no_trace(
     free: int, sweeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # weights, momentum, and the gradients of the first batch
-    monkeypatch.setattr(footprint, "free_memory", lambda device: free)
+    monkeypatch.setattr(footprint, "free_on_device", lambda device: free)
     finder = llr.LRFinder(**SHORT)
     model, told = fit(tmp_path, finder)
     takes = "t takes 5.2 kB on cpu for a second state of weights and optimizer (7.8 kB with the gradients to come)"
@@ -185,7 +185,7 @@ def test_after_a_sweep_without_room_the_next_one_that_fits_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [0.0, 1e9]
-    monkeypatch.setattr(footprint, "free_memory", lambda device: left.pop(0))
+    monkeypatch.setattr(footprint, "free_on_device", lambda device: left.pop(0))
     finder = llr.LRFinder(at=[0, 9], **SHORT)
     _, told = fit(tmp_path, finder, max_epochs=12)
     assert len(told) == len(finder.findings) == 1
@@ -193,13 +193,13 @@ def test_after_a_sweep_without_room_the_next_one_that_fits_is_made(
 
 
 def free_on_a_rank(root: str, poor: int | None) -> dict[str, Any]:
-    kept = footprint.free_memory
+    kept = footprint.free_on_device
     finder = llr.LRFinder(**SHORT)
     try:
-        footprint.free_memory = lambda device: 1e3 if finder.run.trainer.global_rank == poor else 1e6
+        footprint.free_on_device = lambda device: 1e3 if finder.run.trainer.global_rank == poor else 1e6
         model, told = fit(Path(root), finder, devices=2, strategy="ddp")
     finally:
-        footprint.free_memory = kept
+        footprint.free_on_device = kept
     story = [line for line in finder.run.peers[-1].story if "second state" in line]
     return {
         "told": story,

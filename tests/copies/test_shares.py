@@ -239,8 +239,8 @@ class Most(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
-        assert self.guard.generations is not None
-        self.most = max(self.most, self.guard.generations.bytes / weights)
+        assert self.guard.copy_pair is not None
+        self.most = max(self.most, self.guard.copy_pair.bytes / weights)
 
 
 def fit(
@@ -274,7 +274,7 @@ def fit(
         "most": most.most,
         "story": [re.sub("; copies took .*", "", line) for line in monitor.story],
         "told": [str(w.message) for w in caught if "DivergenceGuard" in str(w.message)],
-        "freed": guard.generations is not None and guard.generations.bytes == 0,
+        "freed": guard.copy_pair is not None and guard.copy_pair.bytes == 0,
     }
 
 

@@ -15,7 +15,7 @@ import yaml
 
 import lightning_lr as llr
 from lightning_lr.callbacks.autopilot import KINDS
-from lightning_lr.policies.suggestion import RULES
+from lightning_lr.policies.curve_rules import RULES
 from lightning_lr.policies.sweep import BRACKET
 from tests.namespaces import NAMESPACES, Net, each, home, loaders
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lr.policies import backoff, suspicion
-from lightning_lr.policies.backoff import Rate
-from lightning_lr.policies.copies import CopyPolicy
-from lightning_lr.policies.divergence import NOTHING_FINITE, DivergencePolicy, DivergenceState
-from lightning_lr.policies.divergence_state import Signals, Verdict
+from lightning_lr.policies import history
+from lightning_lr.policies.backoff import Backoff
+from lightning_lr.policies.copy_policy import CopyPolicy
+from lightning_lr.policies.divergence import NOTHING_FINITE, DivergencePolicy
+from lightning_lr.policies.divergence_state import DivergenceState
 from lightning_lr.policies.evidence import MOST
+from lightning_lr.policies.verdict import Signals, Verdict
 
 NAN, INF = math.nan, math.inf
 POLICY = DivergencePolicy()
@@ -88,12 +89,12 @@ def test_what_is_not_finite_is_dropped_and_never_remembered(bad: Signals, before
 def test_an_unusual_gradient_is_limited_once_and_then_known() -> None:
     state, _ = judge(learning(100))
     scales = []
-    for _ in range(suspicion.LOOK + 2):
+    for _ in range(history.LOOK + 2):
         state, verdict = POLICY.step(state, Signals(0.4, 50.0))
         assert verdict.kind == "accept"
         scales.append(verdict.scale)
     # bad batches in a row don't raise the limit for one another
-    assert scales == [4.0 / 50.0] * (suspicion.LOOK + 1) + [16.0 / 50.0]
+    assert scales == [4.0 / 50.0] * (history.LOOK + 1) + [16.0 / 50.0]
 
 
 def test_without_a_limit_nothing_is_limited() -> None:
@@ -203,7 +204,7 @@ def test_a_start_that_blows_up_goes_back_to_it_at_a_rate_that_is_lower_the_large
             break
     assert verdict is not None
     assert verdict.kind == "rewind"
-    growth = (most + suspicion.LEAST) / (0.1 + suspicion.LEAST)
+    growth = (most + history.LEAST) / (0.1 + history.LEAST)
     assert verdict.factor == pytest.approx(max(0.5**2.5 / growth**1.25, 0.5**9))
 
 
@@ -415,7 +416,7 @@ def test_large_weights_that_learn_nothing_do_not_keep_the_starts_for_ever() -> N
         look = verdict.look
         state = POLICY.copied(state) if k % 30 == 20 and verdict.copy else state
         fit.append(POLICY.settled(state))
-    assert not any(fit[: 4 * suspicion.WINDOW])
+    assert not any(fit[: 4 * history.WINDOW])
     assert any(fit)
 
 
@@ -430,12 +431,12 @@ def test_rewinds_to_a_start_that_do_not_help_end_in_giving_up() -> None:
 
 
 def test_a_lowered_rate_grows_back_and_its_ceiling_is_tried_again() -> None:
-    known, blamed = backoff.failed(Rate(healthy=1.0, since=50), 1.0, 0.5, learned=True)
+    known, blamed = Backoff(healthy=1.0, since=50).failed(1.0, 0.5, learned=True)
     assert blamed
     assert known.cap == known.healthy == 0.5
     heights = []
     for _ in range(20_000):
-        known = backoff.calm(known, 1.0, 0.5, grow=True)
+        known = known.accepted(1.0, 0.5, grow=True)
         heights.append(known.factor(1.0))
     assert heights[100] == 0.5
     assert heights[-1] == 1.0
@@ -545,18 +546,18 @@ def test_a_burst_blinds_nothing(burst: list[float], seed: int) -> None:
 
 def test_the_window_is_bounded() -> None:
     state, _ = judge(learning(1000))
-    assert len(state.seen.losses) == len(state.seen.norms) == suspicion.WINDOW
+    assert len(state.seen.losses) == len(state.seen.norms) == history.WINDOW
 
 
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
 def test_what_the_latest_few_tell_is_what_all_of_the_window_tells(seed: int) -> None:
-    numbers, seen = random.Random(seed), suspicion.Seen()
+    numbers, seen = random.Random(seed), history.History()
     level, limit = numbers.choice([0.0, -3.0, 1e-9, 50.0]), numbers.choice([None, 1.1, 4.0])
     for _ in range(400):
         loss = level + numbers.gauss(0.0, 1.0) * numbers.choice([0.0, 0.1, 0.1, 3.0])
         norm = abs(numbers.gauss(0.0, 1.0)) * numbers.choice([0.0, 1.0, 1.0, 1.0, 30.0])
-        most = suspicion.largest_norm(seen, limit)
+        most = seen.largest_norm(limit)
         assert seen.tops(loss) == (loss > seen.highest)
-        assert suspicion.exceeds(seen, limit, norm) == (norm > most)
-        seen = suspicion.accepted(seen, loss, min(norm, most))
+        assert seen.exceeds(limit, norm) == (norm > most)
+        seen = seen.accepted(loss, min(norm, most))

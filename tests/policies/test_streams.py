@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lr.policies.copies import CopyPolicy
+from lightning_lr.policies.copy_policy import CopyPolicy
 from lightning_lr.policies.divergence import DivergencePolicy
-from lightning_lr.policies.divergence_state import Signals
+from lightning_lr.policies.verdict import Signals
 
 UPDATES = 100_000
 

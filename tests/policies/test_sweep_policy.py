@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lr.policies.suggestion import RULES, Suggestion, level_and_noise, steepest, suggest
-from lightning_lr.policies.sweep import SECOND_STEPS, SweepPolicy, SweepState
-from lightning_lr.policies.tried_rates import HORIZON, STEP, Horizon
+from lightning_lr.policies.curve_rules import RULES, steepest, suggest
+from lightning_lr.policies.horizon import POWERS, Horizon
+from lightning_lr.policies.suggestion import Suggestion
+from lightning_lr.policies.sweep import SECOND_STEPS, SweepPolicy
+from lightning_lr.policies.sweep_state import SweepState
+from lightning_lr.policies.tried_rates import STEP
+from lightning_lr.statistics.level import level_and_noise
 
 NAN = math.nan
 RATES = [10.0 ** (-7 + 8 * i / 39) for i in range(40)]
@@ -315,7 +319,7 @@ def test_the_longer_the_run_the_lower_the_share_of_the_best_rate():
 
     assert pick(updates=300) > pick(updates=3000) > pick(updates=30000)
     # a rate that falls at the end may be higher before
-    assert pick(updates=3000, power=HORIZON["falls"]["sgd"]) > pick(updates=3000, power=HORIZON["stays"]["sgd"])
+    assert pick(updates=3000, power=POWERS["falls"]["sgd"]) > pick(updates=3000, power=POWERS["stays"]["sgd"])
 
 
 # -- a second opinion --------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_lr as llr
 from lightning_lr.batches import replay
 from lightning_lr.batches.batch import KeptBatch, contents
-from lightning_lr.sweeps import plan, rerun
-from lightning_lr.sweeps.room import needed
+from lightning_lr.sweeps import sweep_batches, sweep_plan
+from lightning_lr.sweeps.outlook import needed
 from tests.pool import Pool
 from tests.small import Loader, Sharded, digits, trainer
 from tests.ways import Sam, lbfgs, scaler
@@ -99,7 +99,7 @@ class Net(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         random.random(), np.random.rand()
-        sweep = self.finder._sweep if self.finder is not None else None
+        sweep = self.finder._search.sweep if self.finder is not None else None
         if sweep is not None:
             what = "pause" if sweep.pausing else "try"
             self.seen.append((what, len(sweep.state.losses), batch[0].numpy().tobytes()))
@@ -309,7 +309,7 @@ class Wrapped(Loader):
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr("lightning_lr.callbacks.finder.rank_zero_info", lines.append)
+    monkeypatch.setattr("lightning_lr.sweeps.announcer.rank_zero_info", lines.append)
     return lines
 
 
@@ -322,7 +322,7 @@ def test_where_batches_cant_be_kept_others_are_taken_and_that_is_said_once(
     finder, model = llr.LRFinder(apply=False, replay=kind != "replay=False", **SHORT), Net()
     states: list[Any] = []
     watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: states.append(finder._sweep.state) if finder._sweep else None
+        on_train_batch_end=lambda *_: states.append(finder._search.sweep.state) if finder._search.sweep else None
     )
     fit(tmp_path, model, finder, Wrapped(kind), [watcher])
     assert len(finder.findings) == 1
@@ -382,7 +382,7 @@ def test_a_trial_whose_losses_are_passed_over_for_not_being_finite_has_blown_up(
     class Cautious(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             # the ramp's end, and nothing before it, breaks the weights
-            rates = finder._sweep.state.rates if finder._sweep else ()
+            rates = finder._search.sweep.state.rates if finder._search.sweep else ()
             loss = super().training_step(batch, batch_idx)
             loss = loss * math.nan if any(rate > 1.0 for rate in rates[-3:]) else loss
             return loss if loss.isfinite() else None
@@ -432,7 +432,9 @@ def test_nothing_is_left_of_what_a_sweep_borrowed_and_kept(end: str, tmp_path: P
     kept: list[weakref.ref[Any]] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda run, *_: (
-            kept.extend(weakref.ref(k) for k in finder._sweep._rerun._replay._kept) if finder._sweep else None,
+            kept.extend(weakref.ref(k) for k in finder._search.sweep._batches._replay._kept)
+            if finder._search.sweep
+            else None,
             setattr(run, "should_stop", end == "stop" and run.global_step == 12),
         )
     )
@@ -510,7 +512,7 @@ def test_resumed_at_every_step_of_a_sweep_the_run_is_the_uninterrupted_one(tmp_p
 def soon(monkeypatch: pytest.MonkeyPatch, first: int = 8) -> None:
     """A second opinion in a run of some ten epochs."""
     for name, value in {"SHORTEST_AGAIN": 50, "AGAIN": 0.0, "FIRST_AGAIN": first}.items():
-        monkeypatch.setattr(plan, name, value)
+        monkeypatch.setattr(sweep_plan, name, value)
 
 
 def test_resumed_at_every_step_of_a_second_opinion_the_run_is_the_uninterrupted_one(
@@ -523,7 +525,7 @@ def test_resumed_at_every_step_of_a_second_opinion_the_run_is_the_uninterrupted_
 @pytest.mark.parametrize("kind", ["large", "dataclass"])
 def test_what_no_checkpoint_can_hold_is_swept_again(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if kind == "large":
-        monkeypatch.setattr(rerun, "LARGEST_SAVED", 1000)
+        monkeypatch.setattr(sweep_batches, "LARGEST_SAVED", 1000)
     whole, _, _, _ = resumable(tmp_path, kind=kind)
     assert len(whole.findings) == 1
     again, model, _, run = resumable(tmp_path, str(tmp_path / "step=15.ckpt"), kind=kind)
@@ -620,7 +622,7 @@ def fit_on_a_rank(root: str, kind: str) -> Any:
     parts = 2 if "window" in kind else 1
     states: list[bool] = []
     watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: states.append(finder._sweep.state.paired) if finder._sweep else None
+        on_train_batch_end=lambda *_: states.append(finder._search.sweep.state.paired) if finder._search.sweep else None
     )
     fresh, plays = KeptBatch.fresh, [0]
 
@@ -658,7 +660,7 @@ class Shards(Sharded):
         self.finder: Any = None
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        sweep = self.finder._sweep
+        sweep = self.finder._search.sweep
         if sweep is not None and not sweep.pausing:
             self.seen.append((len(sweep.state.losses), float(batch[0].sum())))
         return super().training_step(batch, batch_idx)

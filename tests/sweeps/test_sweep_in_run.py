@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import lightning_lr as llr
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState
-from lightning_lr.sweeps.room import longest, places_ahead
+from lightning_lr.sweeps.outlook import longest, places_ahead
 from tests.small import Loader, Model, held_out, sgd, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists")
@@ -665,4 +665,4 @@ def test_without_an_optimizer_there_is_no_sweep() -> None:
     finder = llr.LRFinder(optimizer=1)
     finder._run = Run()  # pyright: ignore[reportAttributeAccessIssue]
     finder.started(None, None)
-    assert not finder._due(None)
+    assert not finder._search._due(None)

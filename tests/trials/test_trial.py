@@ -258,14 +258,14 @@ def test_frozen_shards_go_to_the_host_once_in_a_trial(pool: Pool) -> None:
 # where and against what -------------------------------------------------------------------------------------------
 
 
-def test_an_agenda_says_each_place_once_and_a_request_once() -> None:
-    agenda, state = SweepSchedule((0, 5), (2,)), SweepScheduleState()
+def test_a_schedule_says_each_place_once_and_a_request_once() -> None:
+    schedule, state = SweepSchedule((0, 5), (2,)), SweepScheduleState()
     said = []
     for update in range(12):
         if update == 9:
             state = SweepScheduleState(state.done, "unfroze")
         state = SweepScheduleState.from_dict(state.to_dict())
-        state, why = agenda.step(state, update=update, epoch=update // 5)
+        state, why = schedule.step(state, update=update, epoch=update // 5)
         said.append(why)
     assert said == ["asked for at=0", "", "", "", "", "asked for at=5", "", "", "", "unfroze", "asked for epochs=2", ""]
 

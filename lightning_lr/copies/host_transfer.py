@@ -1,4 +1,4 @@
-"""Flight: copies from CUDA devices to the host, on streams of their own."""
+"""HostTransfer: copies from CUDA devices to host memory, on streams of their own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_lr.internals import foreach_copy
 
 
-class Flight:
-    """Copies under way. On any other device than CUDA a copy is made at once."""
+class HostTransfer:
+    """Copies to host memory that are under way. From any other device than CUDA a copy is made at once."""
 
     def __init__(self) -> None:
         self._events: list[Any] = []
@@ -40,7 +40,7 @@ class Flight:
                 if device not in self._streams:
                     self._streams[device] = torch.cuda.Stream(device)
                 stream = self._streams[device]
-                # what has written them so far comes first
+                # work that writes them, as far as it was given, comes first
                 stream.wait_stream(here)
             with torch.cuda.stream(stream):
                 foreach_copy(targets, sources, non_blocking=True)
@@ -50,7 +50,7 @@ class Flight:
             if aside:
                 self._open = True
                 for tensor in sources:
-                    # somebody who lets go of one must not have its memory used again meanwhile
+                    # the allocator must not reuse the memory of a tensor that is released meanwhile
                     tensor.record_stream(stream)
 
     def fence(self) -> None:
@@ -61,7 +61,7 @@ class Flight:
                 torch.cuda.current_stream(device).wait_event(event)
 
     def wait(self) -> None:
-        """The host waits until all have come down."""
+        """Waits until all copies are complete."""
         for _, event in self._events:
             event.synchronize()
         self._events, self._open = [], False

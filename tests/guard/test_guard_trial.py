@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 import lightning_lr as llr
-from lightning_lr.policies.divergence_state import Side
+from lightning_lr.policies.verdict import Side
 from tests.pool import Pool
 from tests.scripted import LONGER, SIDES, guard
 from tests.small import Loader, Model, Sharded, held_out, trainer
@@ -316,7 +316,7 @@ def test_each_side_is_what_its_name_says(tmp_path: Path) -> None:
     copies: list[Any] = []
     watcher = pl.callbacks.LambdaCallback(
         on_train_batch_end=lambda trainer, *_: copies.append(
-            (watching.generations.best.step, watching.generations.newest.step)
+            (watching.copy_pair.best.step, watching.copy_pair.newest.step)
         )
     )
     fit(model, tmp_path, rests, watcher, watching, max_epochs=1, batches=24)
@@ -416,7 +416,7 @@ def test_weights_that_are_to_blame_come_back_at_the_trials_end(to: Any, last: An
     watching = guard(14, looks=(*LONGER, last), outcome="weights", kind="rewind", to=to)
     copies: list[Any] = []
     watcher = pl.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: copies.append((watching.generations.best.step, watching.generations.newest.step))
+        on_train_batch_end=lambda *_: copies.append((watching.copy_pair.best.step, watching.copy_pair.newest.step))
     )
     fit(model, tmp_path, rests, watcher, watching, batches=32, max_epochs=1)
     back = copies[12][to == "newest"]
@@ -432,7 +432,7 @@ def test_after_the_newest_copy_the_best_is_still_there_and_nothing_is_lost_twice
     class Breaks(Net):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if self.number == 21:
-                kept.append((watching.generations.best.step, watching.generations.newest.step))
+                kept.append((watching.copy_pair.best.step, watching.copy_pair.newest.step))
                 with torch.no_grad():
                     self.head.weight.fill_(math.nan)
 

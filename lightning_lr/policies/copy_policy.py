@@ -1,11 +1,11 @@
-"""Copies: when the weights are to be copied."""
+"""CopyPolicy: when the weights are copied."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LEAST = 10
-"""Updates between two copies: fewer, and the older one is not proven when the newer one is due."""
+"""The fewest updates between two copies: with fewer, the older one is not proven when the newer one is due."""
 
 PER_UPDATE = 2**24
 """Bytes of copies for each update, at most, on a rank: to pinned memory less than a millisecond, within the host a few.

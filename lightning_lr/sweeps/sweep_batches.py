@@ -1,4 +1,4 @@
-"""Rerun: a sweep's own batches, kept when they come first, and played again under their number."""
+"""The batches of a sweep: kept when they first come, and played again under their number."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from lightning_lr.batches.replay import Replay
 from lightning_lr.trials.aside import drawing
 
 LARGEST_SAVED = 2**26
-"""A checkpoint takes no more bytes of kept batches; a sweep with more starts over when it is resumed."""
+"""The most bytes of kept batches in a checkpoint; a sweep with more starts over when the run is resumed."""
 
 
-class Rerun:
+class SweepBatches:
     """Gives Lightning's loop the batches that a policy asks for by number, one window of accumulation at a time.
 
-    A number that comes for the first time is the run's own next batch, or as many as an update has, which is kept. The
-    same number is then played again, and the random generators go back to where they were when it came first, so that
-    augmentation and dropout are the same, too. Where there is no room for more, what trains is played again in turn.
+    A number that comes for the first time stands for the run's own next batch, or for as many as an update has; these
+    are kept. When the same number comes again they are played again, and the random generators go back to where they
+    were the first time, so that augmentation and dropout are the same too. If there is no room for more batches, those
+    that were trained on are played again in turn.
 
     Args:
         trainer: whose loop.
-        probes: the numbers below this are compared, and are never taken for another.
+        probes: losses are compared on the numbers below this one, so no other batch ever takes their place.
         saved: what `state_dict` gave.
     """
 
@@ -30,11 +31,11 @@ class Rerun:
         self._replay = Replay(trainer, saved=None if saved is None else saved["replay"], told=self._draw)
         self._windows: dict[int, list[int]] = {}
         self._partial: set[int] = set()
-        """Numbers of which a batch found no room."""
+        """Numbers with a batch for which there was no room."""
         self._random: dict[int, RandomState] = {}
         self._number: int | None = None
         self._window: list[int] | None = None
-        """The kept batches of the window under way; None while it comes for the first time."""
+        """The kept batches of the present window; None while it comes for the first time."""
         self._wanted: int | None = None
         self._position = 0
         self._given_up = False
@@ -44,7 +45,7 @@ class Rerun:
         self._replay.begin()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Between two windows: the kept batches; None where a checkpoint can't have them."""
+        """Between two windows: the kept batches; None if they can't be in a checkpoint."""
         replay = self._replay.state_dict() if self._replay.bytes <= LARGEST_SAVED else None
         if replay is None:
             return None
@@ -54,7 +55,7 @@ class Rerun:
 
     @property
     def failed(self) -> str | None:
-        """Why batches can't be compared with themselves, in words; None while they can."""
+        """Why rates can't be compared on the same batches, in words; None while they can."""
         if self._replay.failed is not None:
             return self._replay.failed
         if self._given_up:
@@ -64,39 +65,39 @@ class Rerun:
 
     @property
     def playing(self) -> bool:
-        """Whether the batch under way is a kept one, and not the run's own."""
+        """Whether the present batch is a kept one, not the run's own."""
         return self._wanted is not None
 
     @property
     def missed(self) -> bool:
-        """Whether a batch was not the one asked for, on this rank, of which the others don't know yet."""
+        """Whether on this rank a batch was not the one asked for, and the others don't know it yet."""
         return self._replay.lost is not None and not self._given_up
 
     def ask(self, number: int | None) -> None:
-        """The loop's next batch is of this number; None: the run's own, which nobody wants again."""
+        """Makes the loop's next batch one of this number; None: the run's own, which is not used again."""
         self._number, self._wanted = number, None
         if number is None or self.failed:
             self._replay.pass_next()
             return
         if self._position == 0:
-            self._window = self._windows.get(number) or self._stand_in(number)
+            self._window = self._windows.get(number) or self._substitute(number)
         elif self._window is None and self._replay.full:
-            # the rest finds no room: what the window has is all that it ever has
+            # there is no room for the rest: the window keeps the batches that it has
             self._window = self._windows.get(number)
         if self._window is None:
             self._replay.keep_next()
         else:
-            # the last window of an epoch may have been shorter when it was kept
+            # the window may have been shorter when it was kept, at the end of an epoch
             self._wanted = self._window[self._position % len(self._window)]
             self._replay.play_next(self._wanted)
 
-    def _stand_in(self, number: int) -> list[int] | None:
-        """Where there is no room for more, what trains in the place of a number that never came."""
+    def _substitute(self, number: int) -> list[int] | None:
+        """If there is no room for more, the kept batches that are trained on in place of a new number."""
         trains = [self._windows[other] for other in sorted(self._windows) if other >= self._probes]
         return trains[number % len(trains)] if self._replay.full and trains else None
 
     def begin_batch(self) -> None:
-        """The batch is there: notes where it is kept."""
+        """The batch has come: notes where it is kept."""
         if self._number is None or self._wanted is not None or self.failed:
             return
         if self._replay.placed is not None:
@@ -105,12 +106,12 @@ class Rerun:
             self._partial.add(self._number)
 
     def forget(self) -> None:
-        """The window under way came to nothing: where it is a new one, its number goes to the next."""
+        """The present window came to nothing: if it is a new one, its number goes to the next window."""
         if self._number is not None and self._window is None:
             self._windows.pop(self._number, None)
 
     def _draw(self, index: int) -> None:
-        """Before anything is done to a batch: its random numbers are those of the first time."""
+        """Before anything is done to a batch: restores the random generators to where they were the first time."""
         if index in self._random:
             self._random[index].restore()
         else:

@@ -1,4 +1,4 @@
-"""Is there room for a sweep in what is left of the run?"""
+"""The outlook for a run's sweeps: which of them fit into what is left of it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any, NamedTuple
 from lightning_lr.policies.sweep import LEAST_STEPS
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState, epoch_place, listed, update_place
 from lightning_lr.run.length import accumulation, updates_in_run, updates_per_epoch
-from lightning_lr.sweeps.running_sweep import BETWEEN_PAUSES
+from lightning_lr.sweeps.pauses import BETWEEN_PAUSES
 
 LEAST_REST = 0.1
-"""A sweep leaves the run at least this share of its own length: what is a rate good for that makes no update?"""
+"""After a sweep at least this share of its own length must be left of the run: otherwise its rate is of no use."""
 
 AUTO_REST = 1.0
-"""The same of one whose length nobody chose: it takes no more than half of what is left. The regret of 60 updates in a
-run of 80 was 0.48 and that of 20 was 0.19, in one of 120 0.23 and 0.16; in one of 160 they are equal, and in one of 300
-it is 0.14 and 0.15 (the tuning half of the kinds, two seeds)."""
+"""The same for a sweep whose length nobody chose: it takes no more than half of what is left. In a run of 80 updates
+the regret of a sweep of 60 was 0.48 and that of one of 20 was 0.19; in a run of 120 it was 0.23 and 0.16, in one of 160
+the two were equal, and in one of 300 it was 0.14 and 0.15 (on the tuning half of the tasks, two seeds)."""
 
 
 def longest(steps: int, epoch: float, *, rest: bool = False) -> int:
-    """The most updates that a sweep takes: those that try something out, and a pause at the begin of each epoch.
+    """The most updates that a sweep takes: those of the policy, and a pause at the start of each epoch.
 
     Args:
         steps: the policy's most updates.
         epoch: the updates of an epoch, or inf.
-        rest: whether the last one is of fewer batches than the others, and so a pause, too.
+        rest: whether the last update of an epoch has fewer batches than the others, and so is a pause too.
 
     Example:
         >>> longest(60, math.inf), longest(60, 10), longest(60, 1), longest(60, 10, rest=True)
         (61, 68, 80, 78)
     """
     pauses = steps / BETWEEN_PAUSES
-    # after an epoch's last update so many go by before the next one may be a pause
+    # after a pause at an epoch's end some updates go by before the next one may be a pause
     lost = 2.0 if rest and epoch > BETWEEN_PAUSES + 1 else 1.0
     if epoch > 1.0:
         regular = lost * (steps / epoch + 1.0) / (1.0 - lost / epoch)
@@ -48,31 +48,31 @@ def needed(trainer: Any, steps: int, *, replay: bool) -> int:
 
 
 def fits(needs: int, left: float, least_rest: float = LEAST_REST) -> bool:
-    """Whether a sweep that takes so many updates is worth making when so many are left of the run.
+    """Whether a sweep is worth making in what is left of the run.
 
     Args:
         needs: the most updates that it takes.
-        left: those of the run.
+        left: the updates that are left of the run.
         least_rest: the share of the sweep's length that must be left after it.
     """
     return left >= (1.0 + least_rest) * needs
 
 
 def shortened(trainer: Any, steps: int, run: float | None, *, replay: bool) -> int:
-    """The most updates of a sweep whose length nobody chose, in a run of so many."""
+    """The most updates of a sweep whose length nobody chose, in a run of `run` updates."""
     if run is None or fits(needed(trainer, steps, replay=replay), run, AUTO_REST):
         return steps
     return LEAST_STEPS
 
 
 class Place(NamedTuple):
-    """A place of an agenda that is still to come.
+    """A place of a schedule that is still to come.
 
     Args:
         name: as in `SweepScheduleState.done`.
         words: as the user wrote it, or `AT_START`.
-        left: the updates that are left of the run there; not above 0: the run ends before.
-        fits: whether a sweep does.
+        left: the updates that are left of the run there; 0 or less if the run ends before.
+        fits: whether a sweep fits there.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Place(NamedTuple):
 
 
 def places_ahead(
-    agenda: SweepSchedule,
+    schedule: SweepSchedule,
     state: SweepScheduleState,
     *,
     made: int,
@@ -95,26 +95,26 @@ def places_ahead(
     """The places that are still to come, in their order.
 
     Args:
-        agenda: all places.
+        schedule: all places.
         state: which of them are over.
         made: the updates made so far.
         epoch: the present epoch.
         per_epoch: the updates of an epoch.
         run: the updates that are left of the run.
-        needs: the most updates of a sweep, which put off the places after it.
+        needs: the most updates of a sweep, by which the places after it are put off.
         least_rest: see `fits`.
 
     Example:
-        >>> agenda = SweepSchedule((0, 20), (5,))
-        >>> ahead = places_ahead(agenda, SweepScheduleState(), made=0, epoch=0, per_epoch=10, run=100, needs=34)
+        >>> schedule = SweepSchedule((0, 20), (5,))
+        >>> ahead = places_ahead(schedule, SweepScheduleState(), made=0, epoch=0, per_epoch=10, run=100, needs=34)
         >>> [(place.words, place.left, place.fits) for place in ahead]
         [('at=0', 100, True), ('epochs=5', 50, True), ('at=20', 12, False)]
     """
     ahead: list[Place] = []
     taken = 0
-    names = agenda.words
-    waiting = [(max(0, at - made), update_place(at), names[update_place(at)]) for at in agenda.updates]
-    fixed = [(max(0, at - epoch) * per_epoch, epoch_place(at), names[epoch_place(at)]) for at in agenda.epochs]
+    names = schedule.words
+    waiting = [(max(0, at - made), update_place(at), names[update_place(at)]) for at in schedule.updates]
+    fixed = [(max(0, at - epoch) * per_epoch, epoch_place(at), names[epoch_place(at)]) for at in schedule.epochs]
     waiting, fixed = ([p for p in sorted(places) if p[1] not in state.done] for places in (waiting, fixed))
     while waiting or fixed:
         if not fixed or (waiting and waiting[0][0] + taken <= fixed[0][0]):
@@ -129,20 +129,20 @@ def places_ahead(
 
 
 class Outlook(NamedTuple):
-    """What can be told of a run's sweeps at its start.
+    """What is known of a run's sweeps at its start.
 
     Args:
-        roomless: the names of the places where there is no room for a sweep.
-        refusals: for each kind of place without room, why, in words.
+        without_room: the names of the places where there is no room for a sweep.
+        refusals: why there is no room, in words, for each kind of place without any.
     """
 
-    roomless: frozenset[str]
+    without_room: frozenset[str]
     refusals: list[str]
 
 
 def outlook(
     trainer: Any,
-    agenda: SweepSchedule,
+    schedule: SweepSchedule,
     state: SweepScheduleState,
     *,
     made: int,
@@ -151,11 +151,11 @@ def outlook(
     shorter: str,
     least_rest: float = LEAST_REST,
 ) -> Outlook:
-    """Looks ahead, as far as the run's length is known.
+    """Looks ahead over the run, if its length is known.
 
     Args:
         trainer: at the start of training.
-        agenda: all places.
+        schedule: all places.
         state: which of them are over.
         made: the updates made so far.
         steps: the policy's most updates.
@@ -169,7 +169,7 @@ def outlook(
     epoch, per_epoch = trainer.current_epoch, updates_per_epoch(trainer)
     needs = needed(trainer, steps, replay=replay)
     length: dict[str, Any] = {"made": made, "epoch": epoch, "per_epoch": per_epoch, "run": run}
-    ahead = places_ahead(agenda, state, **length, needs=needs, least_rest=least_rest)
+    ahead = places_ahead(schedule, state, **length, needs=needs, least_rest=least_rest)
     refusals = []
     short = [place for place in ahead if not place.fits and place.left > 0]
     if short:

@@ -1,4 +1,4 @@
-"""Facts: what the record of an incident says."""
+"""Incident record: what the journal keeps of an update that was not simply accepted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_lr.policies.divergence_state import Signals, Verdict
+from lightning_lr.policies.verdict import Signals, Verdict
 from lightning_lr.run.run import Run
 from lightning_lr.signals.measure import Measured
 
@@ -20,14 +20,14 @@ KNOWN = (
 SIDES = {"present": "the run's own weights", "newest": "the newest copy's weights", "best": "the best copy's weights"}
 
 
-def facts(run: Run, guard: str, index: int) -> dict[str, Any]:
-    """A record of which only the guard and the optimizer are known."""
+def unfilled(run: Run, guard: str, index: int) -> dict[str, Any]:
+    """A record in which only the guard and the optimizer are filled in."""
     names = run.names_at((index, 0))
     whose = {"kind": "incident", "callback": guard, "optimizer": names.optimizer, "tag": names.tag, "told": False}
     return {**whose, **dict.fromkeys(KNOWN), "parameters": []}
 
 
-def incident(
+def incident_record(
     run: Run, guard: str, index: int, update: int, measured: Measured, signals: Signals, verdict: Verdict
 ) -> dict[str, Any]:
     """A record of an update that was not simply accepted; what became of it is not in it.
@@ -41,7 +41,7 @@ def incident(
     """
     trainer, tried = run.trainer, {"here": verdict.here, "there": verdict.there, "batches": verdict.batches}
     return {
-        **facts(run, guard, index),
+        **unfilled(run, guard, index),
         "update": update,
         "epoch": trainer.current_epoch,
         "batch": trainer.fit_loop.epoch_loop.batch_idx,
