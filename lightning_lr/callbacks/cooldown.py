@@ -132,8 +132,8 @@ class Cooldown(LRCallback):
             self._end.stop_at = None
         if self._end.stop_at is not None and trainer.global_step >= self._end.stop_at:
             self._say(
-                "the checkpoint was saved at the end of a run that was asked to stop, so there is nothing left to do: "
-                "it goes on with another max_epochs or max_steps"
+                "the checkpoint was saved at the end of a run that was asked to stop, so nothing is left to do: "
+                "give a larger max_epochs or max_steps to go on"
             )
         if self.on_stop:
             if sum(isinstance(peer, Cooldown) and peer.on_stop for peer in self.run.peers) > 1:

@@ -224,7 +224,7 @@ class LRFinder(LRCallback):
             )
         if (self.optimizer or 0) >= len(optimizers):
             raise ValueError(
-                f"{self.name}(optimizer={self.optimizer}) names none of the run's {len(optimizers)} optimizers: "
+                f"{self.name}(optimizer={self.optimizer}) names no optimizer of this run, which has {len(optimizers)}: "
                 f"they count from 0, so write {self.written(optimizer=0)}"
             )
         self._search.start(trainer, pl_module, self.optimizer or 0, auto=self.steps == AUTO)

@@ -127,7 +127,7 @@ class PlateauDecay(LRCallback):
         count = len(self.ledger.optimizers)
         if self.optimizer is not None and self.optimizer >= count:
             raise ValueError(
-                f"{self.name}(optimizer={self.optimizer}) names none of the run's {count} optimizers: they count from "
+                f"{self.name}(optimizer={self.optimizer}) names no optimizer of this run, which has {count}: they count from "
                 f"0, so write {self.written(optimizer=0)}"
             )
         if self._mode_unknown:
@@ -241,7 +241,7 @@ class PlateauDecay(LRCallback):
             reason = f"{self.monitor} {value:.6g} is no better than {best:.6g} for {checks}"
         if self.max_decays is not None and self.state.decays > self.max_decays:
             if self.state.decays == self.max_decays + 1:
-                line = f"{self.name} asks the trainer to stop after {self.max_decays} decays: {reason}"
+                line = f"{self.name} asks the trainer to stop after {count(self.max_decays, 'decay')}: {reason}"
                 self.journal.say(line, self.name)
                 rank_zero_info(line)
             trainer.should_stop = True

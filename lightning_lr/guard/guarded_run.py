@@ -165,7 +165,7 @@ class GuardedRun:
                 judge = self.judges[self.trial.owner]
                 judge.state = self.policy.broken_off(judge.state)
                 name = self.run.names_at((judge.index, 0)).optimizer
-                line = f"{self.name}: trial broken off: {name}, which it is of, makes no updates"
+                line = f"{self.name}: trial of {name} broken off: it makes no more updates"
                 record = {**unfilled(self.run, self.name, judge.index), "what": "broken off", "told": True}
                 self.run.journal.tell(line, record=record)
             if self.trial.over or self.trial.idle:

@@ -195,8 +195,8 @@ class Keeper:
         half = " (half of what is free)" if self._guarded.guard.memory_limit == "auto" else ""
         rank_zero_warn(
             f"{self._guarded.name}: two copies take {2 * one} bytes of host memory on each rank, and a process may "
-            f"take {self.copies.limit}{half}: it makes none, so that it limits and drops updates, but can't try "
-            f"anything out, and ends the run where the weights are not finite. If there is more room than it seems "
+            f"take {self.copies.limit}{half}: so it makes no copies: it still limits and drops updates, but can't "
+            f"run trials, and it ends the run where the weights are not finite. If there is more room than it seems "
             f"write {self._guarded.guard.written(memory_limit=2 * one)}"
         )
 
@@ -209,7 +209,7 @@ class Keeper:
         rank_zero_warn(
             f"{self._guarded.name}: a copy takes {one} bytes of host memory by now, and two of them are more than "
             f"memory_limit={self.copies.limit}: it takes no more copies, and a rewind goes back to one that it "
-            f"has (the newest is {count(age, 'update')} old), so that it may lose much. For two copies write "
+            f"has (the newest is {count(age, 'update')} old), so that a rewind may lose a lot. For two copies write "
             f"{self._guarded.guard.written(memory_limit=2 * one)}"
         )
 

@@ -134,7 +134,9 @@ class UpdateGuard:
             self._keeper.compare(dict(zip(update.asked, measured.more, strict=True)))
         if update.signals is None and measured.loss is None and not self._blind:
             self._blind = True
-            rank_zero_warn(f"{self._name} sees no loss (use self.manual_backward): it judges by gradients alone")
+            rank_zero_warn(
+                f"{self._name} sees no loss: call self.manual_backward(loss); until then it judges by gradients alone"
+            )
         if self._gauge.calibrating(measured):
             if self._guarded.trial is None:
                 return
@@ -221,7 +223,7 @@ class UpdateGuard:
         self._guarded.given_up = True
         in_a_row, rewinds = judge.state.rewinds, self._record.counts["rewinds"]
         some = "" if in_a_row == rewinds else f", {in_a_row} of them"
-        after = f" after {count(rewinds, 'rewind')}{some} without lasting progress" if in_a_row else ""
+        after = f" after {count(rewinds, 'rewind')}{some} without lasting progress" if in_a_row and rewinds else ""
         line = f"{self._name} gives up{after}: {verdict.cause}. {self._weights_left()}"
         journal = self._run.journal
         journal.sum_up()
@@ -237,7 +239,7 @@ class UpdateGuard:
             return "The model holds the last healthy weights"
         broken = self._gauge.nonfinite()
         where = few(broken) if broken else "some of another rank's"
-        return f"The model does not hold healthy weights, since there is no healthy copy of all; not finite: {where}"
+        return f"The model does not hold healthy weights, since no healthy copy covers all of them; not finite: {where}"
 
     def _drop(self, judge: Judge) -> None:
         judge.dropped = True

@@ -95,7 +95,7 @@ class DivergencePolicy:
         if before.exceeds(self.limit, norm):
             norm = before.largest_norm(self.limit)
             scale = norm / signals.grad_norm
-            cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the largest of late"
+            cause = f"gradient norm {signals.grad_norm:.3g}, above {self.limit:g} times the recent maximum"
         seen = before.accepted(signals.loss, norm)
         if self.trials and self.loss_falls:
             why = suspicion.reason(seen, started=state.best.seen.updates > history.LOOK)
@@ -173,7 +173,7 @@ class DivergencePolicy:
             fit = seen.high == 0 and (state.rate.since >= PROOF or state.rate.rewinds == 0)
             return self._rewind(state, signals, "newest" if fit else "best", "the weights are not finite")
         if seen.nonfinite > NOTHING_FINITE:
-            cause = f"{seen.nonfinite} updates in a row were not finite at weights that are: data or model are at fault"
+            cause = f"{seen.nonfinite} updates in a row were not finite while the weights were: the data or the model is at fault"
             # nothing speaks against the weights of late
             to = "newest" if seen.high == 0 else "best"
             return self._answer(state.back(to), signals, "give_up", cause, to=to)
@@ -226,7 +226,7 @@ class DivergencePolicy:
         # while nothing is finite the trial's own updates count too
         count = seen.nonfinite + evidence.batches if evidence.why == "nonfinite" and blames_data else 0
         state = state._replace(trying=None, seen=seen._replace(nonfinite=count), spent=state.spent + evidence.batches)
-        blame = "the data is to blame" if blames_data else "it was a batch"
+        blame = "the data is to blame" if blames_data else "only the batch was unusual"
         return self._answer(state, signals, "hold", f"{end.words}: {blame}", **end.numbers)
 
     def _rewind(

@@ -92,7 +92,7 @@ class Journal(Log):
         words = "; ".join(part.words for part in told or loud)
         on = [part.source for part in loud if self._drifts[(*place, part.source)].length == MANY]
         if on:
-            words += f" ({' and '.join(on)}: goes on like this, the next line of it comes at its end)"
+            words += f" ({' and '.join(on)}: continues like this; the next line comes when it ends)"
         record = {"kind": "change", "old": old, "new": new, **_of(names, update, parts), "cause": cause, "running": on}
         record["loud"] = [part.source for part in loud]
         rates = f"{old:.6g} -> {new:.6g}" if old != new else f"at {new:.6g} as before"

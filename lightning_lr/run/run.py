@@ -144,7 +144,7 @@ class Run(Listener):
         before = [len(optimizer["groups"]) for optimizer in saved]
         if now != before:
             rank_zero_warn(
-                f"the rates were saved for {_count(before)}, and there are {_count(now)} now: what is known of the "
+                f"the rates were saved for {_count(before)}, and this run has {_count(now)}: what is known of the "
                 f"rates goes to those at the same place, and any others start afresh"
             )
 

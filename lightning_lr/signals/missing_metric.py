@@ -26,7 +26,7 @@ class Watcher(Protocol):
 def without_mode(watcher: Watcher) -> str:
     """For a metric named like a score: nobody said whether higher is better."""
     return (
-        f"{watcher.name} monitors {watcher.monitor!r}, of which more may be better, and has no mode: it makes no check "
+        f"{watcher.name} monitors {watcher.monitor!r}, which may be a score (higher is better), but has no mode: it makes no check "
         f"and changes no rate. Write {_call(watcher, watcher.monitor, 'max')}, or mode='min' if less is better"
     )
 
@@ -62,7 +62,7 @@ def after_validation(watcher: Watcher, validation: Sequence[str], training: Sequ
 def after_an_epoch(watcher: Watcher, logged: Sequence[str]) -> str:
     """For a metric that neither a whole epoch nor its validation has logged."""
     return (
-        f"{watcher.name} monitors {watcher.monitor!r}, which nobody has logged; logged were: {_listed(logged)}. "
+        f"{watcher.name} monitors {watcher.monitor!r}, which was never logged; these were: {_listed(logged)}. "
         f"{_remedy(watcher, closest(watcher.monitor, logged, ALIKE))}"
     )
 

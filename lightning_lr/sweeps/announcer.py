@@ -55,10 +55,10 @@ class Announcer:
         """A sweep begins: what it costs, at most."""
         left = updates_in_run(trainer, None)
         of = f", {needs / left:.1%} of the {left:.0f} that are left," if left else ""
-        memory = f". It takes {space.takes}, of {space.free}" if space.free else ""
+        memory = f". It takes {space.takes}; {space.free}" if space.free else ""
         self.say(
             f"sweep ({why}): it may take {needs} updates ({needs * accumulation(trainer, trainer.current_epoch)} "
-            f"batches of the run){of} in which the model learns nothing{memory}"
+            f"batches of the run){of} during which the model learns nothing{memory}"
         )
 
     def found(self, trainer: Any, finding: Finding, why: str, unpaired: str | None, index: int) -> None:

@@ -180,7 +180,7 @@ def outlook(
     late = [place for place in ahead if place.left <= 0]
     if late:
         refusals.append(
-            f"no sweep {listed(place.words for place in late)}: the run ends before, after {made + run:.0f} updates"
+            f"no sweep {listed(place.words for place in late)}: the run ends first, after {made + run:.0f} updates"
         )
     return Outlook(frozenset(place.name for place in short + late), refusals)
 

@@ -171,7 +171,7 @@ class RateSearch:
             return
         if not self.occasions.schedule.words:
             say(
-                f"no sweep of its own, with neither at= nor epochs=: only when it is asked, by finder.request(...) or "
+                f"at= and epochs= are both None, so it sweeps only on request, by finder.request(...) or "
                 f"a DivergenceGuard. To find the rate at the start, write {finder.written(at=0)}"
             )
         made, shorter = self._ledger.updates(self._index), finder.written(steps=LEAST_STEPS)

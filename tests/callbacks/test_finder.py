@@ -449,7 +449,7 @@ def test_of_two_optimizers_one_must_be_named(tmp_path: Path) -> None:
         ValueError, match=r"gave 2 \(0: SGD, 1: SGD\): name the one to sweep with LRFinder\(optimizer=0\)"
     ):
         fit(llr.LRFinder(), Manual(two_optimizers), tmp_path)
-    with pytest.raises(ValueError, match="names none of the run's 2 optimizers"):
+    with pytest.raises(ValueError, match="names no optimizer of this run, which has 2"):
         fit(llr.LRFinder(optimizer=2), Manual(two_optimizers), tmp_path)
 
 
@@ -666,7 +666,7 @@ def test_a_finder_that_nobody_has_told_when_says_so(tmp_path: Path) -> None:
     finder = llr.LRFinder(at=None)
     fit(finder, Model(momentum, 8), tmp_path, max_epochs=1)
     assert finder.run.journal.story[0] == (
-        "step 0: LRFinder: no sweep of its own, with neither at= nor epochs=: only when it is asked, by "
+        "step 0: LRFinder: at= and epochs= are both None, so it sweeps only on request, by "
         "finder.request(...) or a DivergenceGuard. To find the rate at the start, write LRFinder(at=0)"
     )
 

@@ -493,7 +493,7 @@ def test_of_several_places_those_without_room_and_those_beyond_the_end_are_told_
     with pytest.warns(
         UserWarning,
         match=r"no sweep for at=25: it may take 36 updates, and the run has \d left: train longer; "
-        r"no sweep for epochs=30, at=500: the run ends before, after 64 updates",
+        r"no sweep for epochs=30, at=500: the run ends first, after 64 updates",
     ) as warned:
         fit(tmp_path, Model(momentum, 8), [finder])
     assert len([w for w in warned if "LRFinder" in str(w.message)]) == 1
@@ -512,7 +512,7 @@ def test_every_sweep_says_before_it_what_it_costs(accumulate: int, batches: int,
     updates, left = batches // accumulate, 160 // accumulate
     assert early == [
         f"LRFinder: sweep (at the start): it may take {updates} updates ({batches} batches of the run), "
-        f"{updates / left:.1%} of the {left} that are left, in which the model learns nothing"
+        f"{updates / left:.1%} of the {left} that are left, during which the model learns nothing"
     ]
 
 
