@@ -22,9 +22,8 @@ from lightning_lr.record.journal import Journal
 from lightning_lr.record.pages import address
 from lightning_lr.run.length import updates_in_run
 from lightning_lr.run.peer import Peer
+from lightning_lr.run.refusals import has_stock_monitor, refuse
 from lightning_lr.saved import fields
-
-REFUSED = ("DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy", "XLAFSDPStrategy")
 
 INTERRUPTS = ("KeyboardInterrupt", "SIGTERMException", "_TunerExitException")
 """Exceptions, by name, with which somebody ends a run although nothing is wrong with it."""
@@ -50,29 +49,10 @@ class Run(Listener):
         self.trainer = trainer
         self.peers = list(peers)
         self.ledger = Ledger([], self)
-        names = [peer.name for peer in peers]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise ValueError(
-                    f"callbacks need different names, but {names.count(name)} are called {name!r}: "
-                    f"give one of them another, {peers[index].written(name='...')}"
-                )
-        kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-        for refused in REFUSED:
-            if refused in kinds:
-                raise ValueError(
-                    f"lightning_lr can't change rates under {refused}, which steps or flattens the optimizer itself: "
-                    f"use DDPStrategy, or ModelParallelStrategy (FSDP2) for sharded models"
-                )
-        monitors = [peer for peer in peers if peer.monitors]
-        stock = any(kind.__name__ == "LearningRateMonitor" for c in trainer.callbacks for kind in type(c).__mro__)
-        if monitors and stock:
-            raise ValueError(
-                f"LRMonitor and LearningRateMonitor write the same tags: leave LearningRateMonitor out, "
-                f"LRMonitor shows all that it shows (or {monitors[0].left_out})"
-            )
+        refuse(trainer, peers)
+        monitoring, stock = any(peer.monitors for peer in peers), has_stock_monitor(trainer)
         sources = [peer.name for peer in peers if peer.has_factor]
-        self.journal = Journal(trainer, self.names_at, sources, monitoring=bool(monitors), show_rates=not stock)
+        self.journal = Journal(trainer, self.names_at, sources, monitoring=monitoring, show_rates=not stock)
         if stock:
             ours = "LRMonitor()" if all(peer.option is None for peer in peers) else "autopilot(lr_monitor={})"
             rank_zero_info(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tests.small import Loader, Model, pl, sgd, trainer
 
 def ready(root: Path) -> Any:
     """A trainer with a module, a gradient scaler, and every callback whose internals are used."""
-    importlib.import_module("torch.utils.tensorboard")  # its names are looked for only where it is in use
     callbacks: list[Any] = [EarlyStopping("val_loss"), ModelCheckpoint(root), StochasticWeightAveraging(0.1), Warmup(5)]
     try:
         from pytorch_lightning.callbacks import WeightAveraging
