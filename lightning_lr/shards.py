@@ -10,7 +10,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def pieces(tensor: Tensor) -> int:
+def piece_count(tensor: Tensor) -> int:
     """The number of different pieces into which a tensor is split over the ranks; 1 if every rank holds all of it."""
     count = 1
     if hasattr(tensor, "placements"):

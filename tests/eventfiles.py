@@ -11,7 +11,7 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from lightning_lr.record.records import as_json, summary
+from lightning_lr.record.records import as_summary, to_json
 
 TAG = "lr-SGD"
 GROUP = {"tag": TAG, "optimizer": "SGD", "group": ""}
@@ -39,7 +39,7 @@ class Writer:
     def scalar(self, tag: str, step: int, value: float) -> Writer:
         event = Event()
         event.summary.value.add(tag=tag, simple_value=value)
-        return self._event(step=step, summary=event.summary)
+        return self._event(step=step, as_summary=event.summary)
 
     def scalars(self, tag: str, points: Iterable[tuple[int, float]]) -> Writer:
         for step, value in points:
@@ -47,7 +47,7 @@ class Writer:
         return self
 
     def record(self, step: int, **fields: Any) -> Writer:
-        return self._event(step=step, summary=summary([as_json({"step": step, "words": "", **fields})]))
+        return self._event(step=step, as_summary=as_summary([to_json({"step": step, "words": "", **fields})]))
 
     def _event(self, **fields: Any) -> Writer:
         with self.path.open("ab") as file:

@@ -14,7 +14,7 @@ from lightning_lr.internals import scale_of, unscales_itself
 from lightning_lr.policies.verdict import Side
 from lightning_lr.rates.reference import reference_rates
 from lightning_lr.run.run import Run
-from lightning_lr.shards import local, pieces
+from lightning_lr.shards import local, piece_count
 from lightning_lr.signals.measure import Measured, measure, start
 from lightning_lr.signals.norms import moved, norms_of, widest_float
 from lightning_lr.signals.pulse import Shift
@@ -96,7 +96,7 @@ class Gauge:
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         shares: dict[int, list[Tensor]] = {}
         for p in self._trained().values():
-            shares.setdefault(pieces(p), []).append(local(p.detach()))
+            shares.setdefault(piece_count(p), []).append(local(p.detach()))
         square, number = torch.zeros((), dtype=widest_float(self._device), device=self._device), 0.0
         for count, parts in shares.items():
             for norm in norms_of(parts):

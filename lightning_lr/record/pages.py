@@ -9,12 +9,12 @@ from typing import Any
 
 from lightning_lr.internals import file_writer
 from lightning_lr.record.curves import EVENTS, FACTOR, INCIDENT, UPDATE
-from lightning_lr.record.records import PLUGIN, summary
+from lightning_lr.record.records import PLUGIN, as_summary
 
 
 def write_records(loggers: Iterable[Any], step: int, records: list[dict[str, Any]]) -> None:
     """Writes the records of one step into the event file of each TensorBoard logger."""
-    of_step = summary(records) if records else None
+    of_step = as_summary(records) if records else None
     for logger in loggers if records else ():
         if (writer := file_writer(logger)) is not None:
             writer.add_summary(of_step, step)

@@ -76,7 +76,7 @@ class Records:
             record: with `kind`, `step` and `words`.
             rare: whether it is important enough to be written after the first `MOST`.
         """
-        plain = as_json(record)
+        plain = to_json(record)
         self.kept.append(plain)
         bound = math.inf if plain["kind"] in LASTING else 2 * MOST if rare or plain.get("what") in RARE else MOST
         if self._written >= bound:
@@ -91,7 +91,7 @@ class Records:
         return taken
 
 
-def as_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """The value in types that JSON has.
 
     Example:
@@ -99,9 +99,9 @@ def as_json(value: Any) -> Any:
         {'loss': '-inf', 'rates': [1, 0.5]}
     """
     if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [as_json(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -109,7 +109,7 @@ def as_json(value: Any) -> Any:
     return str(value)
 
 
-def summary(records: Iterable[Mapping[str, Any]]) -> Any:
+def as_summary(records: Iterable[Mapping[str, Any]]) -> Any:
     """A `Summary` with all records of one step.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
-from lightning_lr.record.records import as_json
+from lightning_lr.record.records import to_json
 from lightning_lr.report.bundle import bundle
 from lightning_lr.story import Story
 from lightning_lr.tensorboard.answers import finding, heat, records, series
@@ -100,7 +100,7 @@ def _asked(pairs: list[tuple[str, str]]) -> Parameters:
 
 def _data(data: Any) -> str:
     """JSON that no HTML parser can mistake for markup, whatever its texts contain."""
-    text = json.dumps(as_json(data), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(to_json(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

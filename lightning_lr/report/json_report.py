@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_lr.record.records import as_json as plain
+from lightning_lr.record.records import to_json as plain
 from lightning_lr.report.tables import incidents
 from lightning_lr.story import Story, health_of, thin
 

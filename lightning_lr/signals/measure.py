@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lr.shards import local, pieces
+from lightning_lr.shards import local, piece_count
 from lightning_lr.signals.norms import moved, norms_of, together, unbounded_norms, widest_float
 
 CPU = torch.device("cpu")
@@ -177,7 +177,7 @@ def _start_together(
     zero = torch.zeros((), dtype=wide, device=device)
     cut: dict[int, list[Tensor]] = {}
     for grad in grads:
-        cut.setdefault(pieces(grad), []).append(local(grad))
+        cut.setdefault(piece_count(grad), []).append(local(grad))
     shrink = None if scale is None else moved(scale, device).to(wide).reshape(())
 
     def squares(norms: Callable[[list[Tensor]], Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_lr.internals import foreach_norm
-from lightning_lr.shards import local, pieces
+from lightning_lr.shards import local, piece_count
 from lightning_lr.signals.norms import moved, widest_float
 
 MOST = 256
@@ -83,7 +83,7 @@ class Pulse:
             groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
             for place, tensor in enumerate(self._storages()):
                 groups.setdefault((tensor.device, tensor.dtype), []).append(place)
-            shares = [pieces(tensor) / ranks for tensor in self._kept]
+            shares = [piece_count(tensor) / ranks for tensor in self._kept]
             for places in groups.values():
                 self._batches.append(self._batch(places, [held[place][0] for place in places], shares))
 

@@ -43,7 +43,7 @@ class Text:
 
 
 @dataclass
-class Part:
+class Segment:
     """What one writer wrote from one start of a run to the next.
 
     Args:
@@ -68,7 +68,7 @@ class EventFile:
 
     def __init__(self, path: str, keeps: Callable[[str, str], bool], starts: Callable[[Text], bool]) -> None:
         self.path = path
-        self.parts = [Part()]
+        self.parts = [Segment()]
         self.damage = ""
         """What is broken, and where reading stopped; empty if nothing is."""
         self.begin: float | None = None
@@ -172,7 +172,7 @@ class EventFile:
             texts = [text.decode("utf-8", "replace") for text in value.tensor.string_val]
             text = Text(value.tag, plugin, step, texts)
             if self._starts(text):
-                self.parts.append(Part())
+                self.parts.append(Segment())
                 cuts.append(frame)
             self.parts[-1].texts.append(text)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning_lr.record.records import PLUGIN, TAG
-from lightning_lr.story.event_file import Part, Text
+from lightning_lr.story.event_file import Segment, Text
 
 Record = dict[str, Any]
 
@@ -52,7 +52,7 @@ def records(texts: Iterable[Text]) -> list[Record]:
     ]
 
 
-def take_in(parts: Iterable[Part]) -> None:
+def take_in(parts: Iterable[Segment]) -> None:
     """Parses a file's texts into records, and drops the texts: they are large, and lines beside records repeat them."""
     parts = list(parts)
     for part in parts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_lr.story.event_file import EventFile, Part
+from lightning_lr.story.event_file import EventFile, Segment
 
 OURS = "lr-"
 """What the tags of our scalars begin with, except the rates of a scheduler with a name of its own."""
@@ -26,10 +26,10 @@ class Piece:
         later: later parts whose beginning isn't known; they supersede a tag from their first point of it.
     """
 
-    part: Part
+    part: Segment
     file: EventFile
     limit: float = math.inf
-    later: tuple[Part, ...] = ()
+    later: tuple[Segment, ...] = ()
 
     def limit_of(self, tag: str) -> float:
         """The step from which the points of a tag no longer count."""
@@ -90,7 +90,7 @@ def series(found: Sequence[Piece], tag: str) -> tuple[NDArray[np.int64], NDArray
     return at, heights
 
 
-def _first(part: Part) -> int | None:
+def _first(part: Segment) -> int | None:
     """The first step of a part; None if no data of this package tells it."""
     for record in part.records:
         if record["kind"] == "run":
@@ -99,7 +99,7 @@ def _first(part: Part) -> int | None:
     return min(begins, default=None)
 
 
-def _last(part: Part) -> float:
+def _last(part: Segment) -> float:
     """The last step with data of this package."""
     ends = [int(points[-1][0].max()) for tag, points in part.scalars.items() if tag.startswith(OURS)]
     told = [*(text.step for text in part.texts), *(record["step"] for record in part.records)]

@@ -24,7 +24,7 @@ Reasons = dict[tuple[str, str], list[Record]]
 
 
 @dataclass(frozen=True)
-class Share:
+class RateFactor:
     """One callback's share in a rate.
 
     Args:
@@ -66,7 +66,7 @@ class Rate:
     value: float
     base: float | None
     scheduled: bool
-    shares: tuple[Share, ...]
+    shares: tuple[RateFactor, ...]
 
     @property
     def words(self) -> str:
@@ -129,7 +129,7 @@ def _rate(story: Story, tag: str, reasons: Reasons, *, whole: bool) -> Rate | No
     return Rate(tag, float(values[-1]), base, scheduled, told)
 
 
-def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | None:
+def _share(story: Story, source: str, tag: str, reasons: Reasons) -> RateFactor | None:
     steps, values = _factor(story, source, tag)
     if not len(steps):
         return None
@@ -143,7 +143,7 @@ def _share(story: Story, source: str, tag: str, reasons: Reasons) -> Share | Non
         # event files hold scalars as float32
         if abs(number(part.get("new")) - last) <= 1e-6 * abs(last):
             reason = str(part.get("reason") or "")
-    return Share(source, last, since, reason, moving)
+    return RateFactor(source, last, since, reason, moving)
 
 
 def _factor(story: Story, source: str, tag: str) -> Series:

@@ -143,7 +143,7 @@ def test_a_finding_is_there_as_the_finder_has_it(run: Any) -> None:
     root, _, finder = run
     (record,) = of_kind(read(root / "tb" / "version_0"), "finding")
     assert (record["callback"], record["tag"], record["applied"]) == ("LRFinder", "lr-AdamW", True)
-    assert record["finding"] == records.as_json(finder.result.to_dict())
+    assert record["finding"] == records.to_json(finder.result.to_dict())
 
 
 def test_a_run_says_first_what_it_is_and_last_how_it_ended(run: Any) -> None:

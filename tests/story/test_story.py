@@ -179,13 +179,13 @@ def test_not_a_number_and_infinity_are_values_like_others(tmp_path: Path) -> Non
 def test_records_that_are_no_json_are_left_out(tmp_path: Path) -> None:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-    from lightning_lr.record.records import summary
+    from lightning_lr.record.records import as_summary
 
     writer = Writer(tmp_path).record(0, **RUN)
-    broken = summary([{}, {}, {"kind": "note", "step": 1}])
+    broken = as_summary([{}, {}, {"kind": "note", "step": 1}])
     broken.value[0].tensor.string_val[0] = b"{"
     broken.value[0].tensor.string_val[1] = b"[1]"
-    writer._event(step=1, summary=Event(summary=broken).summary)
+    writer._event(step=1, as_summary=Event(as_summary=broken).summary)
     assert [record["kind"] for record in read(tmp_path).records] == ["run", "note"]
 
 
