@@ -27,6 +27,7 @@ def figures() -> Table:
     ways = "stock", "guard"
     everything, fair = one("divergence", "recovery", fault="all"), one("zoo", "faults", fault="all")
     rates = [total(row[way] for row in rows("divergence", "rates")) for way in ways]
+    sgd = [one("rates", "autopilot", updates=1000, arm=arm, optimizer="sgd") for arm in ("SGD 0.1, cosine", "autopilot")]
     pilot = one("rates", "autopilot", updates=1000, arm="autopilot", optimizer="adamw")
     fixed = one("rates", "autopilot", updates=1000, arm="AdamW 1e-3, cosine", optimizer="adamw")
     ratio, near = "final loss / best: median", "within 5%"
@@ -35,15 +36,16 @@ def figures() -> Table:
     cost = {row["arm"]: row for row in rows(costs.file_of(large), large)}
     finals = [
         f"{found[ratio]} times in the median, {count(found[near])} of {found['cases']} within 5%"
-        for found in (fixed, pilot)
+        for found in (fixed, pilot, *sgd)
     ]
     lines: list[list[object]] = [
         ["`DivergenceGuard`: runs with a fault that end well, tasks that took part in tuning",
          *(everything[way] for way in ways)],
         ["the same, kinds of training that took no part", fair["bare"], fair["guard"]],
         ["runs at 10, 100 and 1,000 times their rate that end well", *rates],
-        ["kinds of healthy training that it hurts", "", f"{healthy['hurt']} of {healthy['kinds']}"],
-        ["`autopilot`: final loss beside the best rate of a grid, AdamW (without: 1e-3 and a cosine)", *finals],
+        ["kinds of healthy training that it hurts", "-", f"{healthy['hurt']} of {healthy['kinds']}"],
+        ["`autopilot`: final loss beside the best rate of a grid, AdamW (without: 1e-3 and a cosine)", *finals[:2]],
+        ["the same, SGD (without: 0.1 and a cosine)", *finals[2:]],
         ["an update of 3.2 million parameters with `DivergenceGuard`",
          f"{cost['bare'][f'{costs.LEAST}: us'] / 1000:.0f} ms",
          f"{cost['DivergenceGuard'][f'{costs.LEAST}: ratio']} times that"],
