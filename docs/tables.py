@@ -27,7 +27,9 @@ def figures() -> Table:
     ways = "stock", "guard"
     everything, fair = one("divergence", "recovery", fault="all"), one("zoo", "faults", fault="all")
     rates = [total(row[way] for row in rows("divergence", "rates")) for way in ways]
-    sgd = [one("rates", "autopilot", updates=1000, arm=arm, optimizer="sgd") for arm in ("SGD 0.1, cosine", "autopilot")]
+    sgd = [
+        one("rates", "autopilot", updates=1000, arm=arm, optimizer="sgd") for arm in ("SGD 0.1, cosine", "autopilot")
+    ]
     pilot = one("rates", "autopilot", updates=1000, arm="autopilot", optimizer="adamw")
     fixed = one("rates", "autopilot", updates=1000, arm="AdamW 1e-3, cosine", optimizer="adamw")
     ratio, near = "final loss / best: median", "within 5%"
