@@ -7,14 +7,14 @@ is a file, and a fence of `sh` that begins with `python NAME.py` runs it in a pr
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.fresh import python
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -87,10 +87,7 @@ def run(page: Path, pieces: list[Piece], folder: Path) -> dict[str, Any]:
 
 def again(arguments: list[str], folder: Path) -> None:
     """Runs a script as a user does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=150
-    )
+    done = python(*arguments, cwd=folder)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
