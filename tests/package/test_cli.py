@@ -22,7 +22,14 @@ from tests.namespaces import NAMESPACES, Net, each, home, loaders
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 KIND = {
     kind.__name__: kind
-    for kind in (llr.LRFinder, llr.Warmup, llr.Cooldown, llr.PlateauDecay, llr.DivergenceGuard, llr.LRMonitor)
+    for kind in (
+        llr.LRFinder,
+        llr.Warmup,
+        llr.Cooldown,
+        llr.PlateauDecay,
+        llr.DivergenceGuard,
+        llr.LRMonitor,
+    )
 }
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -145,6 +152,12 @@ def complaint(capsys: pytest.CaptureFixture[str], namespace: str, *args: str) ->
     return str(caught.value) if isinstance(caught.value, ValueError) else capsys.readouterr().err
 
 
+def required(kind: type) -> list[str]:
+    """The arguments that a callback can't be made without."""
+    parameters = inspect.signature(kind).parameters.items()
+    return [key for key, parameter in parameters if parameter.default is inspect.Parameter.empty]
+
+
 def add(name: str, *values: str) -> list[str]:
     """A callback on the command line."""
     return [f"--trainer.callbacks+=lightning_lr.{name}", *(f"--trainer.callbacks.{value}" for value in values)]
@@ -163,20 +176,22 @@ def test_every_argument_of_every_callback_can_be_set_in_a_file(namespace: str, t
 def test_print_config_shows_every_argument_and_reads_its_own_output(
     namespace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: dict[str, dict[str, Any]] = {name: {} for name in KIND}
+    given = {name: {key: GIVEN[name][key] for key in required(kind)} for name, kind in KIND.items()}
     with pytest.raises(SystemExit, match="0"):
         cli(namespace, "--config", written(tmp_path / "each.yaml", **given), "--print_config")
     shown = yaml.safe_load(capsys.readouterr().out)
     for entry, (name, kind) in zip(shown["trainer"]["callbacks"], KIND.items(), strict=True):
         assert entry["class_path"] == f"lightning_lr.{name}"
         defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
-        assert entry["init_args"] == defaults
+        assert entry["init_args"] == {**defaults, **given[name]}
     fractions = {"Warmup": 0.05, "Cooldown": 0.2}
     for place, fraction in enumerate(fractions.values(), 1):
         shown["trainer"]["callbacks"][place]["init_args"]["fraction"] = fraction
     (tmp_path / "shown.yaml").write_text(yaml.safe_dump(shown))
     made = ours(cli(namespace, "--config", str(tmp_path / "shown.yaml")))
-    written_out = [kind(**{"fraction": fractions[name]} if name in fractions else {}) for name, kind in KIND.items()]
+    for name, fraction in fractions.items():
+        given[name]["fraction"] = fraction
+    written_out = [kind(**given[name]) for name, kind in KIND.items()]
     assert {name: plain(c) for name, c in made.items()} == {type(c).__name__: plain(c) for c in written_out}
 
 
