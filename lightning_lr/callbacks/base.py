@@ -49,9 +49,9 @@ def _callback_bases() -> tuple[type, ...]:
 class LRCallback(Peer, *_callback_bases()):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
     """A callback that shares one ledger and one journal with the others of its trainer.
 
-    A subclass sets factors under its own `name`, and overrides those of `started`, `before_update`, `after_update`,
-    `settling`, `own_state` and `load_own_state` that it needs. If it overrides a Lightning hook that this class has, it
-    calls `super()`.
+    A subclass sets factors under its own `name`, and overrides those of `started`, `before_update`, `gradients_ready`,
+    `after_update`, `settling`, `own_state` and `load_own_state` that it needs. If it overrides a Lightning hook that
+    this class has, it calls `super()`.
 
     Args:
         name: the name under which its factor is kept and shown; by default the class's own. Two callbacks of one kind
