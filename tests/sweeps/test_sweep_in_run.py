@@ -8,9 +8,10 @@ import os
 import pty
 import re
 import struct
+import subprocess
+import sys
 import termios
 import warnings
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 import lightning_lr as llr
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState
 from lightning_lr.sweeps.outlook import longest, places_ahead
-from tests.fresh import Python, python
 from tests.small import Loader, Model, held_out, sgd, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists")
@@ -599,19 +599,16 @@ run.fit(Model(sgd, 8), Loader(8), held_out())
 
 def screen(kind: str, finder: str, root: Path, terminal: bool) -> str:
     """All that a run writes to its terminal, or to a pipe."""
-    command, more = ("-c", PROGRAM, kind, finder, str(root)), {"environment": {"TERM": "xterm"}}
+    command = [sys.executable, "-c", PROGRAM, kind, finder, str(root)]
+    env = {**os.environ, "TERM": "xterm"}
     if not terminal:
-        done = python(*command, **more)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    process = Python(*command, **more, screen=os.ttyname(follower))
-    written, ended = b"", False
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=env)
+    os.close(follower)
+    written = b""
     while True:
-        if not ended and leader not in wait([leader, process.sentinel]):
-            os.close(follower)
-            ended = True
         try:
             read = os.read(leader, 65536)
         except OSError:  # Linux's way to say that the other end is closed
@@ -620,7 +617,7 @@ def screen(kind: str, finder: str, root: Path, terminal: bool) -> str:
             break
         written += read
     os.close(leader)
-    assert process.ended().returncode == 0, written
+    assert process.wait() == 0
     return written.decode(errors="replace")
 
 
