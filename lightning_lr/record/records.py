@@ -95,7 +95,7 @@ def to_json(value: Any) -> Any:
     """The value in types that JSON has.
 
     Example:
-        >>> as_json({"loss": float("-inf"), "rates": (1, 0.5)})
+        >>> to_json({"loss": float("-inf"), "rates": (1, 0.5)})
         {'loss': '-inf', 'rates': [1, 0.5]}
     """
     if isinstance(value, Mapping):
