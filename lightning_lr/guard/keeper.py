@@ -195,7 +195,7 @@ class Keeper:
         half = " (half of what is free)" if self._guarded.guard.memory_limit == "auto" else ""
         rank_zero_warn(
             f"{self._guarded.name}: two copies take {2 * one} bytes of host memory on each rank, and a process may "
-            f"take {self.copies.limit}{half}: so it makes no copies: it still limits and drops updates, but can't "
+            f"take {self.copies.limit}{half}, so it makes no copies: it still limits and drops updates, but can't "
             f"run trials, and it ends the run where the weights are not finite. If there is more room than it seems "
             f"write {self._guarded.guard.written(memory_limit=2 * one)}"
         )
