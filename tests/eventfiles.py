@@ -39,7 +39,7 @@ class Writer:
     def scalar(self, tag: str, step: int, value: float) -> Writer:
         event = Event()
         event.summary.value.add(tag=tag, simple_value=value)
-        return self._event(step=step, as_summary=event.summary)
+        return self._event(step=step, summary=event.summary)
 
     def scalars(self, tag: str, points: Iterable[tuple[int, float]]) -> Writer:
         for step, value in points:
@@ -47,7 +47,7 @@ class Writer:
         return self
 
     def record(self, step: int, **fields: Any) -> Writer:
-        return self._event(step=step, as_summary=as_summary([to_json({"step": step, "words": "", **fields})]))
+        return self._event(step=step, summary=as_summary([to_json({"step": step, "words": "", **fields})]))
 
     def _event(self, **fields: Any) -> Writer:
         with self.path.open("ab") as file:

@@ -201,7 +201,9 @@ def test_giving_up_says_only_what_there_is_to_say(how: Any, tmp_path: Path, capl
             fit(model, tmp_path, guard, epochs=40)
             assert [r.levelno for r in caplog.records if "gives up" in r.message] == [logging.WARNING]
     (line,) = [line for line in guard.journal.story if "gives up" in line]
-    assert re.match(r"step \d+: DivergenceGuard gives up: \d+ updates in a row were not finite while the weights were", line)
+    assert re.match(
+        r"step \d+: DivergenceGuard gives up: \d+ updates in a row were not finite while the weights were", line
+    )
 
 
 @pytest.mark.parametrize(("rewinds", "words"), [(1, "after 2 rewinds without lasting progress: ")])

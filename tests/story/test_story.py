@@ -185,7 +185,7 @@ def test_records_that_are_no_json_are_left_out(tmp_path: Path) -> None:
     broken = as_summary([{}, {}, {"kind": "note", "step": 1}])
     broken.value[0].tensor.string_val[0] = b"{"
     broken.value[0].tensor.string_val[1] = b"[1]"
-    writer._event(step=1, as_summary=Event(as_summary=broken).summary)
+    writer._event(step=1, summary=Event(summary=broken).summary)
     assert [record["kind"] for record in read(tmp_path).records] == ["run", "note"]
 
 
