@@ -484,7 +484,7 @@ def test_a_run_that_was_stopped_late_is_over_with_the_same_limits_and_says_so(tm
         made.fit(model, Loader(4), ckpt_path=resumed)
         assert len(model.trace) == (0 if resumed else 12)
         made.save_checkpoint(tmp_path / "end.ckpt")
-    assert ["it goes on with another max_epochs or max_steps" in line for line in monitor.story] == [True]
+    assert ["give a larger max_epochs or max_steps to go on" in line for line in monitor.story] == [True]
 
 
 def test_a_second_fit_with_the_same_callback_starts_afresh(tmp_path: Path) -> None:
