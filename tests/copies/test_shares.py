@@ -333,7 +333,8 @@ def fit_little(root: str, weights: float, uneven: int) -> Any:
         try:
             made.fit(model, Share(32, ranks, made.global_rank))
         except (DivergenceError, ValueError) as error:
-            return type(error).__name__, str(error), [str(w.message) for w in caught if "makes no copies" in str(w.message)]
+            said = [str(w.message) for w in caught if "makes no copies" in str(w.message)]
+            return type(error).__name__, str(error), said
         finally:
             shares.WORTH = before
     return guard.summary()
