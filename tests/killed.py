@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ from fsspec.implementations.local import LocalFileOpener
 from torch import Tensor, nn
 
 import lightning_lr as llr
+from tests.fresh import context
 from tests.small import Loader, Model, cosine, digits, held_out, pl, trainer
 
 EPOCHS, BATCHES = 6, 17
@@ -34,9 +34,6 @@ FAULTS = {35: "nan", 46: "weight", 90: "nan", 91: "nan", 96: "weight"}
 
 SECONDS = 120
 """A process that has not ended after so many hangs."""
-
-PRELOAD = ["__main__", "tests.killed", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
-"""The last two are imported late, where weights are sharded."""
 
 digits()  # read once, before any process is forked
 
@@ -324,13 +321,11 @@ def run(leg: Any, seconds: float = SECONDS) -> list[int]:
     Raises:
         AssertionError: when one of them hangs.
     """
-    context = multiprocessing.get_context("forkserver")
-    # forked from one process that has imported everything, each of them starts in a moment
-    context.set_forkserver_preload(PRELOAD)
+    forked = context()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [context.Process(target=replace(leg, rank=rank, port=port).run) for rank in range(leg.size)]
+    processes = [forked.Process(target=replace(leg, rank=rank, port=port).run) for rank in range(leg.size)]
     leg.root.mkdir(exist_ok=True)
     until = time.monotonic() + seconds
     for process in processes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
 import socket
@@ -10,6 +9,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from tests.fresh import context
 
 SECONDS = 120
 
@@ -59,14 +60,14 @@ class Pool:
         self._processes = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        forked = context()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._answers = context.Queue()
-        self._tasks = [context.Queue() for _ in range(self.size)]
+        self._answers = forked.Queue()
+        self._tasks = [forked.Queue() for _ in range(self.size)]
         self._processes = [
-            context.Process(target=_serve, args=(rank, self.size, port, self._tasks[rank], self._answers), daemon=True)
+            forked.Process(target=_serve, args=(rank, self.size, port, self._tasks[rank], self._answers), daemon=True)
             for rank in range(self.size)
         ]
         for process in self._processes:
@@ -88,7 +89,10 @@ def _serve(rank: int, size: int, port: int, tasks: Any, answers: Any) -> None:
     import logging
 
     import torch
+    from lightning_utilities.core.rank_zero import rank_zero_only
 
+    # Lightning, imported by now, has read these variables already
+    rank_zero_only.rank = rank
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)

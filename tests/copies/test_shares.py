@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from lightning_lr.copies import shares
 from lightning_lr.copies.shares import Shares
 from lightning_lr.copies.snapshot import Snapshot
 from lightning_lr.copies.source import Source
+from tests.fresh import Python
 from tests.pool import Pool
 from tests.small import Loader, trainer
 
@@ -400,23 +399,18 @@ def test_a_rank_lost_in_the_middle_of_a_rewind_ends_the_run_and_nobody_waits_for
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    home = Path(__file__).parent.parent.parent
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"from tests.copies.test_shares import fit_lost; fit_lost({str(tmp_path)!r})"],
-            env={
-                **os.environ,
+        Python(
+            *("-c", f"from tests.copies.test_shares import fit_lost; fit_lost({str(tmp_path)!r})"),
+            environment={
                 **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0"},
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"},
-                **{"TORCHELASTIC_RUN_ID": "tests", "PYTHONPATH": str(home)},
+                **{"TORCHELASTIC_RUN_ID": "tests"},
             },
-            cwd=home,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    assert processes[1].returncode == 7, told[1]
-    assert processes[0].returncode == 1, told[0]
-    assert "RuntimeError" in told[0]
+    first, second = (process.ended() for process in processes)
+    assert second.returncode == 7, second.stderr
+    assert first.returncode == 1, first.stderr
+    assert "RuntimeError" in first.stderr

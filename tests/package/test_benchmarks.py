@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.fresh import python
 
 HERE = Path(__file__).resolve().parent.parent.parent
 
@@ -29,9 +29,7 @@ CHECKS = (
 
 
 def run(*arguments: str, script: str = "gpu.py") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, str(HERE / "benchmarks" / script), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return python(str(HERE / "benchmarks" / script), *arguments)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -6,24 +6,27 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.fresh import python
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
-def output(example: str, *arguments: str, calm: Path | None = None) -> str:
+def interpreter(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As `python`, but nothing is imported before."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False, cwd=cwd)
+
+
+def output(example: str, *arguments: str, calm: Path | None = None, start: Callable[..., Any] = python) -> str:
     """What it prints; with `calm`, a fresh folder that it is run in, it has to do so without a warning."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        cwd=calm,
-    )
+    done = start(str(EXAMPLES / example), *arguments, cwd=calm or EXAMPLES)
     assert done.returncode == 0, done.stderr
     if calm is not None:
         for scare in (r"\.py:\d+: .*", r"(?i).*\b(warning|deprecated|will be deleted|error)\b.*"):
@@ -72,8 +75,12 @@ def test_two_processes_have_one_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("digits.py", "--epochs", "2"), ("cli.py", "fit", "--config", f"{EXAMPLES}/cli.yaml", "--trainer.max_epochs=2")],
+    ("arguments", "start"),
+    [
+        # what is told while torch, Lightning and the package are imported: once is enough
+        (("digits.py", "--epochs", "2"), interpreter),
+        (("cli.py", "fit", "--config", f"{EXAMPLES}/cli.yaml", "--trainer.max_epochs=2"), python),
+    ],
 )
-def test_a_first_run_in_a_fresh_folder_scares_nobody(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    output(*arguments, calm=tmp_path)
+def test_a_first_run_in_a_fresh_folder_scares_nobody(arguments: Any, start: Any, tmp_path: Path) -> None:
+    output(*arguments, calm=tmp_path, start=start)

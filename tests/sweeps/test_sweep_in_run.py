@@ -8,10 +8,9 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
 import warnings
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 import lightning_lr as llr
 from lightning_lr.policies.sweep_schedule import SweepSchedule, SweepScheduleState
 from lightning_lr.sweeps.outlook import longest, places_ahead
+from tests.fresh import Python, python
 from tests.small import Loader, Model, held_out, sgd, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from", "ignore:Checkpoint directory .* exists")
@@ -599,16 +599,19 @@ run.fit(Model(sgd, 8), Loader(8), held_out())
 
 def screen(kind: str, finder: str, root: Path, terminal: bool) -> str:
     """All that a run writes to its terminal, or to a pipe."""
-    command = [sys.executable, "-c", PROGRAM, kind, finder, str(root)]
-    env = {**os.environ, "TERM": "xterm"}
+    command, more = ("-c", PROGRAM, kind, finder, str(root)), {"environment": {"TERM": "xterm"}}
     if not terminal:
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+        done = python(*command, **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=env)
-    os.close(follower)
-    written = b""
+    process = Python(*command, **more, screen=os.ttyname(follower))
+    written, ended = b"", False
     while True:
+        if not ended and leader not in wait([leader, process.sentinel]):
+            os.close(follower)
+            ended = True
         try:
             read = os.read(leader, 65536)
         except OSError:  # Linux's way to say that the other end is closed
@@ -617,7 +620,7 @@ def screen(kind: str, finder: str, root: Path, terminal: bool) -> str:
             break
         written += read
     os.close(leader)
-    assert process.wait() == 0
+    assert process.ended().returncode == 0, written
     return written.decode(errors="replace")
 
 

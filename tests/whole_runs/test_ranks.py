@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import lightning_lr as llr
 from lightning_lr.shards import reshard
 from tests.callback_sets import ACTIVE, ALL, NEUTRAL, made
+from tests.fresh import Python, python
 from tests.launched import updates
 from tests.pool import Pool
 from tests.small import Loader, pl
@@ -156,18 +156,10 @@ def test_a_sharded_run_that_is_resumed_ends_as_if_uninterrupted(pool: Pool, tmp_
 
 # launched as users launch them ---------------------------------------------------------------------------------------
 
-HERE = Path(__file__).resolve().parent.parent.parent
-SECONDS = 150
-
-
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-
 
 def launch(*arguments: Any, root: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.launched", *map(str, arguments), str(root)]
-    return subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+    # the first rank; Lightning's launchers start the others as they always do
+    return python("-m", "tests.launched", *map(str, arguments), str(root), cwd=root)
 
 
 def records(root: Path, ranks: int) -> list[Any]:
@@ -192,22 +184,16 @@ def test_two_nodes_of_two_processes_started_by_torchrun(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     nodes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
-                *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
-                *("-m", "tests.launched", "ddp", "2", "2", "nan", str(tmp_path)),
-            ],
+        Python(
+            *("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
+            *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+            *("-m", "tests.launched", "ddp", "2", "2", "nan", str(tmp_path)),
             cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
         )
         for node in range(2)
     ]
-    told = [node.communicate(timeout=SECONDS)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
+    ended = [node.ended() for node in nodes]
+    assert [node.returncode for node in ended] == [0, 0], [node.stderr for node in ended]
     found = records(tmp_path, 4)
     assert all(one == found[0] for one in found)
     assert found[0]["skips"] + found[0]["rewinds"] >= 1
