@@ -27,7 +27,8 @@ class LRMonitor(LRCallback):
 
     It is a drop-in replacement for `LearningRateMonitor`, with the same arguments and the same tags: `lr-AdamW`,
     `lr-AdamW/pg1`, or the `name` of a scheduler or param group. A rate is written when it changes, at that very update,
-    not every `log_every_n_steps`; the first and the last rate are always written.
+    not every `log_every_n_steps`; the first and the last rate are always written. Loggers other than TensorBoard and
+    the CSV file, where a point may be a request, get a rate that changes at every update at `log_every_n_steps`.
 
     It also writes `lr-factor/<callback>`, one curve for each callback, and the text `lr-events`: step, optimizer and
     group, old rate -> new rate, cause. Without a logger the same record is in `rates`, `changes` and `story`, and
