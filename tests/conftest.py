@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,16 +21,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="all kills, all cells of the table, all fuzzing")
 
 
-SHARED = ("pool", "four", "alone", "together", "late", "told", "uninterrupted")
-"""Fixtures that take long to make."""
+TOGETHER = ("test_killed.py", "test_namespaces.py", "test_tab.py", "test_tab_page.py")
+"""Files with fixtures that take long to make: one worker has all of such a file. They come first, since at the end
+they would leave the other workers idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps all that takes the pool, and each file's other tests that share such a fixture, in one worker."""
-    for item in items:
-        needs = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        if needs:
-            item.add_marker(pytest.mark.xdist_group("pool" if {"pool", "four"} & set(needs) else item.path.name))
+    items.sort(key=lambda item: item.path.name not in TOGETHER)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        # not by the marks of xdist: xdist 3.8 looks for them in vain with pytest 9.2
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0].rpartition("/")[2]
+            return file if file in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,9 @@ from tests.browser import CHROMIUM, DRIVER, Board, Browser, until
 from tests.eventfiles import TAG, change, write
 from tests.pool import Pool
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver here, to look at the tab with"
-    ),
-    # two runs, a TensorBoard and a browser, made once
-    pytest.mark.xdist_group("tab"),
-]
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="there is no chromium with its chromedriver here, to look at the tab with"
+)
 
 TIMES = "\u00d7"
 BACKBONE, HEAD = "lr-SGD/backbone", f"lr-SGD/{rescued.GROUP}"
