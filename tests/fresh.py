@@ -5,6 +5,8 @@ What a fresh interpreter itself is needed for, such as what is told while module
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -94,6 +96,8 @@ def _script(arguments: tuple[str, ...], cwd: str, environment: dict[str, str], o
     os.chdir(cwd)
     first, *rest = arguments
     sys.path[:0] = [part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part]
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")  # as an interpreter does at its start
     if first == "-c":
         code, *rest = rest
         sys.argv = ["-c", *rest]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+
+from tests.fresh import python
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,10 +118,8 @@ def run(page: Path, pieces: list[Piece], folder: Path, allowed: list[str]) -> di
 def again(arguments: list[str], folder: Path, allowed: list[str]) -> str:
     """Runs a command as a user does; gives what it prints."""
     (folder / "sitecustomize.py").write_text(TELLS, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    search = {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    done = python(*arguments, cwd=folder, environment=search)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     assert warned(done.stderr, allowed) == []
     return done.stdout
