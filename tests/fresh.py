@@ -1,6 +1,7 @@
 """Processes that start in a moment: forked from one that has imported all that takes long, and has done nothing else.
 
-What a fresh interpreter itself is needed for, such as what is told while modules are imported, can't be tested so.
+What a fresh interpreter itself is needed for can't be tested so: what is told while modules are imported, and ranks with
+different hash seeds. The test of torchrun, and the ranks that Lightning's own launchers start, have those.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def context() -> Any:
     return found
 
 
-def _environment() -> dict[str, str]:
+def own_environment() -> dict[str, str]:
     """Of a process that finds the package, and is no rank of the tests' own."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
@@ -60,7 +61,7 @@ class Python:
         self.arguments, self._screen = arguments, screen
         self._kept = tempfile.TemporaryDirectory()
         out, err = (screen, screen) if screen else (f"{self._kept.name}/out", f"{self._kept.name}/err")
-        given = _environment() | (environment or {})
+        given = own_environment() | (environment or {})
         self._process = context().Process(target=_script, args=(arguments, str(cwd), given, out, err))
         self._process.start()
 

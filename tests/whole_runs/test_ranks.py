@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import lightning_lr as llr
 from lightning_lr.shards import reshard
 from tests.callback_sets import ACTIVE, ALL, NEUTRAL, made
-from tests.fresh import Python, python
+from tests.fresh import SECONDS, own_environment, python
 from tests.launched import updates
 from tests.pool import Pool
 from tests.small import Loader, pl
@@ -183,17 +184,24 @@ def test_two_nodes_of_two_processes_started_by_torchrun(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # fresh interpreters, each with a hash seed of its own: no order of a set may decide what ranks do together
     nodes = [
-        Python(
-            *("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
-            *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
-            *("-m", "tests.launched", "ddp", "2", "2", "nan", str(tmp_path)),
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
+                *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+                *("-m", "tests.launched", "ddp", "2", "2", "nan", str(tmp_path)),
+            ],
             cwd=tmp_path,
+            env=own_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for node in range(2)
     ]
-    ended = [node.ended() for node in nodes]
-    assert [node.returncode for node in ended] == [0, 0], [node.stderr for node in ended]
+    told = [node.communicate(timeout=SECONDS)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(told)
     found = records(tmp_path, 4)
     assert all(one == found[0] for one in found)
     assert found[0]["skips"] + found[0]["rewinds"] >= 1
