@@ -1,7 +1,7 @@
 """Processes that start in a moment: forked from one that has imported all that takes long, and has done nothing else.
 
-What a fresh interpreter itself is needed for can't be tested so: what is told while modules are imported, and ranks with
-different hash seeds. The test of torchrun, and the ranks that Lightning's own launchers start, have those.
+What a fresh interpreter itself is needed for can't be tested so: what is told while modules are imported, and ranks
+with different hash seeds. The test of torchrun, and the ranks that Lightning's own launchers start, have those.
 """
 
 from __future__ import annotations
